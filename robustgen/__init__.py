@@ -1,0 +1,83 @@
+"""How far a classifier can be trusted when its input is attacked, corrupted or foreign.
+
+The public API; nothing heavy is imported before one of these is called.
+
+>>> import robustgen
+>>> model = robustgen.load_model("softmax-digits")
+>>> robustgen.load_data("digits").shape
+(1, 8, 8)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustgen.classifiers.base import Classifier
+    from robustgen.config import Protocol
+    from robustgen.data import Dataset
+    from robustgen.engine import Outcome
+    from robustgen.types import Split
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load_data", "load_model", "load_protocol", "render"]
+
+
+def load_model(reference: str, data: str = "") -> Classifier:
+    """A classifier, ready to use: a zoo name, FILE.py:NAME, an entry point, or LIBRARY:NAME.
+
+    ``data`` names the data set that a custom or outside model is for; a zoo model's card says it.
+    """
+    from robustgen import classifiers, registry
+    from robustgen import data as datasets
+    from robustgen.errors import UserError
+
+    refs = registry.resolve(reference)
+    if len(refs) > 1:
+        raise UserError("this names several models", expected="one", got=", ".join(r.name for r in refs))
+    if isinstance(refs[0], registry.ZooModel):
+        data = data or registry.load_card(refs[0].folder).data
+    dataset = datasets.load(data or "digits")
+    return classifiers.load_model(refs[0], num_classes=len(dataset.class_names), input_shape=dataset.shape)
+
+
+def load_data(name: str, split: Split = "test", root: Path | str | None = None) -> Dataset:
+    """A split of a data set: train, calibration or test."""
+    from robustgen import data
+
+    return data.load(name, split, root=root)
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name or by the path of its YAML file."""
+    from robustgen import registry
+
+    return registry.load_protocol(name)
+
+
+def evaluate(
+    models: list[str],
+    *,
+    data: str = "digits",
+    protocol: str = "quick",
+    out: Path | str = "out",
+    n: int | None = None,
+    root: Path | str | None = None,
+) -> Outcome:
+    """Run models through a protocol; ``render(out)`` then makes the page."""
+    from robustgen import engine, registry
+    from robustgen.report.summary import summarise
+
+    refs = [ref for name in models for ref in registry.resolve(name)]
+    chosen = registry.load_protocol(protocol)
+    outcome = engine.evaluate(refs, chosen, data, Path(out), n=n, root=Path(root) if root else None)
+    summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate")
+    return outcome
+
+
+def render(out: Path | str) -> Path:
+    """Write OUT/index.html from what is stored under OUT, and return its path."""
+    from robustgen.report.render import render as write_page
+
+    return write_page(Path(out))

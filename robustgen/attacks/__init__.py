@@ -1,0 +1,58 @@
+"""Attacks: the algorithms that seek, within a threat model, a picture that a model gets wrong.
+
+The folder attacks/ at the top level holds the protocols that use them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from robustgen.config import AttackSpec
+from robustgen.errors import unknown_name
+
+if TYPE_CHECKING:
+    from robustgen.perturb import Attack
+    from robustgen.threat import ThreatModel
+
+
+class Entry(NamedTuple):
+    """Where an attack's class is (``module:Class``, imported when it is built), and what it does."""
+
+    target: str
+    summary: str
+
+
+ATTACKS: dict[str, Entry] = {
+    "pgd": Entry("pgd:PGD", "projected gradient descent with restarts, linf and l2; seeded by sample"),
+    "autoattack": Entry("adapters:AutoAttack", "the cascade apgd-ce, apgd-t, fab-t, square; linf, l2 and l1"),
+    "apgd-ce": Entry("adapters:ApgdCe", "Auto-PGD on the cross-entropy: the cascade's first part"),
+    "apgd-t": Entry("adapters:ApgdT", "Auto-PGD on the targeted DLR loss: the cascade's second part"),
+    "fab-t": Entry("adapters:FabT", "the targeted Fast Adaptive Boundary attack: the cascade's third part"),
+    "square": Entry("adapters:Square", "random squares, no gradients: the cascade's last part"),
+}
+
+
+def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
+    """The attack that a protocol asks for; an unknown name or option is a UserError that lists them."""
+    if spec.attack not in ATTACKS:
+        raise unknown_name("attack", spec.attack, ATTACKS)
+    module, _, name = ATTACKS[spec.attack].target.partition(":")
+    attack: Attack = getattr(import_module(f"robustgen.attacks.{module}"), name)(threat, **spec.options)
+    return attack
+
+
+def evaluation_name(attack: Attack) -> str:
+    """The evaluation's name and folder: ``<attack>-<threat>``, such as autoattack-linf-8-255.
+
+    Every option that is not at its default is in it by a letter and its value, as in
+    autoattack-q500-linf-0.15: a smaller budget never goes by the reference's name.
+    """
+    return f"{attack.name}-{attack.threat.slug}"
+
+
+def stages(attack: Attack) -> tuple[str, ...]:
+    """The stages of a cascade in order, as ``broken_by`` names them; empty for a single attack."""
+    from robustgen.attacks.adapters import Cascade
+
+    return attack.stages if isinstance(attack, Cascade) and len(attack.stages) > 1 else ()

@@ -1,0 +1,241 @@
+"""The AutoAttack cascade (Croce and Hein 2020, arXiv:2003.01690), from the parts of pyautoattack.
+
+pyautoattack 0.2.0 is upstream's code of 2023 under another name. Its parts draw from torch's global
+generator, which they seed anew at every call; so they run in a fork of it, one batch a chunk, and
+are reproducible by chunk, not by sample.
+
+The reference's semantics are kept, its weak spot included: APGD-CE climbs the cross-entropy of the
+raw logits, whose float32 gradient is exactly 0 where the label leads by more than about 104 nats.
+Joint models reach such leads, and the other three parts do not mind.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from pydantic import Field
+from torch import Tensor
+
+from robustgen import config
+from robustgen.attacks.options import Options
+from robustgen.classifiers.base import Classifier
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError
+from robustgen.perturb import Attack, Perturbed
+from robustgen.threat import ThreatModel
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+# Upstream warns through its logger, of zero gradients for one; said of one chunk it helps nobody.
+_SILENT = logging.Logger("pyautoattack", level=logging.CRITICAL)
+
+
+class Budget(Options):
+    """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
+    at (None: 9, in L1 5 for APGD-T; never more than there are), and Square's queries."""
+
+    n_iter: int = Field(default=100, gt=0)
+    n_target_classes: int | None = Field(default=None, gt=0)
+    n_queries: int = Field(default=5000, gt=0)
+
+
+class IterBudget(Options):
+    """The budget of APGD-CE."""
+
+    n_iter: int = Field(default=100, gt=0)
+
+
+class TargetBudget(IterBudget):
+    """The budget of APGD-T and FAB-T."""
+
+    n_target_classes: int | None = Field(default=None, gt=0)
+
+
+class QueryBudget(Options):
+    """The budget of Square."""
+
+    n_queries: int = Field(default=5000, gt=0)
+
+
+class Cascade(Attack):
+    """Attacks in order, each from the clean pictures on those samples that are still classified right.
+
+    ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
+    did, and where it was wrong from the start.
+    """
+
+    reference = "Croce and Hein 2020, arXiv:2003.01690; pyautoattack 0.2.0"
+    seeded_by_chunk = True
+    title: ClassVar[str]
+    stages: ClassVar[tuple[str, ...]]
+    budget: ClassVar[type[Options]] = Budget
+
+    def __init__(self, threat: ThreatModel, **options: Any) -> None:
+        super().__init__(threat)
+        given = config.validate(self.budget, options, where=f"options of the attack {self.title!r}")
+        self.name = given.mark(self.title)
+        self.options = Budget(**given.model_dump())
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        self._check(model, x)
+        seed = draws.integer()
+        found = x.clone()
+        broken_by: list[str | None] = [None] * len(x)
+        robust = _predict(model, x) == y
+        for stage in self.stages:
+            left = torch.nonzero(robust).squeeze(1)
+            if len(left) == 0:
+                break
+            # Upstream seeds every part with the same number, and so do we.
+            with forked_generators(seed, x.device):
+                x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
+            broken = _predict(model, x_adv) != y[left]
+            found[left[broken]] = x_adv[broken].detach()
+            robust[left[broken]] = False
+            for i in left[broken].tolist():
+                broken_by[i] = stage
+        return Perturbed(found, broken_by)
+
+    def _check(self, model: Classifier, x: Tensor) -> None:
+        # Square's first stripes in L2 and L1 are a fifth of a picture's side wide.
+        if "square" in self.stages and self.threat.norm != "linf" and min(x.shape[2:]) < 5:
+            raise UnsupportedError(
+                f"Square in {self.threat.norm} needs pictures of at least 5x5 pixels",
+                where=f"the attack {self.name!r}",
+                got="x".join(str(side) for side in x.shape[2:]),
+                remedy="attack in linf, or name apgd-ce, apgd-t and fab-t one by one",
+            )
+
+
+class AutoAttack(Cascade):
+    """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
+
+    title = "autoattack"
+    stages = STANDARD
+
+
+class ApgdCe(Cascade):
+    """Auto-PGD on the cross-entropy alone."""
+
+    title = "apgd-ce"
+    stages = ("apgd-ce",)
+    budget = IterBudget
+
+
+class ApgdT(Cascade):
+    """Auto-PGD on the targeted difference-of-logits ratio alone."""
+
+    title = "apgd-t"
+    stages = ("apgd-t",)
+    budget = TargetBudget
+
+
+class FabT(Cascade):
+    """The targeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
+
+    title = "fab-t"
+    stages = ("fab-t",)
+    budget = TargetBudget
+
+
+class Square(Cascade):
+    """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
+
+    title = "square"
+    stages = ("square",)
+    budget = QueryBudget
+
+
+# --- the parts, as AutoAttack's standard version sets them -------------------------------------------
+
+Part = Callable[[Tensor, Tensor], Tensor]
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def _apgd_ce(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+    l1 = threat.norm == "l1"
+    attack = APGDAttack(
+        model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=5 if l1 else 1, eps=threat.eps,
+        seed=seed, loss="ce", use_largereps=l1, logger=_SILENT,
+    )  # fmt: skip
+    return attack.perturb
+
+
+class _MarginTargeted(APGDAttack_targeted):
+    """APGD-T for fewer than 4 classes, where DLR's denominator (3rd and 4th logit) does not exist.
+
+    z_t - z_y, the loss without its denominator. The denominator makes the loss independent of the
+    logits' scale; APGD's steps and tests depend on signs and directions, so little is lost.
+    """
+
+    def dlr_loss_targeted(self, x: Tensor, y: Tensor) -> Tensor:
+        u = torch.arange(len(x))
+        return x[u, self.y_target] - x[u, y]
+
+
+def _apgd_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+    l1 = threat.norm == "l1"
+    kind = _MarginTargeted if model.num_classes < 4 else APGDAttack_targeted
+    attack = kind(
+        model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
+        n_target_classes=_targets(model, budget, 5 if l1 else 9), use_largereps=l1, logger=_SILENT,
+    )  # fmt: skip
+    return attack.perturb
+
+
+def _fab_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+    attack = FABAttack_PT(
+        model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
+        targeted=True, n_target_classes=_targets(model, budget, 9),
+    )  # fmt: skip
+    return attack.perturb
+
+
+def _square(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+    attack = SquareAttack(
+        model, n_queries=budget.n_queries, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
+        p_init=0.8, resc_schedule=False,
+    )  # fmt: skip
+    return attack.perturb
+
+
+PARTS: dict[str, Callable[[Classifier, ThreatModel, Budget, int], Part]] = {
+    "apgd-ce": _apgd_ce,
+    "apgd-t": _apgd_t,
+    "fab-t": _fab_t,
+    "square": _square,
+}
+
+
+def _targets(model: Classifier, budget: Budget, reference: int) -> int:
+    return min(budget.n_target_classes or reference, model.num_classes - 1)
+
+
+def _predict(model: Classifier, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.logits(x).argmax(1)
+
+
+@contextmanager
+def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's, numpy's and Python's global generators, and restore their states afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

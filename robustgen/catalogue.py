@@ -1,0 +1,42 @@
+"""What ``robustgen list`` and ``robustgen show`` say."""
+
+from __future__ import annotations
+
+from robustgen import registry
+from robustgen.errors import UserError, unknown_name
+
+KINDS = ("models", "protocols", "attacks", "corruptions", "data")
+
+
+def entries(what: str) -> list[tuple[str, str]]:
+    """(name, one line) of every model, protocol, attack, corruption or data set."""
+    match what:
+        case "models":
+            cards = [registry.load_card(folder) for folder in registry.model_folders().values()]
+            return [(card.name, card.summary) for card in cards]
+        case "protocols":
+            protocols = [registry.load_protocol(name) for name in registry.protocol_files()]
+            return [(protocol.name, protocol.summary) for protocol in protocols]
+        case "attacks":
+            from robustgen.attacks import ATTACKS
+
+            return [(name, entry.summary) for name, entry in ATTACKS.items()]
+        case "corruptions":
+            from robustgen.corruptions import CORRUPTIONS
+
+            return [(name, entry.summary) for name, entry in CORRUPTIONS.items()]
+        case "data":
+            from robustgen.data import SOURCES
+
+            return [(name, source.summary) for name, source in SOURCES.items()]
+    raise UserError(f"cannot list {what!r}", expected=", ".join(KINDS), got=what)
+
+
+def show(name: str) -> str:
+    """The file of a model's card or of a protocol, as it was written."""
+    models, protocols = registry.model_folders(), registry.protocol_files()
+    if name in models:
+        return (models[name] / "card.yaml").read_text(encoding="utf-8")
+    if name in protocols:
+        return protocols[name].read_text(encoding="utf-8")
+    raise unknown_name("model or protocol", name, [*models, *protocols])

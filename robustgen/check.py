@@ -1,0 +1,165 @@
+"""``robustgen check MODEL``: what is wrong with a model, in plain words, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from robustgen.classifiers import instantiate
+from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
+from robustgen.data import Dataset
+from robustgen.errors import UserError
+from robustgen.registry import ModelRef
+
+# Rounding that is forgiven when outputs are taken for probabilities.
+TOLERANCE = 1e-6
+
+
+class Problem(NamedTuple):
+    """One finding: an ``error`` makes numbers wrong, a ``warning`` deserves a look."""
+
+    severity: str
+    what: str
+    remedy: str
+
+
+def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
+    """Look for the usual mistakes on the first n pictures of a data set; an empty list is good news."""
+    module = instantiate(reference)
+    if isinstance(module, Denoiser):
+        raise UserError(f"{reference.name!r} is a denoiser, not a classifier", remedy="name a classifier")
+    model = (
+        module
+        if isinstance(module, Classifier)
+        else PlainClassifier(module, len(dataset.class_names), dataset.shape)
+    )
+    x, y = dataset.images[:n], dataset.labels[:n]
+    found = list(_mode(model, x))
+    model.eval()
+    answer = _answer(model, x, len(dataset.class_names))
+    if isinstance(answer, Problem):
+        return [*found, answer]
+    found += [*_probabilities(answer), *_random(model, x, answer), *_gradient(model, x, y)]
+    return [*found, *_normalisation(model, x, y, answer)]
+
+
+def _answer(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
+    """The logits, or why there are none that the other checks could look at."""
+    try:
+        with torch.no_grad():
+            logits = model.logits(x)
+    except Exception as error:  # the user's code: anything may come
+        wanted = f"float32 pictures of shape {tuple(x.shape)} in [0, 1]"
+        return Problem(
+            "error", f"the model raises {type(error).__name__}: {error}", f"it must accept {wanted}"
+        )
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != (len(x), classes):
+        return Problem(
+            "error",
+            f"wrong number of classes or shape: expected {(len(x), classes)}, got {got}",
+            f"return one logit for each of the {classes} classes",
+        )
+    finite = torch.isfinite(logits).all(1).float().mean().item()
+    if finite < 1:
+        return Problem(
+            "error",
+            f"NaN or infinite outputs for {1 - finite:.0%} of the pictures",
+            "look for log(0), division by zero or overflow in half precision",
+        )
+    return logits
+
+
+def _mode(model: Classifier, x: Tensor) -> Iterator[Problem]:
+    inner = model.module if isinstance(model, PlainClassifier) else model
+    if not inner.training:
+        return
+    try:
+        with torch.no_grad():
+            train, evaluation = inner.train()(x[:32]), inner.eval()(x[:32])
+            same = torch.equal(train, evaluation)
+    except Exception:
+        return  # the same failure is reported by the forward pass that follows
+    if not same:
+        yield Problem(
+            "warning",
+            "the model arrives in train mode, where it answers differently (dropout, batch-norm)",
+            "call model.eval() before returning it; robustgen evaluates in eval mode",
+        )
+
+
+def _probabilities(logits: Tensor) -> Iterator[Problem]:
+    inside = bool(((logits >= -TOLERANCE) & (logits <= 1 + TOLERANCE)).all())
+    if inside and bool(((logits.sum(1) - 1).abs() < 10 * TOLERANCE).all()):
+        yield Problem(
+            "error",
+            "the outputs are probabilities (softmax), not logits: gradients vanish, so attacks fail",
+            "remove the last softmax, or return log-probabilities",
+        )
+
+
+def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
+    with torch.no_grad():
+        again = [model.logits(x) for _ in range(3)]
+    if any(not torch.equal(logits, other) for other in again) and not model.stochastic:
+        gap = max((logits - other).abs().max().item() for other in again)
+        yield Problem(
+            "error",
+            f"the forward pass is random: the same pictures give logits that differ by up to {gap:.3g}",
+            "fix its noise, or set stochastic = True: one lucky draw must not decide a verdict",
+        )
+
+
+def _gradient(model: Classifier, x: Tensor, y: Tensor) -> Iterator[Problem]:
+    remedy = "no detach(), no_grad(), numpy or rounding between the picture and the logits"
+    x = x.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(model.logits(x), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+    except RuntimeError as error:
+        yield Problem("error", f"there is no gradient from logits to pixels ({error})", remedy)
+        return
+    if not bool(torch.isfinite(gradient).all()):
+        yield Problem(
+            "error", "the gradient in pixels has NaN or infinite values", "look for sqrt(0) or log(0)"
+        )
+        return
+    zero = (gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
+    if zero > 0:
+        yield Problem(
+            "error" if zero > 0.5 else "warning",
+            f"the cross-entropy's gradient is exactly zero for {zero:.0%} of the pictures: attacks are blind",
+            remedy + "; logits with very large gaps underflow: rescale them",
+        )
+
+
+def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> Iterator[Problem]:
+    right = logits.argmax(1) == y
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    ranges = {"(x - mean) / std": (x - mean) / std, "2x - 1": 2 * x - 1, "255 x": 255 * x}
+    with torch.no_grad():
+        by_range = {name: model.logits(z).argmax(1) == y for name, z in ranges.items()}
+    best = max(by_range, key=lambda name: by_range[name].sum().item())
+    gained = int((by_range[best] & ~right).sum())
+    lost = int((right & ~by_range[best]).sum())
+    # A sign test on the pictures whose verdict changes: is the other range better beyond chance?
+    if gained > lost and binomtest(gained, gained + lost, alternative="greater").pvalue < 0.001:
+        yield Problem(
+            "error",
+            f"normalisation is outside the model: {_share(right)} right on pictures in [0, 1], "
+            f"{_share(by_range[best])} on {best}",
+            "put it into forward(): eps and corruptions are defined on [0, 1]",
+        )
+    elif right.float().mean().item() < 2 / logits.shape[1]:
+        yield Problem(
+            "warning", f"only {_share(right)} right, near chance", "is it trained, and for this data set?"
+        )
+
+
+def _share(right: Tensor) -> str:
+    return f"{right.float().mean().item():.1%}"

@@ -1,0 +1,237 @@
+"""Classifiers and denoisers: by name from the zoo, from a user's file, or from another library."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen import config, registry
+from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
+from robustgen.classifiers.user import construct, import_file
+from robustgen.config import ModelCard
+from robustgen.errors import UserError, unknown_name
+from robustgen.registry import EntryPointModel, FileModel, ModelRef, OutsideModel, ZooModel
+
+# Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
+ARCHITECTURES: dict[str, str] = {
+    "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
+    "jem": "robustgen.classifiers.jem:JEM",
+    "cdn": "robustgen.classifiers.cdn:CDN",
+    "noisy-softmax": "robustgen.classifiers.cdn:NoisySoftmax",
+    "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
+}
+
+
+def build(
+    arch: str, options: dict[str, Any], *, where: object, folder: Path | None = None
+) -> Classifier | Denoiser:
+    """An untrained model: a name of ARCHITECTURES, or ``model.py:NAME`` in ``folder``."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    file, _, attribute = arch.partition(":")
+    if attribute and file.endswith(".py") and folder is not None:
+        make = import_file(folder / file, attribute)
+        return construct(make, where=f"{folder / file}:{attribute}", **options)
+    if arch in ARCHITECTURES:
+        module, _, attribute = ARCHITECTURES[arch].partition(":")
+        make = getattr(importlib.import_module(module), attribute)
+    else:
+        raise unknown_name("architecture", arch, ARCHITECTURES, where=where)
+    try:
+        return make(**options)
+    except TypeError as error:  # an argument that is not known, or of a wrong type
+        raise UserError(
+            f"the architecture {arch!r} does not take these options",
+            where=where,
+            expected=error,
+            got=", ".join(f"{k}={v!r}" for k, v in options.items()),
+        ) from None
+
+
+def load(folder: Path | str) -> Classifier | Denoiser:
+    """A trained model from its folder (or its card.yaml), in evaluation mode, float32, without gradients.
+
+    The weights' sha256 and every key and shape are checked; any mismatch is a UserError.
+    """
+    folder = Path(folder)
+    folder = folder.parent if folder.name == "card.yaml" else folder
+    card = registry.load_card(folder)
+    model = build(card.arch, card.options, where=folder / "card.yaml", folder=folder)
+    if card.weights is not None:
+        _load_weights(model, folder / card.weights.file, card.weights.sha256)
+    return _frozen(model)
+
+
+def _frozen(model: Any) -> Any:
+    return model.float().eval().requires_grad_(False)
+
+
+def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_safetensors
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "the weights of this model are not there",
+            where=path,
+            got=error.strerror,
+            remedy="'robustgen train' with the recipe beside the card makes them",
+        ) from None
+    got = hashlib.sha256(content).hexdigest()
+    if got != sha256:
+        raise UserError(
+            "these are not the weights that the card names",
+            where=path,
+            expected=f"sha256 {sha256}",
+            got=got,
+            remedy="fetch the file again, or train anew",
+        )
+    try:
+        tensors = from_safetensors(content)
+    except SafetensorError as error:
+        remedy = "fetch the file again, or train anew"
+        raise UserError("this is no safetensors file", where=path, got=error, remedy=remedy) from None
+    _check_keys(model, tensors, path)
+    model.load_state_dict(tensors)  # copies, and so casts float16 to the model's float32
+
+
+def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                "the weights do not fit the architecture that the card names",
+                where=f"{path}: {key}",
+                expected=f"shape {wanted[key]}" if key in wanted else "no such tensor",
+                got=f"shape {found[key]}" if key in found else "no such tensor",
+                remedy="the card's arch and options must be those of the training",
+            )
+
+
+def load_model(
+    reference: str | ModelRef, *, num_classes: int, input_shape: tuple[int, int, int]
+) -> Classifier:
+    """The classifier that a MODEL argument means, checked against the data's classes and shape.
+
+    A plain ``nn.Module`` is taken to map pictures in [0, 1] to logits. Raises UserError where the
+    argument means no model or several, where a user's code fails, and where the data does not fit.
+    """
+    ref = _one(reference) if isinstance(reference, str) else reference
+    model = _frozen(instantiate(ref))
+    if isinstance(model, Denoiser):
+        raise UserError(f"{ref.name!r} is a denoiser, not a classifier", remedy="name a classifier")
+    if not isinstance(model, Classifier):
+        model = PlainClassifier(model, num_classes, input_shape).eval()
+    wanted, got = (num_classes, tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
+    if wanted != got:
+        raise UserError(
+            f"the model {ref.name!r} does not fit the data",
+            expected=f"{wanted[0]} classes, pictures of shape {wanted[1]}",
+            got=f"{got[0]} classes, pictures of shape {got[1]}",
+            remedy="name the data that the model was made for (--data)",
+        )
+    if not isinstance(ref, ZooModel):
+        _try_out(model, ref)
+    return model
+
+
+def _one(reference: str) -> ModelRef:
+    found = registry.resolve(reference)
+    if len(found) != 1:
+        names = ", ".join(ref.name for ref in found)
+        raise UserError("one model is wanted here", expected="the name of one", got=f"{reference}: {names}")
+    return found[0]
+
+
+def instantiate(ref: ModelRef) -> nn.Module:
+    """The module that a reference means, as its author left it: its mode and gradients untouched."""
+    if isinstance(ref, ZooModel):
+        return load(ref.folder)
+    if isinstance(ref, FileModel):
+        return construct(import_file(ref.path, ref.attribute), where=f"{ref.path}:{ref.attribute}")
+    if isinstance(ref, EntryPointModel):
+        return construct(_entry_point(ref.name), where=f"entry point {ref.name}")
+    from robustgen.classifiers import external
+
+    return external.load(ref.library, ref.model)
+
+
+def _entry_point(name: str) -> Any:
+    point = _find_entry_point(name)
+    try:
+        return point.load()
+    except Exception as error:  # the code of another package: anything may come
+        raise UserError(
+            f"the model {name!r} of another package cannot be loaded",
+            where=point.value,
+            got=f"{type(error).__name__}: {error}",
+        ) from None
+
+
+def _find_entry_point(name: str) -> Any:
+    points = list(entry_points(group="robustgen.models", name=name))
+    if not points:
+        raise unknown_name("model", name, {p.name for p in entry_points(group="robustgen.models")})
+    return points[0]
+
+
+def _try_out(model: Classifier, ref: ModelRef) -> None:
+    """Call a foreign model once, so that its mistakes are found before a run and not within it."""
+    x = torch.full((2, *model.input_shape), 0.5)
+    try:
+        with torch.no_grad():
+            logits = model.logits(x)
+    except Exception as error:  # the user's code: anything may come
+        raise UserError(
+            f"the model {ref.name!r} fails on a batch of the data's shape",
+            expected=f"logits of shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
+            got=f"{type(error).__name__}: {error}",
+        ) from None
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (2, model.num_classes):
+        raise UserError(
+            f"the model {ref.name!r} returns something else than logits",
+            expected=f"shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
+            got=f"{type(logits).__name__} of shape {shape}",
+        )
+
+
+def fingerprint_model(ref: ModelRef) -> str:
+    """What a stored run remembers a model by: equal fingerprints, equal weights and code of the model."""
+    content: list[Any] = [type(ref).__name__]
+    if isinstance(ref, ZooModel):
+        card: ModelCard = registry.load_card(ref.folder)
+        content += [card.arch, card.options, card.weights and card.weights.sha256]
+        file, _, attribute = card.arch.partition(":")
+        if attribute:
+            content.append(_sha256(ref.folder / file))
+    elif isinstance(ref, FileModel):
+        content += [_sha256(ref.path), ref.attribute]
+    elif isinstance(ref, EntryPointModel):
+        point = _find_entry_point(ref.name)
+        content += [point.value, point.dist.version if point.dist else ""]
+    elif isinstance(ref, OutsideModel):
+        content += [ref.library, ref.model, _version(ref.library)]
+    return config.fingerprint(content)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError("cannot read the file", where=path, got=error.strerror) from None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

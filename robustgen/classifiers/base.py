@@ -1,0 +1,197 @@
+"""The one contract: what every classifier of robustgen offers, and wrappers that keep to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.errors import UnsupportedError
+from robustgen.types import ConditionalNoise, Density, Noise, NoNoise
+
+
+class Denoiser(nn.Module):
+    """An estimate of E[x | x + sigma n], with or without the label known.
+
+    ``levels`` are the sigmas it was trained for; a ``sigma`` outside them is an error.
+    """
+
+    levels: ConditionalNoise
+    input_shape: tuple[int, int, int]
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        """Posterior mean of the clean pictures.
+
+        ``x``: noisy pictures (batch, channels, height, width), not clipped; ``sigma``: a float or
+        (batch,); ``y``: labels (batch,) or None for the mean over labels. Returns x's shape.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        return self.denoise(x, sigma, y)
+
+
+class Classifier(nn.Module):
+    """A classifier of pictures, joint or discriminative.
+
+    A subclass implements ``logits`` **or** ``log_joint``; the rest follows. Where it offers
+    ``log_joint``, log_joint(x)[y] = log p(x, y) up to a constant and its softmax is p(y | x).
+
+    Attributes: ``num_classes``; ``input_shape`` (channels, height, width); ``stochastic``, whether
+    two calls may differ; ``density``, what log_prob is; ``noise``, the noise levels that it models;
+    ``test_sigma``, the level meant by ``sigma=None``.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    stochastic: bool = False
+    density: Density | None = None
+    noise: Noise = NoNoise()
+    test_sigma: float | None = None
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """Unnormalised log p(y | x), shape (batch, classes), for pictures x in [0, 1]."""
+        return self.log_joint(x, sigma)
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """log p_sigma(x, y) in nats, up to one constant at each sigma, shape (batch, classes)."""
+        raise UnsupportedError(
+            f"{type(self).__name__} has no log p(x, y)",
+            expected="a joint or generative classifier",
+            remedy="'robustgen show MODEL' says what a model offers",
+        )
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """log p_sigma(x) in nats, shape (batch,); what may be said of it is in ``density``."""
+        return self.log_joint(x, sigma).logsumexp(1)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        """E[x0 | x] or E[x0 | x, y] by Tweedie's formula: x + sigma^2 grad log p_sigma(x[, y]).
+
+        It holds for a density of noisy pictures at that sigma, so it is an error for a model
+        without noise levels and outside the levels of one that has them.
+        """
+        self.check_sigma(sigma)
+        levels = torch.as_tensor(sigma, device=x.device, dtype=x.dtype).reshape(-1, 1, 1, 1)
+        return x + levels**2 * self.input_gradient(x, sigma, lambda joint: _pick(joint, y))
+
+    def input_gradient(
+        self, x: Tensor, sigma: float | Tensor | None, score: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Gradient in x of score(log_joint(x, sigma)), where ``score`` maps (batch, classes) to (batch,)."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(score(self.log_joint(x, sigma)).sum(), x)[0]
+
+    def check_sigma(self, sigma: float | Tensor) -> None:
+        """Raise UnsupportedError unless the model has a denoiser at ``sigma``."""
+        if "denoise" not in self.supports or not isinstance(self.noise, ConditionalNoise):
+            raise UnsupportedError(
+                f"{type(self).__name__} has no denoiser: it is no density of noisy pictures",
+                expected="a noise-conditional model, such as cdn",
+            )
+        lowest, highest = torch.as_tensor(sigma).aminmax()
+        if not (float(lowest) >= self.noise.low * (1 - 1e-6) and float(highest) <= self.noise.high * (1 + 1e-6)):
+            raise UnsupportedError(
+                "sigma lies outside the noise levels that the model was trained on",
+                expected=f"from {self.noise.low:g} to {self.noise.high:g}",
+                got=f"{float(lowest):g} to {float(highest):g}",
+            )
+
+    def reseed(self, seed: int) -> None:
+        """Set the seed of a stochastic model's own generator; nothing to do for the others."""
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """Which of logits, log_joint, log_prob, denoise work, computed from what is overridden."""
+        cls = type(self)
+        found = set()
+        joint = cls.log_joint is not Classifier.log_joint
+        if joint or cls.logits is not Classifier.logits:
+            found.add("logits")
+        if joint:
+            found.add("log_joint")
+        if joint or cls.log_prob is not Classifier.log_prob:
+            found.add("log_prob")
+        if cls.denoise is not Classifier.denoise or (joint and isinstance(self.noise, ConditionalNoise)):
+            found.add("denoise")
+        return frozenset(found)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x)
+
+
+def _pick(log_joint: Tensor, y: Tensor | None) -> Tensor:
+    return log_joint.logsumexp(1) if y is None else log_joint.gather(1, y[:, None]).squeeze(1)
+
+
+class PlainClassifier(Classifier):
+    """Any torch.nn.Module that maps [0, 1] pictures to logits."""
+
+    def __init__(self, module: nn.Module, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.module = module
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return self.module(x)
+
+
+class FixedBatch(Classifier):
+    """Calls a classifier at one batch size only, the last batch padded, and counts the calls.
+
+    Kernels differ by batch size, and with them the last bits of a result: with one size, what a
+    sample gets does not depend on its neighbours' number. ``forwards`` and ``backwards`` count
+    pictures, padding left out.
+    """
+
+    def __init__(self, model: Classifier, batch: int) -> None:
+        super().__init__()
+        self.model = model
+        self.batch = batch
+        self.num_classes = model.num_classes
+        self.input_shape = model.input_shape
+        self.stochastic = model.stochastic
+        self.density = model.density
+        self.noise = model.noise
+        self.test_sigma = model.test_sigma
+        self.forwards = 0
+        self.backwards = 0
+
+    @property
+    def supports(self) -> frozenset[str]:
+        return self.model.supports
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return self._call(self.model.logits, x, sigma)
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return self._call(self.model.log_joint, x, sigma)
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return self._call(self.model.log_prob, x, sigma)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        self.backwards += len(x)  # a denoiser by Tweedie's formula costs a backward pass
+        return self._call(self.model.denoise, x, sigma, y)
+
+    def reseed(self, seed: int) -> None:
+        self.model.reseed(seed)
+
+    def _call(self, method: Callable[..., Tensor], x: Tensor, *per_sample: float | Tensor | None) -> Tensor:
+        self.forwards += len(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            self.backwards += len(x)  # an upper bound: a caller may leave a graph unused
+        parts = []
+        for start in range(0, len(x), self.batch):
+            piece = slice(start, start + self.batch)
+            rows = len(x[piece])
+            extra = [self._pad(a[piece]) if isinstance(a, Tensor) and a.ndim else a for a in per_sample]
+            parts.append(method(self._pad(x[piece]), *extra)[:rows])
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _pad(self, rows: Tensor) -> Tensor:
+        missing = self.batch - len(rows)
+        return rows if missing == 0 else torch.cat([rows, rows[-1:].detach().expand(missing, *rows.shape[1:])])

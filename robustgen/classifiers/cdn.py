@@ -1,0 +1,92 @@
+"""Classification-denoising networks (Thiry and Guth 2024, arXiv 2410.03505), and their control."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.energy import NoisyBackbone, per_sample, scale_of
+from robustgen.types import ConditionalNoise, Density
+
+
+class NoisyClassifier(Classifier):
+    """Abstract: p_sigma(c | y) of the noisy picture y = x + sigma eps, sigma being an input.
+
+    ``widths``: channels at each picture size, from the picture's own, halved from one to the next;
+    ``blocks``: residual blocks at each; ``low`` and ``high``: the noise levels of the training, in
+    pixel units; a picture without noise is read at ``low``.
+    """
+
+    mean: Tensor
+    sigma_data: Tensor
+    has_energy: bool
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        *,
+        widths: tuple[int, ...] = (32, 64),
+        blocks: int = 2,
+        low: float = 0.01,
+        high: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.noise = ConditionalNoise(low, high)
+        self.test_sigma = low
+        self.register_buffer("mean", torch.full(input_shape, 0.5))
+        self.register_buffer("sigma_data", torch.tensor(0.25))
+        self.backbone = NoisyBackbone(input_shape, num_classes, widths, blocks, self.has_energy)
+
+    def fit_scale(self, images: Tensor) -> None:
+        """Measure the mean picture and sigma_data on the training pictures; kept with the weights."""
+        mean, deviation = scale_of(images)
+        self.mean.copy_(mean)
+        self.sigma_data.copy_(deviation)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        # In CDN, not log_joint, though its softmax is the same: the term common to all classes, of
+        # hundreds of nats, would cost the logits their last digits.
+        return self._heads(x, self._levels(x, sigma))[0]
+
+    def _levels(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+        return per_sample(self.noise.low if sigma is None else sigma, x)  # type: ignore[union-attr]
+
+    def _heads(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits l_c (batch, classes) and energy E (batch,) of pictures at sigma (batch,)."""
+        total = sigma**2 + self.sigma_data**2
+        return self.backbone((x - self.mean) * total.rsqrt()[:, None, None, None], sigma)
+
+
+class CDN(NoisyClassifier):
+    """log p_sigma(y, c) of a noisy picture y and its class c, by one forward.
+
+    log p_sigma(y, c) = -|y - m|^2 / (2 (sigma^2 + sigma_data^2)) + (sigma_data / sigma) E(u, sigma)
+    + l_c(u, sigma), with u = (y - m) / sqrt(sigma^2 + sigma_data^2). By Tweedie's formula the first
+    term alone denoises as the scalar Wiener filter; with grad_u E = F, the second adds c_out F, where
+    c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2), as EDM's preconditioning does (Karras et
+    al. 2022, table 1). The class enters by the logits l_c alone, and so does grad log p(c | y).
+    """
+
+    density: Density = "unnormalised"
+    has_energy = True
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        levels = self._levels(x, sigma)
+        logits, energy = self._heads(x, levels)
+        squares = (x - self.mean).square().sum((1, 2, 3))
+        common = -squares / (2 * (levels**2 + self.sigma_data**2)) + self.sigma_data / levels * energy
+        return logits + common[:, None]
+
+
+class NoisySoftmax(NoisyClassifier):
+    """The control of CDN: the same backbone's logits l_c, trained by cross-entropy alone.
+
+    It models no density and has no denoiser; what it gains over a plain softmax, noise as
+    augmentation gains by itself.
+    """
+
+    has_energy = False

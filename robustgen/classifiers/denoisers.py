@@ -1,0 +1,138 @@
+"""Stand-alone denoisers: a trained one (EDM) as the reference, the Wiener filter as the bar to pass."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustgen.classifiers.base import Denoiser
+from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, Stage, per_sample, scale_of
+from robustgen.errors import UnsupportedError
+from robustgen.types import ConditionalNoise
+
+
+class Wiener(Denoiser):
+    """The posterior mean under a Gaussian with the mean and full covariance of given pictures.
+
+    E[x | y] = m + C (C + sigma^2 I)^-1 (y - m), computed in float64 in the eigenbasis of C (unbiased
+    by n, not n - 1: the maximum-likelihood fit); the best affine denoiser, at any sigma >= 0.
+    ``images``: (n, channels, height, width) in [0, 1].
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.input_shape = tuple(images.shape[1:])  # type: ignore[assignment]
+        self.levels = ConditionalNoise(0.0, math.inf)
+        flat = images.flatten(1).double()
+        mean = flat.mean(0)
+        centred = flat - mean
+        variances, basis = torch.linalg.eigh(centred.T @ centred / len(flat))
+        self.register_buffer("mean", mean)
+        self.register_buffer("basis", basis)
+        self.register_buffer("variances", variances.clamp_min(0))
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        if y is not None:
+            raise UnsupportedError(
+                "a Wiener filter knows no labels", expected="y=None", remedy="fit one filter a class"
+            )
+        noise = per_sample(sigma, x.double())[:, None].square()
+        coordinates = (x.flatten(1).double() - self.mean) @ self.basis
+        gains = self.variances / (self.variances + noise).clamp_min(torch.finfo(torch.float64).tiny)
+        return (self.mean + (coordinates * gains) @ self.basis.T).view_as(x).to(x.dtype)
+
+
+class EDMDenoiser(Denoiser):
+    """A small U-Net with the preconditioning of EDM (Karras et al. 2022, equation 7 and table 1).
+
+    D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for pictures y in [0, 1]
+    plus noise, with total = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / total, c_out = sigma
+    sigma_data / sqrt(total), c_in = 1 / sqrt(total). The label ``num_classes`` is the null label:
+    the mean over labels.
+
+    The mean picture m and sigma_data, the standard deviation of pixels around it, are measured on
+    the training pictures (``fit_scale``) and kept with the weights. ``widths`` and ``blocks``: see UNet.
+    """
+
+    mean: Tensor
+    sigma_data: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        *,
+        widths: tuple[int, ...] = (32, 64),
+        blocks: int = 2,
+        low: float = 0.01,
+        high: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.levels = ConditionalNoise(low, high)
+        self.register_buffer("mean", torch.full(input_shape, 0.5))
+        self.register_buffer("sigma_data", torch.tensor(0.25))
+        self.net = UNet(input_shape[0], num_classes + 1, widths, blocks)
+
+    def fit_scale(self, images: Tensor) -> None:
+        """Measure the mean picture and sigma_data on the training pictures."""
+        mean, deviation = scale_of(images)
+        self.mean.copy_(mean)
+        self.sigma_data.copy_(deviation)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        levels = per_sample(sigma, x)
+        lowest, highest = levels.aminmax()
+        if lowest < self.levels.low * (1 - 1e-6) or highest > self.levels.high * (1 + 1e-6):
+            raise UnsupportedError(
+                "sigma lies outside the noise levels that the denoiser was trained on",
+                expected=f"from {self.levels.low:g} to {self.levels.high:g}",
+                got=f"{float(lowest):g} to {float(highest):g}",
+            )
+        labels = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y
+        s = levels[:, None, None, None]
+        total = s**2 + self.sigma_data**2
+        c_skip, c_out, c_in = self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt(), total.rsqrt()
+        centred = x - self.mean
+        return self.mean + c_skip * centred + c_out * self.net(c_in * centred, levels, labels)
+
+
+class UNet(nn.Module):
+    """Stages at halving picture sizes and back, with additive skips; labels join the noise embedding.
+
+    (batch, channels, height, width) to the same shape; ``labels``: how many, the null label included.
+    """
+
+    def __init__(self, channels: int, labels: int, widths: tuple[int, ...], blocks: int) -> None:
+        super().__init__()
+        self.embed = NoiseEmbedding()
+        self.label = nn.Embedding(labels, EMBEDDING)
+        nn.init.normal_(self.label.weight, std=0.1)  # at first a label must not drown the noise level
+        inputs = (channels, *widths[:-1])
+        self.down = nn.ModuleList(Stage(a, b, blocks) for a, b in zip(inputs, widths, strict=True))
+        self.up = nn.ModuleList(Stage(b, a, blocks) for a, b in pairwise(widths))
+        self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, u: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        embedding = self.embed(sigma) + self.label(labels)
+        h = self.down[0](u, embedding)
+        skips = [h]
+        for stage in list(self.down)[1:]:
+            h = stage(F.avg_pool2d(h, 2), embedding)
+            skips.append(h)
+        skips.pop()
+        for stage in reversed(self.up):
+            skip = skips.pop()
+            h = skip + stage(F.interpolate(h, skip.shape[2:]), embedding)
+        return self.out(F.silu(h))

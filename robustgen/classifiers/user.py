@@ -1,0 +1,89 @@
+"""Models from a user's Python file; what fails in it is told by file, line and message."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustgen.errors import UserError, unknown_name
+
+
+def import_file(path: Path, attribute: str) -> Any:
+    """The attribute of a Python file, which is run as a module of a name of its own, once a process.
+
+    While it runs, its folder is importable, so that it may import its neighbours.
+    """
+    path = path.resolve()
+    name = f"robustgen_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UserError("there is no such Python file", where=path, remedy="check the path")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and the like look their module up there
+        try:
+            with _importable(path.parent):
+                spec.loader.exec_module(module)
+        except Exception as error:  # the user's code: anything may come
+            del sys.modules[name]
+            raise failure("this file cannot be imported", error, path) from None
+    if not hasattr(module, attribute):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name("model", attribute, names, where=path)
+    return getattr(module, attribute)
+
+
+def construct(thing: Any, *, where: str, **options: Any) -> Any:
+    """A module from a module, or from a class or function that is called with ``options`` (often none)."""
+    path = Path(where.rpartition(":")[0] or where)
+    wanted = "a torch.nn.Module, or a class or function that makes one"
+    if not isinstance(thing, nn.Module):
+        if not callable(thing):
+            raise UserError(
+                "this is no model",
+                where=where,
+                expected=wanted,
+                got=type(thing).__name__,
+            )
+        try:
+            with _importable(path.parent):
+                thing = thing(**options)
+        except Exception as error:  # the user's code: anything may come
+            raise failure("this model cannot be made", error, path, where=where) from None
+    if not isinstance(thing, nn.Module):
+        raise UserError("this is no model", where=where, expected=wanted, got=type(thing).__name__)
+    return thing
+
+
+def failure(what: str, error: Exception, path: Path, *, where: object = None) -> UserError:
+    """A UserError for an exception of a user's file, naming the line of that file it came through."""
+    if isinstance(error, UserError):
+        return error
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
+    place = where or path
+    return UserError(
+        what,
+        where=place if line is None else f"{place}, line {line}",
+        got=f"{type(error).__name__}: {error}",
+        remedy="mend the file; run it with python for the whole traceback",
+    )
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))

@@ -1,0 +1,246 @@
+"""The command line: it parses and delegates; what is done stands in the modules that it calls.
+
+Nothing heavy is imported before a command needs it, so that --help takes under a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from robustgen import __version__
+from robustgen.errors import UserError
+
+if TYPE_CHECKING:
+    from robustgen.engine import Outcome
+    from robustgen.store import Chunk
+
+app = typer.Typer(
+    name="robustgen",
+    help="How far can an image classifier be trusted when its input is attacked, corrupted or foreign?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True, highlight=False)
+
+DataOption = Annotated[str, typer.Option("--data", help="Data set, imagefolder:PATH, or FILE.npz.")]
+RootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Where data sets lie (else ROBUSTGEN_DATA, else the cache)."),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def report(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Zoo names (globs too), FILE.py:NAME, LIBRARY:NAME; none: the zoo of the data."),
+    ] = None,
+    data: DataOption = "digits",
+    protocol: Annotated[str, typer.Option(help="'robustgen list protocols', or a YAML file.")] = "quick",
+    n: Annotated[int | None, typer.Option(min=1, help="The first n test samples.")] = None,
+    out: OutOption = Path("out"),
+    data_root: RootOption = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a call of the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: Annotated[str, typer.Option(help="Where chunks are computed: local.")] = "local",
+) -> None:
+    """Measure models and write OUT/index.html; finished chunks are not computed again."""
+    from robustgen import registry
+
+    chosen = registry.load_protocol(protocol)
+    references = registry.resolve_all(models or [], data)
+
+    from robustgen import engine, executors
+    from robustgen.report import render, summary
+
+    with _progress() as show:
+        outcome = engine.evaluate(
+            references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
+            executor=executors.by_name(executor), progress=show,
+        )  # fmt: skip
+    content = summary.summarise(out, outcome.runs, n or chosen.n, _command())
+    page = render.render(out)
+    _print_table(content)
+    console.print(f"\n{page.resolve()}", style="bold")
+    _finish(outcome)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/softmax-digits/recipe.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The model's folder; default: models/<name>.")
+    ] = None,
+    data_root: RootOption = None,
+) -> None:
+    """Train a model from its recipe; a training that was cut off goes on from its last checkpoint."""
+    from robustgen.training.loop import train as run
+
+    folder = run(recipe, out=out, root=data_root)
+    console.print(f"\n{folder.resolve()}", style="bold")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A zoo name, FILE.py:NAME, or LIBRARY:NAME.")],
+    data: DataOption = "digits",
+    data_root: RootOption = None,
+) -> None:
+    """Say in plain words what is wrong with a model, and how to mend it."""
+    from robustgen import data as datasets
+    from robustgen import registry
+
+    (reference, *others) = registry.resolve(model)
+    if others:
+        raise UserError("check takes one model", got=", ".join(r.name for r in (reference, *others)))
+    dataset = datasets.load(data, root=data_root)
+
+    from robustgen import check as checks
+
+    problems = checks.check(reference, dataset)
+    for problem in problems:
+        typer.echo(f"{problem.severity}: {problem.what}\n  remedy: {problem.remedy}")
+    if not problems:
+        typer.echo(f"{model} is in order on {data}: logits, finite, deterministic, with gradients, on [0, 1]")
+    if any(problem.severity == "error" for problem in problems):
+        raise typer.Exit(2)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="The --out of a report, or one run in it.")]) -> None:
+    """Ask every model again at its stored adversarial pictures, in float32, without attacking."""
+    from robustgen.verify import verify_report
+
+    findings = verify_report(folder)
+    for finding in findings:
+        typer.echo(finding.sentence)
+    if any(finding.breaches for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="The --out of several reports.")],
+    out: OutOption,
+) -> None:
+    """Put the models of several reports on one page."""
+    from robustgen.report import render, summary
+
+    runs, n = summary.gather(folders, out)
+    _print_table(summary.summarise(out, runs, n, _command()))
+    console.print(f"\n{render.render(out).resolve()}", style="bold")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, protocols, attacks, corruptions or data.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what there is, with a line on each."""
+    from robustgen import catalogue
+
+    rows = catalogue.entries(what)
+    if as_json:
+        typer.echo(json.dumps([{"name": name, "summary": summary} for name, summary in rows], indent=1))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, summary in rows:
+        table.add_row(name, summary)
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A model or a protocol.")]) -> None:
+    """Show a model's card or a protocol's file."""
+    from robustgen import catalogue
+
+    typer.echo(catalogue.show(name))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"robustgen {__version__}")
+        raise typer.Exit
+
+
+class _progress:
+    """A line of progress a model, on stderr; lines, not a bar, where that is no terminal."""
+
+    def __enter__(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[str, Any] = {}
+        self.bar.start()
+        return self._show
+
+    def _show(self, model: str, chunk: Chunk | None, done: int, total: int) -> None:
+        if model not in self.tasks:
+            self.tasks[model] = self.bar.add_task(model, total=total, now="")
+        now = f"{chunk.evaluation} {chunk.start}-{chunk.stop}" if chunk else ""
+        self.bar.update(self.tasks[model], completed=done, now="" if done == total else now)
+        if not console.is_terminal and done == total:
+            console.print(
+                f"{model}: {total} chunks computed" if total else f"{model}: nothing left to compute"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+
+def _command() -> str:
+    return shlex.join(["robustgen", *sys.argv[1:]])
+
+
+def _print_table(content: dict[str, Any]) -> None:
+    from robustgen.report.summary import headline
+
+    columns, rows = headline(content)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def _finish(outcome: Outcome) -> None:
+    for model, message in outcome.failures.items():
+        console.print(f"\n{model} was not finished: {message}", style="red", markup=False)
+    if outcome.failures:
+        console.print("\nThe same command tries again what is missing.")
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one message without a traceback, exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"robustgen: {error}", markup=False, style="red", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; finished chunks are kept, the same command goes on from there")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What people write down: protocols, model cards and recipes, as validated types of YAML.
+
+Unknown keys are errors, 8/255 reads as a fraction, and there is no code in YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from robustgen.errors import UserError, unknown_name
+from robustgen.types import Norm
+
+
+def _fraction(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"expected a number or a fraction such as 8/255, got {value!r}") from None
+
+
+Number = Annotated[float, BeforeValidator(_fraction)]
+Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class Strict(BaseModel):
+    """A frozen piece of YAML in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fingerprint(self) -> str:
+        """sha256 of the content, 16 hex digits: equal content, equal fingerprint."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def fingerprint(content: object) -> str:
+    """sha256 of any JSON-able content in canonical form, 16 hex digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- protocols -----------------------------------------------------------------------------------
+
+
+class CleanSpec(Strict):
+    """The test pictures as they are, and the calibration split for a fitted temperature."""
+
+    kind: Literal["clean"]
+
+
+class AttackSpec(Strict):
+    """An attack by name, at the data's eps for that norm unless ``eps`` lists others."""
+
+    kind: Literal["attack"]
+    attack: str
+    norm: Norm
+    eps: list[Positive] | None = None
+    scales: list[Positive] = Field(default=[1.0], min_length=1)
+    """Multiples of the data's eps, for a curve of accuracy against eps; unused where eps is given."""
+    options: dict[str, int | float | str] = {}
+
+
+class CorruptionsSpec(Strict):
+    """Corruptions by name and severity; those that the picture size refuses are left out with a flag."""
+
+    kind: Literal["corruptions"]
+    types: list[str] = Field(min_length=1)
+    severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(min_length=1)
+
+
+class OodSpec(Strict):
+    """Foreign pictures: the data's own list of foreign sets."""
+
+    kind: Literal["ood"]
+
+
+class GradientsSpec(Strict):
+    """Guidance gain and denoising at the data's sigmas, against its reference denoiser."""
+
+    kind: Literal["gradients"]
+    pictures: int = Field(default=8, ge=0)
+    """How many samples, counted from the first, also get their pictures stored."""
+
+
+EvaluationSpec = Annotated[
+    CleanSpec | AttackSpec | CorruptionsSpec | OodSpec | GradientsSpec, Field(discriminator="kind")
+]
+
+
+class DataSettings(Strict):
+    """What a protocol must know of a data set."""
+
+    eps: dict[Norm, Positive] = {}
+    foreign: list[str] = []
+    sigmas: list[Positive] = []
+    denoiser: str | None = None
+    """Zoo name of the reference denoiser."""
+
+
+class Protocol(Strict):
+    """By what models are judged: a file of attacks/."""
+
+    name: Slug
+    version: int = Field(ge=1)
+    summary: str
+    reference: str = ""
+    n: int | None = Field(default=None, gt=0)
+    """How many test samples, from the first; None means all."""
+    seed: int = 0
+    chunk: int = Field(default=64, gt=0)
+    data: dict[str, DataSettings]
+    """Settings by data set; ``any`` serves the data sets that have none of their own."""
+    evaluations: list[EvaluationSpec] = Field(min_length=1)
+
+    def settings(self, data: str) -> DataSettings:
+        """The settings for a data set, by name."""
+        found = self.data.get(data) or self.data.get("any")
+        if found is None:
+            raise UserError(
+                f"protocol {self.name!r} has no settings for the data set {data!r}",
+                expected=f"one of: {', '.join(sorted(self.data))}",
+                got=data,
+                remedy="choose another protocol ('robustgen list protocols') or add the data set to its file",
+            )
+        return found
+
+
+# --- model cards ---------------------------------------------------------------------------------
+
+
+class Weights(Strict):
+    """A weight file beside its card."""
+
+    file: str = "weights.safetensors"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Claim(Strict):
+    """A measured figure of a card, in the terms of a report; a test measures it again."""
+
+    protocol: str
+    evaluation: str
+    metric: str
+    variant: str = ""
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    published: str = ""
+    """The paper's figure and why ours differs from it."""
+
+
+class ModelCard(Strict):
+    """A trained model of the zoo: what it is, what it learned from, and what it claims."""
+
+    name: Slug
+    family: str
+    summary: str
+    data: str
+    arch: str
+    """A name of robustgen.classifiers.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the architecture."""
+    weights: Weights | None = None
+    recipe: str = "recipe.yaml"
+    provenance: str = ""
+    """Which copy of which data it was trained on."""
+    licence: str = "Apache-2.0"
+    reference: str = ""
+    claims: list[Claim] = []
+    tried: list[str] = []
+    """What was tried and failed, a line each, so that nobody tries it twice."""
+
+
+# --- reading YAML --------------------------------------------------------------------------------
+
+T = TypeVar("T", bound=Strict)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; a file that cannot be read or parsed is a UserError."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("cannot read the file", where=path, got=error, remedy="check the path") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError("this is not valid YAML", where=f"{path}{line}", got=problem) from None
+
+
+def read(kind: type[T], path: Path) -> T:
+    """Read and validate a YAML file as ``kind``; every problem is named with its key."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError("this file must be a mapping of keys", where=path, got=type(content).__name__)
+    return validate(kind, content, where=path)
+
+
+def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
+    """Validate a mapping as ``kind``; the first problem of each key becomes one line of the error."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            siblings = _fields_at(kind, first["loc"][:-1])
+            if siblings:
+                raise unknown_name("key", key.rsplit(".", 1)[-1], siblings, where=f"{where}: {key}") from None
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:5]
+        )
+        raise UserError(
+            f"{kind.__name__} is not valid at the key {key!r}",
+            where=where,
+            expected=first["msg"],
+            got=repr(first["input"])[:120],
+            remedy=None if problems.count(";") == 0 else f"all problems: {problems}",
+        ) from None
+
+
+def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    return list(kind.model_fields) if not location else []

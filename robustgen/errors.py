@@ -1,0 +1,82 @@
+"""Errors that are written for people: what, where, expected, got, remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# What 'robustgen list' can show, by the word that messages use for one of them.
+LISTED = {
+    "model": "models",
+    "protocol": "protocols",
+    "attack": "attacks",
+    "corruption": "corruptions",
+    "data set": "data",
+}
+
+
+class UserError(Exception):
+    """A mistake that its reader can mend; the command line prints it without a traceback, exit code 2.
+
+    Parameters say what is wrong, where (a file, a key, an option), what was expected, what was
+    found instead, and what to do about it. Parts that add nothing are left out.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.details = {"where": where, "expected": expected, "got": got, "remedy": remedy}
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [f"  {key + ':':<10}{value}" for key, value in self.details.items() if value is not None]
+        return "\n".join([self.what, *lines])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would call __init__ without the keyword arguments when a worker sends it home.
+        return _rebuild, (type(self), self.what, self.details)
+
+
+def _rebuild(cls: type[UserError], what: str, details: dict[str, object]) -> UserError:
+    return cls(what, **details)  # type: ignore[arg-type]
+
+
+class UnsupportedError(UserError):
+    """A model, a data set or an evaluation was asked for something that it does not have."""
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, where: object = None, also: str = ""
+) -> UserError:
+    """The error for a name that is not known, with the nearest ones as suggestions.
+
+    ``also`` names what else would have been understood, such as a path.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        remedy = f"did you mean {' or '.join(near)}?"
+    else:
+        remedy = f"'robustgen list {LISTED[kind]}' shows what there is" if kind in LISTED else None
+    return UserError(
+        f"there is no {kind} named {name!r}",
+        where=where,
+        expected=f"one of: {', '.join(known) or '(none found)'}{also and f'; or {also}'}",
+        got=name,
+        remedy=remedy,
+    )
+
+
+def missing_package(package: str, extra: str, needed_for: str) -> UserError:
+    """The error for an optional package that is not installed."""
+    return UserError(
+        f"{needed_for} needs the package {package!r}, which is not installed",
+        remedy=f"pip install 'robustgen[{extra}]'",
+    )

@@ -1,0 +1,139 @@
+"""The readout of class gradients: what grad log p(label | noisy picture) is worth, sigma by sigma.
+
+With y = x + sigma n and one separately trained reference denoiser D_ref, Tweedie's formula and Bayes'
+rule say that E[x | y, label] = E[x | y] + sigma^2 grad log p(label | y). So a classifier's gradient
+is worth as much as it lowers the error of the reference:
+
+    guidance gain G = E|x - D_ref(y)|^2 - E|x - D_ref(y) - sigma^2 grad log p(label | y)|^2,
+
+which only the true posterior's gradient maximises, whatever D_ref is close to. The table holds the
+two errors of each sample; the gain and its interval are metrics over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
+from robustgen.types import ConditionalNoise
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from robustgen.draws import Draws
+
+
+class Guidance:
+    """Reads out guidance and denoising errors, one row a (sample, sigma).
+
+    ``sigmas``: noise levels in pixel units; ``reference``: the denoiser that the gradients guide;
+    ``wiener``: the bar that a denoiser must pass; ``pictures``: samples of a smaller id than this
+    also get their pictures stored.
+    """
+
+    def __init__(self, sigmas: Sequence[float], reference: Denoiser, wiener: Denoiser, pictures: int) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.reference = reference
+        self.wiener = wiener
+        self.pictures = pictures
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, sample_ids: Tensor, draws: Draws
+    ) -> pyarrow.Table:
+        """Errors are squared distances |x - estimate|^2, summed over the ``dims`` pixels.
+
+        ``x`` (batch, channels, height, width) in [0, 1]; ``y`` labels and ``sample_ids`` (batch,).
+        The noise comes from ``draws``, anew at each sigma, and noisy pictures are not clipped: that
+        would no longer be Gaussian noise. Columns: ``schema()``.
+        """
+        import pyarrow
+
+        tables = [self._at(sigma, model, x, y, sample_ids, draws) for sigma in self.sigmas]
+        return pyarrow.concat_tables(tables) if tables else schema().empty_table()
+
+    def _at(
+        self, sigma: float, model: Classifier, x: Tensor, y: Tensor, sample_ids: Tensor, draws: Draws
+    ) -> pyarrow.Table:
+        import pyarrow
+
+        noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
+        batch = model.batch if isinstance(model, FixedBatch) else max(1, len(x))
+        reference = _in_batches(self.reference, noisy, sigma, batch)
+        guidance = None
+        if not isinstance(model.noise, ConditionalNoise) or sigma in model.noise:
+            guidance = sigma**2 * class_gradient(model, noisy, y, sigma)
+        own = None
+        if "denoise" in model.supports and isinstance(model.noise, ConditionalNoise) and sigma in model.noise:
+            own = model.denoise(noisy, sigma)
+        columns = {
+            "sample_id": sample_ids.tolist(),
+            "sigma": [sigma] * len(x),
+            "reference_error": _squares(x - reference),
+            "guided_error": None if guidance is None else _squares(x - reference - guidance),
+            "model_error": None if own is None else _squares(x - own),
+            "wiener_error": _squares(x - _in_batches(self.wiener, noisy, sigma, batch)),
+            "guidance_norm": None if guidance is None else [s**0.5 for s in _squares(guidance)],
+            "dims": [x[0].numel()] * len(x),
+            "noisy": self._kept(noisy, sample_ids),
+            "reference": self._kept(reference, sample_ids),
+            "guidance": None if guidance is None else self._kept(guidance, sample_ids),
+        }
+        nothing = [None] * len(x)
+        return pyarrow.table({k: nothing if v is None else v for k, v in columns.items()}, schema=schema())
+
+    def _kept(self, pictures: Tensor, sample_ids: Tensor) -> list[list[float] | None]:
+        flat = pictures.detach().flatten(1).cpu()
+        kept = (sample_ids < self.pictures).tolist()
+        return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
+
+
+def schema() -> pyarrow.Schema:
+    """Columns of the readout's table; pictures are flattened (channels, height, width)."""
+    import pyarrow
+
+    error, picture = pyarrow.float64(), pyarrow.list_(pyarrow.float32())
+    return pyarrow.schema(
+        [
+            ("sample_id", pyarrow.int64()),
+            ("sigma", pyarrow.float64()),
+            ("reference_error", error),
+            ("guided_error", error),
+            ("model_error", error),
+            ("wiener_error", error),
+            ("guidance_norm", error),
+            ("dims", pyarrow.int64()),
+            ("noisy", picture),
+            ("reference", picture),
+            ("guidance", picture),
+        ]
+    )
+
+
+def class_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """grad_x log p(y | x), x's shape, at the model's noise level ``sigma`` where it has levels.
+
+    A model that is not conditional on noise is asked for the noisy picture as for any other.
+    """
+    level = sigma if isinstance(model.noise, ConditionalNoise) else None
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        chosen = model.logits(x, level).log_softmax(1).gather(1, y[:, None])
+        return torch.autograd.grad(chosen.sum(), x)[0]
+
+
+def _in_batches(denoiser: Denoiser, x: Tensor, sigma: float, batch: int) -> Tensor:
+    """The denoiser at one batch size only, as FixedBatch calls the model: kernels differ by size."""
+    missing = -len(x) % batch
+    padded = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+    with torch.no_grad():
+        return torch.cat([denoiser.denoise(part, sigma) for part in padded.split(batch)])[: len(x)]
+
+
+def _squares(difference: Tensor) -> list[float]:
+    # one row at a time in numpy, whose order of summation depends on the row's length alone
+    rows = difference.detach().flatten(1).double().cpu().numpy()
+    return [float((row * row).sum()) for row in rows]

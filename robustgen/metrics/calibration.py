@@ -1,0 +1,139 @@
+"""Does a confidence of 0.8 mean right in 8 cases of 10? Expected calibration error and its kin.
+
+All take probabilities or log-probabilities of shape (n, classes) and say what bootstrap resamples of
+the n samples would have given, so that intervals and paired differences come for free.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from robustgen.metrics.intervals import Z95, resampled_sums, resamples
+from robustgen.metrics.rows import log_softmax
+
+Array = np.ndarray
+BINS = 15
+
+
+class Resampled(NamedTuple):
+    """A statistic, and its values over the 1000 bootstrap resamples, (1000,)."""
+
+    value: float
+    replicates: Array
+
+
+class Bins(NamedTuple):
+    """A reliability diagram: mean confidence, share right and number of samples of each bin."""
+
+    confidence: Array
+    accuracy: Array
+    count: Array
+
+
+def top_label(probabilities: Array, labels: Array) -> tuple[Array, Array]:
+    """Confidence in the most probable class (n,), and whether that class is right, bool (n,)."""
+    return probabilities.max(1), probabilities.argmax(1) == labels
+
+
+def width_bins(confidence: Array) -> Array:
+    """Which of the 15 bins [i/15, (i+1)/15) a confidence lies in, (n,).
+
+    Exactly 1.0 has a bin of its own, number 15, as in torchmetrics (binary and multiclass
+    calibration error): saturated posteriors would otherwise hide the bin below.
+    """
+    return np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1
+
+
+def reliability(probabilities: Array, labels: Array) -> Bins:
+    """The 16 bins of ``width_bins``, empty ones with NaN."""
+    confidence, right = top_label(probabilities, labels)
+    index = width_bins(confidence)
+    count = np.bincount(index, minlength=BINS + 1)
+    with np.errstate(invalid="ignore"):
+        return Bins(
+            np.bincount(index, confidence, BINS + 1) / count,
+            np.bincount(index, right, BINS + 1) / count,
+            count,
+        )
+
+
+def ece(probabilities: Array, labels: Array) -> Resampled:
+    """Expected calibration error, top label, 15 equal-width bins (Guo et al. 2017); lower is better.
+
+    sum over bins of |sum of (confidence - right)| / n, in [0, 1]; see ``width_bins`` for 1.0.
+    """
+    confidence, right = top_label(probabilities, labels)
+    gaps = np.zeros((len(labels), BINS + 1))
+    gaps[np.arange(len(labels)), width_bins(confidence)] = confidence - right
+    return Resampled(
+        float(np.abs(gaps.sum(0)).sum() / len(labels)), np.abs(resampled_sums(gaps)).sum(1) / len(labels)
+    )
+
+
+def adaptive_ece(probabilities: Array, labels: Array) -> Resampled:
+    """Adaptive calibration error, top label, 15 bins of equal mass (Nguyen and O'Connor 2015).
+
+    Samples are sorted by confidence (ties in the order of their ids) and cut at round(i n / 15);
+    then as ``ece``. Every bootstrap resample is cut anew. Lower is better, in [0, 1].
+    """
+    n = len(labels)
+    confidence, right = top_label(probabilities, labels)
+    order = np.argsort(confidence, kind="stable")
+    gaps = (confidence - right)[order]
+    edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int)[:-1])
+    sums = [np.add.reduceat(np.repeat(gaps, counts), edges) for counts in resamples(n)[:, order]]
+    value = np.abs(np.add.reduceat(gaps, edges)).sum() / n
+    return Resampled(float(value), np.abs(np.asarray(sums)).sum(1) / n)
+
+
+def nll(log_probabilities: Array, labels: Array) -> Resampled:
+    """Mean of -log p(label), in nats; lower is better."""
+    return mean(-np.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0])
+
+
+def brier(probabilities: Array, labels: Array) -> Resampled:
+    """Brier's score (1950): mean over samples of sum_c (p_c - [c = label])^2, in [0, 2]; lower is better."""
+    target = np.zeros_like(probabilities)
+    target[np.arange(len(labels)), labels] = 1
+    return mean(((probabilities - target) ** 2).sum(1))
+
+
+def mean(values: Array) -> Resampled:
+    """The mean of values (n,)."""
+    return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
+
+
+class Temperature(NamedTuple):
+    """A fitted temperature and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fit_temperature(logits: Array, labels: Array) -> Temperature:
+    """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017), sought in [e^-8, e^8].
+
+    The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where every sample
+    is right there is none (ever smaller T is ever better), and T = 1. The interval is Wald's on
+    log T with the sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first
+    and second derivative of a sample's NLL in b.
+    """
+    if (logits.argmax(1) == labels).all():
+        return Temperature(1.0, 1.0, 1.0)
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        log_p = log_softmax(logits / np.exp(log_t))
+        return float(-np.take_along_axis(log_p, labels[:, None], 1).mean())
+
+    found = minimize_scalar(loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-8})
+    t = float(np.exp(found.x))
+    p = np.exp(log_softmax(logits / t))
+    mean_logit = (p * logits).sum(1)
+    gradient = mean_logit - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    curvature = (p * (logits - mean_logit[:, None]) ** 2).sum()
+    half = Z95 * float(np.sqrt((gradient**2).sum()) / curvature) * t
+    return Temperature(t, t * float(np.exp(-half)), t * float(np.exp(half)))

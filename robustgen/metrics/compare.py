@@ -1,0 +1,92 @@
+"""Is one model better than another, on the same samples? Paired tests, corrected over the table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from robustgen.metrics.estimates import Estimate
+from robustgen.metrics.intervals import bootstrap_p, holm, mcnemar, percentile_interval, resampled_sums
+
+
+class Key(NamedTuple):
+    """What two models are compared in."""
+
+    evaluation: str
+    variant: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired test of two models on the ``n`` samples that both have.
+
+    ``difference`` is a minus b with its 95 % interval (bootstrap). McNemar's test also gives how many
+    samples only one of the two gets right. ``p_holm`` is corrected over all tests of a report.
+    """
+
+    evaluation: str
+    variant: str
+    metric: str
+    model_a: str
+    model_b: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    n: int
+    test: Literal["mcnemar", "bootstrap"]
+    only_a: int | None
+    only_b: int | None
+    p: float
+    p_holm: float = 1.0
+
+
+def compare(estimates: Iterable[Estimate], compared: Iterable[Key]) -> list[Comparison]:
+    """Test every pair of models in everything that is ``compared``, with Holm's correction over all."""
+    by_key: dict[Key, list[Estimate]] = defaultdict(list)
+    for estimate in estimates:
+        metric = estimate.metric
+        by_key[Key(metric.evaluation, metric.variant, metric.metric)].append(estimate)
+    found = [test for key in dict.fromkeys(compared) for test in _tests(key, by_key[key])]
+    corrected = holm([test.p for test in found])
+    return [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]
+
+
+def _tests(key: Key, several: list[Estimate]) -> Iterator[Comparison]:
+    for a, b in combinations(several, 2):
+        test = _mcnemar(key, a, b) if a.right is not None and b.right is not None else _bootstrap(key, a, b)
+        if test is not None:
+            yield test
+
+
+def _mcnemar(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
+    assert a.right is not None and b.right is not None
+    ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
+    if not len(ids):
+        return None
+    right_a, right_b = a.right[in_a], b.right[in_b]
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    gap = right_a.astype(np.float64) - right_b
+    low, high = percentile_interval(resampled_sums(gap[:, None])[:, 0] / len(ids))
+    return Comparison(
+        *key, a.metric.model, b.metric.model, float(gap.mean()), low, high, len(ids),
+        "mcnemar", only_a, only_b, mcnemar(only_a, only_b),
+    )  # fmt: skip
+
+
+def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
+    """Models on the same samples share their resamples, so the replicates' difference is paired."""
+    if a.replicates is None or b.replicates is None or not np.array_equal(a.ids, b.ids):
+        return None
+    gap = a.metric.value - b.metric.value
+    replicates = a.replicates - b.replicates
+    low, high = percentile_interval(replicates)
+    return Comparison(
+        *key, a.metric.model, b.metric.model, gap, low, high, len(a.ids),
+        "bootstrap", None, None, bootstrap_p(gap, replicates),
+    )  # fmt: skip

@@ -1,0 +1,266 @@
+"""Every number of a run, with its 95 % interval and with what a paired test needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from robustgen.metrics import calibration, denoising, ood
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.intervals import percentile_interval, wilson
+from robustgen.metrics.rows import Evaluation, Rows, Run, log_softmax
+from robustgen.threat import ThreatModel
+from robustgen.types import Metric
+
+Array = np.ndarray
+NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric and what lies behind it.
+
+    ``ids``: the samples that it was read from; ``right`` bool (n,) for a rate, else ``replicates``
+    (1000,), its values over bootstrap resamples, which models on the same samples share.
+    """
+
+    metric: Metric
+    ids: Array
+    right: Array | None = None
+    replicates: Array | None = None
+
+
+def estimates(run: Run) -> list[Estimate]:
+    """All estimates of a run; evaluations without rows are left out."""
+    parts = (_clean, _attacks, _worst_cases, _corruptions, _calibration, _foreign, _gradients, _likelihood)
+    return [estimate for part in parts for estimate in part(run)]
+
+
+def _rate(run: Run, evaluation: str, metric: str, ids: Array, right: Array, variant: str = "") -> Estimate:
+    """The share of right verdicts with Wilson's interval."""
+    successes, n = int(right.sum()), len(right)
+    ends = wilson(successes, n)
+    return Estimate(
+        Metric(run.model, evaluation, variant, metric, successes / n, *ends, n, "", True), ids, right=right
+    )
+
+
+def _resampled(
+    run: Run, evaluation: str, variant: str, metric: str, found: Resampled, ids: Array,
+    *, unit: str = "", higher: bool | None,
+) -> Estimate:  # fmt: skip
+    ends = percentile_interval(found.replicates)
+    content = Metric(run.model, evaluation, variant, metric, found.value, *ends, len(ids), unit, higher)
+    return Estimate(content, ids, replicates=found.replicates)
+
+
+def _clean(run: Run) -> Iterator[Estimate]:
+    for evaluation, rows in run.of_kind("clean"):
+        yield _rate(run, evaluation.name, "accuracy", rows.ids, rows.correct)
+
+
+# --- attacks ---------------------------------------------------------------------------------------
+
+
+def _attacks(run: Run) -> Iterator[Estimate]:
+    """Robust accuracy: the share right at the perturbed picture; of a cascade also after each stage."""
+    for evaluation, rows in run.of_kind("attack"):
+        yield _rate(run, evaluation.name, "robust_accuracy", rows.ids, rows.correct)
+        for stage, right in after_stages(rows, evaluation.detail.get("cascade") or []).items():
+            yield _rate(run, evaluation.name, "robust_accuracy", rows.ids, right, stage)
+
+
+def after_stages(rows: Rows, cascade: list[str]) -> dict[str, Array]:
+    """Who is still right after each stage of a cascade, in order: bool (n,) by stage.
+
+    Right after stage k is who is right in the end or was broken by a later stage only. A sample that
+    is wrong on the clean picture has no ``broken_by`` and is wrong from the start.
+    """
+    return {
+        stage: rows.correct | np.isin(rows.broken_by.astype(str), cascade[place + 1 :])
+        for place, stage in enumerate(cascade)
+    }
+
+
+def _worst_cases(run: Run) -> Iterator[Estimate]:
+    """Right under every attack of a norm at no more than eps, and on the clean picture.
+
+    A picture that was found in a smaller ball lies in the larger one too, so the curve against eps
+    falls by construction. Read from the samples that all of these attacks have.
+    """
+    attacks = list(run.of_kind("attack"))
+    clean = run.first("clean")
+    for norm in sorted({e.detail["norm"] for e, _ in attacks}):
+        of_norm = sorted(((e.detail["eps"], rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps)
+        everyone = [rows for _, rows in of_norm] + ([clean] if clean else [])
+        ids = common_ids(everyone)
+        if not len(ids):
+            continue
+        right = at_ids(clean, ids) if clean else np.ones(len(ids), dtype=bool)
+        by_eps: dict[float, Array] = {}
+        for eps, rows in of_norm:
+            right = right & at_ids(rows, ids)
+            by_eps[eps] = right
+        for eps, alive in by_eps.items():
+            yield _rate(run, worst_name(norm, eps), "robust_accuracy", ids, alive)
+
+
+def _eps(pair: tuple[float, Rows]) -> float:
+    return pair[0]
+
+
+def worst_name(norm: str, eps: float) -> str:
+    """The evaluation name of a worst case.
+
+    >>> worst_name("linf", 0.15)
+    'worst-linf-0.15'
+    """
+    return f"worst-{ThreatModel(norm, eps).slug}"  # type: ignore[arg-type]
+
+
+def common_ids(several: list[Rows]) -> Array:
+    """The sample ids that all have, sorted."""
+    ids = several[0].ids
+    for rows in several[1:]:
+        ids = np.intersect1d(ids, rows.ids)
+    return ids
+
+
+def at_ids(rows: Rows, ids: Array) -> Array:
+    """Who of ``ids`` is right, bool (n,)."""
+    return rows.correct[np.searchsorted(rows.ids, ids)]
+
+
+# --- corruptions -----------------------------------------------------------------------------------
+
+
+def _corruptions(run: Run) -> Iterator[Estimate]:
+    """Accuracy of each corruption and severity, and plain means over these cells.
+
+    The means resample pictures, each with all its corrupted versions: versions of one picture are
+    not independent.
+    """
+    cells = list(run.of_kind("corruption"))
+    for evaluation, rows in cells:
+        yield _rate(run, evaluation.name, "corruption_accuracy", rows.ids, rows.correct)
+    noise = [cell for cell in cells if cell[0].detail["type"] in NOISE_CORRUPTIONS]
+    other = [cell for cell in cells if cell[0].detail["type"] not in NOISE_CORRUPTIONS]
+    for variant, chosen in (("all", cells), ("noise", noise), ("other", other)):
+        if chosen:
+            yield from _mean_over(run, variant, chosen)
+
+
+def _mean_over(run: Run, variant: str, cells: list[tuple[Evaluation, Rows]]) -> Iterator[Estimate]:
+    ids = common_ids([rows for _, rows in cells])
+    if len(ids):
+        share = np.mean([at_ids(rows, ids) for _, rows in cells], axis=0)
+        found = calibration.mean(share)
+        yield _resampled(run, "corruptions", variant, "corruption_accuracy", found, ids, higher=True)
+
+
+# --- calibration -----------------------------------------------------------------------------------
+
+
+def _calibration(run: Run) -> Iterator[Estimate]:
+    """ECE, adaptive ECE, NLL and Brier on clean pictures: as is, and with a temperature fitted to the
+    calibration split."""
+    fitted = run.first("calibration")
+    for evaluation, rows in run.of_kind("clean"):
+        yield from _calibration_of(run, evaluation.name, "", rows, rows.logits)
+        if fitted is None:
+            continue
+        temperature = calibration.fit_temperature(fitted.logits, fitted.labels)
+        yield Estimate(
+            Metric(run.model, "calibration", "", "temperature", *temperature, len(fitted), "", None), fitted.ids
+        )
+        yield from _calibration_of(run, evaluation.name, "temperature", rows, rows.logits / temperature.value)
+
+
+def _calibration_of(run: Run, name: str, variant: str, rows: Rows, logits: Array) -> Iterator[Estimate]:
+    log_p = log_softmax(logits)
+    p = np.exp(log_p)
+    found = {
+        "ece": calibration.ece(p, rows.labels),
+        "adaptive_ece": calibration.adaptive_ece(p, rows.labels),
+        "nll": calibration.nll(log_p, rows.labels),
+        "brier": calibration.brier(p, rows.labels),
+    }
+    for metric, value in found.items():
+        unit = "nats" if metric == "nll" else ""
+        yield _resampled(run, name, variant, metric, value, rows.ids, unit=unit, higher=False)
+
+
+# --- foreign pictures ------------------------------------------------------------------------------
+
+
+def _foreign(run: Run) -> Iterator[Estimate]:
+    """Own (the clean rows) against foreign pictures, by every score that both have."""
+    clean = run.first("clean")
+    if clean is None:
+        return
+    own = ood.scores(clean)
+    for evaluation, rows in run.of_kind("ood"):
+        ids = np.concatenate([clean.ids, rows.ids])
+        for score, foreign in ood.scores(rows).items():
+            if score not in own:
+                continue
+            values = ood.detection(own[score], foreign)
+            resampled = ood.detection_resampled(own[score], foreign)
+            for metric in ood.Detection._fields:
+                found = Resampled(float(getattr(values, metric)), getattr(resampled, metric))
+                higher = not metric.startswith("fpr95")
+                yield _resampled(run, evaluation.name, score, metric, found, ids, higher=higher)
+
+
+# --- gradients and likelihood ----------------------------------------------------------------------
+
+
+def _gradients(run: Run) -> Iterator[Estimate]:
+    """Guidance gain, PSNR of the denoisers, and PSNR above the Wiener filter, at each sigma."""
+    for evaluation, table in run.guidance.items():
+        for sigma, part in table.sort_values(["sigma", "sample_id"]).groupby("sigma"):
+            yield from _at_sigma(run, evaluation, f"sigma-{sigma:g}", part)
+
+
+def _at_sigma(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iterator[Estimate]:
+    guided = part.dropna(subset="guided_error")
+    if len(guided):
+        found = denoising.guidance_gain(guided)
+        ids = guided["sample_id"].to_numpy()
+        yield _resampled(run, evaluation, sigma, "guidance_gain", found, ids, higher=True)
+    for who in ("model", "wiener", "reference"):
+        known = part.dropna(subset=f"{who}_error")
+        if len(known):
+            found = denoising.psnr(known, f"{who}_error")
+            ids = known["sample_id"].to_numpy()
+            yield _resampled(run, evaluation, f"{who}-{sigma}", "psnr", found, ids, unit="dB", higher=True)
+    both = part.dropna(subset=["model_error", "wiener_error"])
+    if len(both):
+        found, ids = denoising.psnr_gain(both), both["sample_id"].to_numpy()
+        yield _resampled(run, evaluation, sigma, "psnr_gain", found, ids, unit="dB", higher=True)
+
+
+def _likelihood(run: Run) -> Iterator[Estimate]:
+    """Bits per dimension of 8-bit pictures, only where log p(x) is a density or a bound of one.
+
+    -log p(x) / (d ln 2) + 8: nats of x in [0, 1]^d, with 256 levels a pixel. Lower is better.
+    """
+    if run.spec["model"].get("density") not in ("exact", "lower_bound"):
+        return
+    dims = math.prod(run.spec["data"]["shape"])
+    for evaluation, rows in run.of_kind("clean"):
+        if np.isfinite(rows.log_prob).all():
+            found = calibration.mean(8 - rows.log_prob / (dims * math.log(2)))
+            yield _resampled(
+                run, evaluation.name, "", "bits_per_dim", found, rows.ids, unit="bits", higher=False
+            )
+
+
+def is_finite(metric: Metric) -> bool:
+    """Whether a number can stand in a report: its value and, where it has one, its interval."""
+    values = [getattr(metric, f.name) for f in fields(metric) if f.name in ("value", "ci_low", "ci_high")]
+    return all(math.isfinite(value) for value in values)

@@ -1,0 +1,103 @@
+"""How sure a number is: Wilson's interval, the bootstrap, McNemar's test, Holm's correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import bdtr, ndtr
+
+Array = np.ndarray
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval for a rate (Wilson 1927), without continuity correction.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with p = successes / n and z = 1.96.
+
+    >>> [round(end, 3) for end in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    p, z2 = successes / n, Z95**2
+    centre = p + z2 / (2 * n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return Interval(0.0 if successes == 0 else low, 1.0 if successes == n else high)
+
+
+@lru_cache(maxsize=4)
+def resamples(n: int, stream: int = 0) -> Array:
+    """How often each of n samples is drawn in each of 1000 bootstrap resamples, uint16 (1000, n).
+
+    Row b counts the indices default_rng([stream, n]).integers(n, size=(1000, n))[b]. It depends on n
+    alone: all metrics and all models that are read on the same samples share their resamples, which
+    makes differences between models paired ones.
+    """
+    rng = np.random.default_rng([stream, n])
+    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]).astype(np.uint16)
+
+
+def resampled_sums(values: Array, stream: int = 0) -> Array:
+    """Sum of values (n, k) over each bootstrap resample of the n samples, (1000, k)."""
+    counts = resamples(len(values), stream)
+    return np.concatenate([block.astype(np.float64) @ values for block in np.array_split(counts, 20)])
+
+
+def percentile_interval(replicates: Array) -> Interval:
+    """The 2.5 % and 97.5 % quantiles of a statistic over bootstrap resamples (Efron 1979)."""
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def bootstrap_p(difference: float, replicates: Array) -> float:
+    """Two-sided p of "no difference": normal approximation with the bootstrap's standard error.
+
+    Not the share of replicates beyond 0, which cannot fall below 1/1000 and so would never pass
+    Holm's correction of a table.
+    """
+    spread = float(np.std(replicates, ddof=1))
+    if spread == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * ndtr(-abs(difference) / spread))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of McNemar's test (1947): of the samples that exactly one of two models gets
+    right, is each model's share one half? 2 P[Binomial(a + b, 1/2) <= min(a, b)], at most 1.
+
+    >>> mcnemar(0, 5)
+    0.0625
+    """
+    n = only_a + only_b
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), n, 0.5))) if n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): adjusted p values, in the order given.
+
+    The i-th smallest of m is multiplied by m - i (i from 0), kept monotone and at most 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]

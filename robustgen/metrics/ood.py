@@ -1,0 +1,137 @@
+"""Does a score tell the data from foreign pictures?
+
+A score is larger for pictures that look like the data ("in"). Two conventions of the error rate are
+in use and both are given; which class is positive is said at each function.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from robustgen.metrics.intervals import RESAMPLES, resamples
+from robustgen.metrics.rows import Rows
+
+Array = np.ndarray
+BLOCK = 4_000_000  # numbers held at a time while resampling
+
+
+def scores(rows: Rows) -> dict[str, Array]:
+    """The scores that can be read from rows, each (n,), larger for "in".
+
+    msp: the largest softmax probability (Hendrycks and Gimpel 2017); energy: logsumexp of the logits,
+    the negative energy of Liu et al. (2020); max_logit (Hendrycks et al. 2022); log_prob: the model's
+    log p(x), where every row has it.
+    """
+    top = rows.logits.max(1)
+    found = {
+        "msp": np.exp(rows.log_probabilities.max(1)),
+        "energy": top + np.log(np.exp(rows.logits - top[:, None]).sum(1)),
+        "max_logit": top,
+    }
+    if np.isfinite(rows.log_prob).all():
+        found["log_prob"] = rows.log_prob
+    return found
+
+
+class Curve(NamedTuple):
+    """A ROC curve: share of foreign and of own pictures whose score is at least each threshold."""
+
+    foreign: Array
+    own: Array
+
+
+class Detection(NamedTuple):
+    """Five measures of telling own from foreign, each (...,), in [0, 1].
+
+    auroc: P(own scores higher than foreign), ties count half; the same whichever class is positive.
+    aupr_in, aupr_out: area under precision against recall with own (out: foreign) pictures positive,
+    by trapezoids over the observed thresholds, as OpenOOD does it; not average precision.
+    fpr95_at_id_tpr: at the highest threshold that accepts >= 95 % of own pictures, the share of
+    foreign ones accepted (own positive; the convention of MSP, energy and JEM).
+    fpr95_at_ood_tpr: at the lowest threshold that flags >= 95 % of foreign pictures, the share of own
+    ones flagged (foreign positive; OpenOOD's convention).
+    Higher is better for the first three, lower for the last two.
+    """
+
+    auroc: Array
+    aupr_in: Array
+    aupr_out: Array
+    fpr95_at_id_tpr: Array
+    fpr95_at_ood_tpr: Array
+
+
+def roc(own: Array, foreign: Array) -> Curve:
+    """The ROC curve of scores own (n,) and foreign (m,), own pictures positive; it begins at (0, 0)."""
+    tp, fp = _cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign))
+    return Curve(_from_zero(fp)[0] / len(foreign), _from_zero(tp)[0] / len(own))
+
+
+def detection(own: Array, foreign: Array) -> Detection:
+    """The measures of scores own (n,) and foreign (m,), each a float array of shape ()."""
+    found = _measures(*_cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign)))
+    return Detection(*(value[0] for value in found))
+
+
+def detection_resampled(own: Array, foreign: Array) -> Detection:
+    """The measures over 1000 bootstrap resamples, own and foreign pictures drawn independently: (1000,)."""
+    thresholds = _thresholds(own, foreign)
+    draws_own, draws_foreign = resamples(len(own)), resamples(len(foreign), stream=1)
+    blocks = max(1, RESAMPLES * (len(own) + len(foreign)) // BLOCK)
+    parts = np.array_split(np.arange(RESAMPLES), blocks)
+    found = [_measures(*_cumulative(draws_own[b], draws_foreign[b], *thresholds)) for b in parts]
+    return Detection(*(np.concatenate(values) for values in zip(*found, strict=True)))
+
+
+def _ones(scores: Array) -> Array:
+    return np.ones((1, len(scores)), dtype=np.uint16)
+
+
+def _thresholds(own: Array, foreign: Array) -> tuple[Array, Array]:
+    """The order of all scores from the largest, and the last place of each group of equal ones."""
+    pooled = np.concatenate([own, foreign])
+    order = np.argsort(-pooled, kind="stable")
+    return order, np.append(np.flatnonzero(np.diff(pooled[order])), len(pooled) - 1)
+
+
+def _cumulative(own: Array, foreign: Array, order: Array, ends: Array) -> tuple[Array, Array]:
+    """Own and foreign pictures at or above each threshold, (b, thresholds), from weights (b, n), (b, m)."""
+    none_own, none_foreign = np.zeros_like(own), np.zeros_like(foreign)
+    tp = np.concatenate([own, none_foreign], 1)[:, order].cumsum(1, dtype=np.float64)[:, ends]
+    fp = np.concatenate([none_own, foreign], 1)[:, order].cumsum(1, dtype=np.float64)[:, ends]
+    return tp, fp
+
+
+def _from_zero(counts: Array) -> Array:
+    return np.concatenate([np.zeros((len(counts), 1)), counts], 1)
+
+
+def _measures(tp: Array, fp: Array) -> Detection:
+    """The measures from cumulative counts of own (tp) and foreign pictures (fp), each (b, thresholds)."""
+    # the same thresholds walked from the lowest score, foreign pictures positive
+    tp_out = (fp[:, -1:] - _from_zero(fp)[:, :-1])[:, ::-1]
+    fp_out = (tp[:, -1:] - _from_zero(tp)[:, :-1])[:, ::-1]
+    return Detection(
+        _trapezoids(_from_zero(fp) / fp[:, -1:], _from_zero(tp) / tp[:, -1:]),
+        _aupr(tp, fp),
+        _aupr(tp_out, fp_out),
+        _fpr95(tp, fp),
+        _fpr95(tp_out, fp_out),
+    )
+
+
+def _trapezoids(x: Array, y: Array) -> Array:
+    return (np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1]) / 2).sum(1)
+
+
+def _aupr(tp: Array, fp: Array) -> Array:
+    caught = np.maximum(tp + fp, 1)
+    precision = np.where(tp + fp > 0, tp / caught, 1.0)
+    precision = np.concatenate([np.ones((len(tp), 1)), precision], 1)  # at recall 0, as scikit-learn
+    return _trapezoids(_from_zero(tp) / tp[:, -1:], precision)
+
+
+def _fpr95(tp: Array, fp: Array) -> Array:
+    first = np.argmax(tp / tp[:, -1:] >= 0.95, axis=1)
+    return np.take_along_axis(fp, first[:, None], 1)[:, 0] / fp[:, -1]

@@ -1,0 +1,149 @@
+"""Stored rows as arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from robustgen.store import RunStore
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one evaluation of one model, in the order of their sample ids.
+
+    ``ids``, ``labels`` int64 (n,), label -1 where a picture has none; ``logits`` float64 (n, classes);
+    ``correct`` bool (n,): the majority of the draws behind the verdict was right; ``log_prob`` float64
+    (n,) in nats, NaN where the model has none; ``broken_by`` object (n,), the stage of a cascade that
+    broke the sample or None; ``within_budget`` object (n,), None without a budget; ``seeded_by``,
+    ``forwards``, ``backwards`` (n,).
+    """
+
+    ids: Array
+    labels: Array
+    logits: Array
+    correct: Array
+    log_prob: Array
+    broken_by: Array
+    within_budget: Array
+    seeded_by: Array
+    forwards: Array
+    backwards: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def log_probabilities(self) -> Array:
+        """log softmax of the logits, (n, classes)."""
+        return log_softmax(self.logits)
+
+    @property
+    def prediction(self) -> Array:
+        """The class of the largest logit, (n,)."""
+        return self.logits.argmax(1)
+
+
+def log_softmax(logits: Array) -> Array:
+    """log p(class) from logits (n, classes), without overflow."""
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run: its line of run.json, its rows, and how many of them were asked for."""
+
+    detail: dict[str, Any]
+    rows: Rows | None
+    wanted: int
+
+    @property
+    def name(self) -> str:
+        return str(self.detail["name"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is stored of one model's run and that metrics need."""
+
+    model: str
+    spec: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+    guidance: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """By evaluation: the table of the gradients readout, without its pictures."""
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of errors.jsonl."""
+
+    def of_kind(self, *kinds: str) -> Iterator[tuple[Evaluation, Rows]]:
+        """The evaluations of these kinds that have rows."""
+        for evaluation in self.evaluations.values():
+            if evaluation.detail["kind"] in kinds and evaluation.rows is not None:
+                yield evaluation, evaluation.rows
+
+    def first(self, kind: str) -> Rows | None:
+        """The rows of the first evaluation of a kind, such as clean."""
+        return next((rows for _, rows in self.of_kind(kind)), None)
+
+
+def read_run(store: RunStore, n: int | None = None) -> Run:
+    """Read the first ``n`` samples of every evaluation of a run."""
+    evaluations, guidance = {}, {}
+    for detail in store.spec["evaluations"]:
+        name, size = detail["name"], int(detail["size"])
+        table = store.rows(name, n)
+        rows = to_rows(table) if table is not None and len(table) else None
+        evaluations[name] = Evaluation(detail, rows, min(n or size, size))
+        if detail["kind"] == "gradients" and rows is not None:
+            found = store.table(name, "guidance", n)
+            if found is not None:
+                guidance[name] = numbers_of(found)
+    return Run(store.model, store.spec, evaluations, guidance, _errors(store.path / "errors.jsonl"))
+
+
+def to_rows(table: pa.Table) -> Rows:
+    """A table of ``store.row_schema`` as arrays."""
+    def column(name: str) -> Array:
+        return np.asarray(table[name].to_numpy())
+
+    flat = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Rows(
+        ids=column("sample_id"),
+        labels=column("label"),
+        logits=flat.reshape(len(table), -1).astype(np.float64),
+        correct=2 * column("draws_correct") > column("draws"),
+        log_prob=column("log_prob").astype(np.float64),
+        broken_by=column("broken_by").astype(object),
+        within_budget=column("within_budget").astype(object),
+        seeded_by=column("seeded_by"),
+        forwards=column("forwards"),
+        backwards=column("backwards"),
+    )
+
+
+def numbers_of(table: pa.Table) -> pd.DataFrame:
+    """A guidance table without its list columns (the stored pictures)."""
+    plain = [name for name in table.column_names if not pa.types.is_list(table.schema.field(name).type)]
+    return table.select(plain).to_pandas()
+
+
+def _errors(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # a line that a crash cut off
+            continue
+    return found

@@ -1,0 +1,174 @@
+"""Where models and protocols are found, and what a MODEL on the command line may be."""
+
+from __future__ import annotations
+
+import fnmatch
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal
+
+from robustgen import config
+from robustgen.config import ModelCard, Protocol
+from robustgen.errors import UserError, unknown_name
+
+OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
+
+
+def roots(folder: Literal["models", "attacks", "reports"]) -> list[Path]:
+    """Folders of that name: the working directory's, the checkout's, the installed package's."""
+    package = Path(__file__).resolve().parent
+    places = [Path.cwd() / folder, package / "_data" / folder]
+    # A neighbour of an installed package is site-packages, never a checkout.
+    if package.parent != Path(sysconfig.get_paths()["purelib"]).resolve():
+        places.insert(1, package.parent / folder)
+    return list(dict.fromkeys(place.resolve() for place in places if place.is_dir()))
+
+
+def model_folders() -> dict[str, Path]:
+    """Zoo name to folder, sorted by name; two folders of one name are an error."""
+    return _unique("model", [p.parent for root in roots("models") for p in sorted(root.glob("*/card.yaml"))])
+
+
+def protocol_files() -> dict[str, Path]:
+    """Protocol name to YAML file, sorted by name; two files of one name are an error."""
+    return _unique("protocol", [p for root in roots("attacks") for p in sorted(root.glob("*.yaml"))])
+
+
+def _unique(kind: str, paths: list[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem if path.suffix == ".yaml" else path.name
+        if name in found:
+            raise UserError(
+                f"two {kind}s are named {name!r}",
+                where=f"{found[name]} and {path}",
+                remedy="rename one of them, or run from another folder",
+            )
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def load_card(folder: Path) -> ModelCard:
+    """The card of a model's folder; its name must be the folder's."""
+    card = config.read(ModelCard, folder / "card.yaml")
+    if card.name != folder.name:
+        raise UserError(
+            "a card's name must be that of its folder",
+            where=folder / "card.yaml",
+            expected=folder.name,
+            got=card.name,
+        )
+    return card
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name, or by the path of a YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        return config.read(Protocol, Path(name))
+    files = protocol_files()
+    if name not in files:
+        raise unknown_name("protocol", name, files)
+    return config.read(Protocol, files[name])
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A folder of models/."""
+
+    name: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """``FILE.py:NAME``: a module, a class, or a function without arguments."""
+
+    name: str
+    path: Path
+    attribute: str
+
+    def __str__(self) -> str:
+        here = Path.cwd()
+        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return f"{path}:{self.attribute}"
+
+
+@dataclass(frozen=True)
+class EntryPointModel:
+    """A model that another package registered in the group ``robustgen.models``."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class OutsideModel:
+    """``robustbench:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``diffusers:NAME``."""
+
+    name: str
+    library: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.library}:{self.model}"
+
+
+ModelRef = ZooModel | FileModel | EntryPointModel | OutsideModel
+
+
+def resolve(reference: str) -> list[ModelRef]:
+    """What a MODEL argument means; a glob may mean several classifiers of the zoo."""
+    head, colon, tail = reference.rpartition(":")
+    if colon and head.endswith(".py"):
+        path = Path(head)
+        if not path.is_file():
+            raise UserError("there is no such file", where=path, got=reference, remedy="check the path")
+        return [FileModel(_slug(f"{path.stem}-{tail}"), path.resolve(), tail)]
+    library, colon, tail = reference.partition(":")
+    if colon:
+        if library not in OUTSIDE:
+            raise unknown_name("model source", library, OUTSIDE, where=reference)
+        return [OutsideModel(_slug(f"{library}-{tail}"), library, tail)]
+    zoo = model_folders()
+    if reference in zoo:
+        return [ZooModel(reference, zoo[reference])]
+    matching = [ZooModel(name, zoo[name]) for name in zoo if fnmatch.fnmatchcase(name, reference)]
+    if matching:
+        return list(_classifiers(matching))
+    registered = {point.name for point in entry_points(group="robustgen.models")}
+    if reference in registered:
+        return [EntryPointModel(reference)]
+    outside = "FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
+    raise unknown_name("model", reference, [*zoo, *registered], also=outside)
+
+
+def resolve_all(references: list[str], data: str) -> list[ModelRef]:
+    """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data."""
+    if references:
+        return list(dict.fromkeys(ref for reference in references for ref in resolve(reference)))
+    zoo = list(_classifiers(ZooModel(name, folder) for name, folder in model_folders().items()))
+    fitting = [model for model in zoo if load_card(model.folder).data == data]
+    if not fitting:
+        raise UserError(
+            f"the zoo has no classifier for the data set {data!r}",
+            expected=f"one of: {', '.join(sorted({load_card(m.folder).data for m in zoo})) or 'none'}",
+            got=data,
+            remedy="name your own model: FILE.py:NAME",
+        )
+    return list(fitting)
+
+
+def _classifiers(models: Iterable[ZooModel]) -> Iterator[ZooModel]:
+    return (model for model in models if load_card(model.folder).family != "denoiser")
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text.lower()).strip("-.")

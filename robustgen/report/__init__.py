@@ -1,0 +1,1 @@
+"""The report: ``summary`` turns stored rows into numbers, ``render`` turns numbers into a page."""

@@ -1,0 +1,150 @@
+"""The columns of the main table: which numbers stand in it, how they are called and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from robustgen.metrics.compare import Key
+from robustgen.metrics.estimates import worst_name
+from robustgen.threat import ThreatModel
+
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+EVERYWHERE = ("accuracy", "robust_accuracy", "guidance_gain")
+SHARES = frozenset(
+    "accuracy robust_accuracy corruption_accuracy ece adaptive_ece auroc aupr_in aupr_out "
+    "fpr95_at_id_tpr fpr95_at_ood_tpr guidance_gain".split()
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: the group it stands under, its title, its meaning in plain words, and its numbers."""
+
+    group: str
+    title: str
+    meaning: str
+    key: Key
+    higher_is_better: bool
+
+
+def columns(content: dict[str, Any]) -> list[Column]:
+    """The columns for which any model has a number, in reading order."""
+    present = {Key(m["evaluation"], m["variant"], m["metric"]) for m in content["metrics"]}
+    return [column for column in _candidates(content) if column.key in present]
+
+
+def _candidates(content: dict[str, Any]) -> Iterator[Column]:
+    yield Column(
+        "Clean", "accuracy", "share of the test pictures, as they are, that the model gets right",
+        Key("clean", "", "accuracy"), True,
+    )  # fmt: skip
+    yield from _attacked(content)
+    yield Column(
+        "Corrupted", "accuracy", "accuracy on noisy, brighter, paler, ... pictures: mean over kinds and severities",
+        Key("corruptions", "all", "corruption_accuracy"), True,
+    )  # fmt: skip
+    yield Column(
+        "Calibrated", "ECE ↓", "expected calibration error on clean pictures: how far confidence is from the "
+        "share right; lower is better", Key("clean", "", "ece"), False,
+    )  # fmt: skip
+    for detail in _of_kind(content, "ood"):
+        yield Column(
+            "Foreign", f"{detail['data']} AUROC", f"how well the logsumexp of the logits tells the data from "
+            f"{detail['data']}: 50 is chance, 100 perfect", Key(detail["name"], "energy", "auroc"), True,
+        )  # fmt: skip
+    yield from _gradients(content)
+
+
+def _attacked(content: dict[str, Any]) -> Iterator[Column]:
+    attacks = _of_kind(content, "attack")
+    for norm, eps in headline_eps(content):
+        group = f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
+        for detail in attacks:
+            if detail["cascade"] and (detail["norm"], detail["eps"]) == (norm, eps):
+                yield Column(
+                    group, detail["name"].removesuffix(f"-{ThreatModel(norm, eps).slug}"),
+                    f"share still right after the cascade {', '.join(detail['cascade'])}",
+                    Key(detail["name"], "", "robust_accuracy"), True,
+                )  # fmt: skip
+        yield Column(
+            group, "worst case", "share right under every attack of this norm up to this size, and without any",
+            Key(worst_name(norm, eps), "", "robust_accuracy"), True,
+        )  # fmt: skip
+
+
+def _gradients(content: dict[str, Any]) -> Iterator[Column]:
+    for detail in _of_kind(content, "gradients"):
+        for sigma in detail["sigmas"]:
+            yield Column(
+                "Guidance gain", f"σ {sigma:g}", "by how much the class gradient, added to a reference denoiser, "
+                f"lowers its error at noise {sigma:g}; below 0 it does harm",
+                Key(detail["name"], f"sigma-{sigma:g}", "guidance_gain"), True,
+            )  # fmt: skip
+        for sigma in detail["sigmas"]:
+            yield Column(
+                "PSNR over Wiener, dB", f"σ {sigma:g}", "how far the model's own denoiser beats the best linear "
+                f"one at noise {sigma:g}; empty for models without a denoiser",
+                Key(detail["name"], f"sigma-{sigma:g}", "psnr_gain"), True,
+            )  # fmt: skip
+
+
+def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
+    """The (norm, eps) of the main table: the data's own of the protocol, and those of cascades.
+
+    A norm of which neither was run is shown at its largest eps.
+    """
+    of_data = content["protocol"].get("data") or {}
+    settings = of_data.get(content["data"]["name"]) or of_data.get("any") or {}
+    run = {(d["norm"], d["eps"]): bool(d["cascade"]) for d in _of_kind(content, "attack")}
+    chosen = {pair for pair, cascade in run.items() if cascade or settings.get("eps", {}).get(pair[0]) == pair[1]}
+    for norm in {norm for norm, _ in run} - {norm for norm, _ in chosen}:
+        chosen.add(max(pair for pair in run if pair[0] == norm))
+    return sorted(chosen, key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
+
+
+def _of_kind(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The evaluations of a kind that any model has, in the order of the first that has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for model in content["models"]:
+        for detail in model["evaluations"]:
+            if detail["kind"] == kind:
+                found.setdefault(detail["name"], detail)
+    return list(found.values())
+
+
+def tested(content: dict[str, Any]) -> list[Key]:
+    """What models are compared in: the main table, and every accuracy and gain as a whole."""
+    keys = [column.key for column in columns(content)]
+    for metric in content["metrics"]:
+        key = Key(metric["evaluation"], metric["variant"], metric["metric"])
+        if key.metric == "guidance_gain" or (key.metric in EVERYWHERE and not key.variant):
+            keys.append(key)
+    return list(dict.fromkeys(keys))
+
+
+def eps_text(norm: Any, eps: float) -> str:
+    """An eps as people write it.
+
+    >>> eps_text("linf", 8 / 255), eps_text("l2", 0.5)
+    ('8/255', '0.5')
+    """
+    slug = ThreatModel(norm, eps).slug.removeprefix(f"{norm}-")
+    return slug.replace("-", "/")
+
+
+def format_value(metric: dict[str, Any], value: float | None = None) -> str:
+    """A number as the report shows it: shares in percent, others as they are; gains with their sign."""
+    value = metric["value"] if value is None else value
+    shown = 100 * value if metric["metric"] in SHARES else value
+    sign = "+" if metric["metric"] in ("guidance_gain", "psnr_gain") else ""
+    digits = 3 if metric["metric"] in ("nll", "brier", "temperature", "bits_per_dim") else 1
+    if abs(shown) >= 1000:
+        digits = 0
+    return f"{shown:{sign}.{digits}f}".replace("-", "−")
+
+
+def format_interval(metric: dict[str, Any]) -> str:
+    """The 95 % interval of a number, in the same form."""
+    return f"{format_value(metric, metric['ci_low'])} to {format_value(metric, metric['ci_high'])}"

@@ -1,0 +1,211 @@
+"""Example pictures: what an attack did, and what a model's gradient adds to the reference denoiser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustgen.errors import UserError
+from robustgen.metrics.rows import Run
+from robustgen.report.columns import headline_eps
+from robustgen.store import RunStore
+
+Array = np.ndarray
+SAMPLES = 3  # shown
+SEARCHED = 32  # looked through for them
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, with its text alternative and a line below it."""
+
+    uri: str
+    alt: str
+    caption: str
+    emphasis: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A table of pictures: a first row that all models share, then a row a model.
+
+    A cell holds the pictures that belong together; an empty one says that there are none.
+    """
+
+    title: str
+    intro: str
+    heads: list[str]
+    rows: list[tuple[str, list[list[Picture]]]]
+
+
+def png(picture: Array, low: float = 0.0, high: float = 1.0) -> str:
+    """A picture (channels, height, width) as a PNG data URI; low is black, high white, beyond is clipped."""
+    from PIL import Image
+
+    scaled = np.clip((picture - low) / (high - low), 0, 1)
+    levels = np.round(255 * scaled).astype(np.uint8)
+    image = Image.fromarray(levels[0] if len(levels) == 1 else levels[:3].transpose(1, 2, 0))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def signed_png(picture: Array, scale: float) -> str:
+    """A difference of pictures: grey is 0, lighter adds, darker takes away, ``scale`` is white."""
+    return png(picture, -scale, scale)
+
+
+def clean_pictures(data: dict[str, Any]) -> Array:
+    """The test pictures (n, channels, height, width) that the runs were made on, or a UserError."""
+    from robustgen.data import load
+
+    dataset = load(data.get("source") or data["name"])
+    if dataset.fingerprint != data["fingerprint"]:
+        raise UserError("the data at hand are not those of the run", got=dataset.fingerprint)
+    return dataset.images.numpy()
+
+
+def galleries(content: dict[str, Any], pairs: list[tuple[RunStore, Run]], clean: Array) -> list[Gallery]:
+    """The galleries for which pictures are stored."""
+    found = [_attack_gallery(content, pairs, clean), _guidance_gallery(pairs, clean)]
+    return [gallery for gallery in found if gallery is not None]
+
+
+# --- attacks ---------------------------------------------------------------------------------------
+
+
+def _attack_gallery(
+    content: dict[str, Any], pairs: list[tuple[RunStore, Run]], clean: Array
+) -> Gallery | None:
+    """The first samples that all models get right, and what the main table's hardest attack made of them."""
+    runs = [run for _, run in pairs]
+    detail = _shown_attack(content, runs)
+    if detail is None:
+        return None
+    evaluation, names = detail["name"], content["data"]["class_names"]
+    stored = {run.model: _adversarial(store, evaluation) for store, run in pairs}
+    samples = _samples(runs, [pictures for pictures in stored.values() if pictures])
+    if not samples:
+        return None
+    moved = [np.abs(p[i] - clean[i].ravel()).max() for p in stored.values() for i in samples if i in p]
+    scale = float(max(moved)) or 1.0
+    rows = [("clean", [[_labelled(run, clean[i], i, names) for run in runs[:1]] for i in samples])]
+    for run in runs:
+        found = stored[run.model]
+        cells = [_attacked(run, evaluation, i, clean[i], found.get(i), names, scale) for i in samples]
+        if any(cells):
+            rows.append((run.model, cells))
+    intro = (
+        f"Under {evaluation}: the perturbation (grey is none, white and black are ±{scale:.2g}) and the "
+        "picture that the model was shown, with what it saw in it."
+    )
+    return Gallery("What the attack did", intro, [f"sample {i}" for i in samples], rows)
+
+
+def _shown_attack(content: dict[str, Any], runs: list[Run]) -> dict[str, Any] | None:
+    """A cascade of the main table, else any attack of it, else any attack at all."""
+    wanted = set(headline_eps(content))
+    found = [evaluation.detail for run in runs for evaluation, _ in run.of_kind("attack")]
+    return max(found, key=lambda d: ((d["norm"], d["eps"]) in wanted, bool(d["cascade"])), default=None)
+
+
+def _adversarial(store: RunStore, evaluation: str) -> dict[int, Array]:
+    table = store.adversarial(evaluation, SEARCHED)
+    if table is None:
+        return {}
+    return dict(zip(table["sample_id"].to_pylist(), np.asarray(table["image"].to_pylist()), strict=True))
+
+
+def _samples(runs: list[Run], stored: list[dict[int, Array]]) -> list[int]:
+    """The first samples that have pictures everywhere, those first that every model gets right."""
+    if not stored:
+        return []
+    ids = sorted(set.intersection(*(set(pictures) for pictures in stored)))
+    wrong = {i for run in runs for _, rows in run.of_kind("clean") for i in rows.ids[~rows.correct].tolist()}
+    return sorted(sorted(ids, key=lambda i: (i in wrong, i))[:SAMPLES])
+
+
+def _labelled(run: Run, picture: Array, sample: int, names: list[str]) -> Picture:
+    labels = {int(i): int(y) for _, rows in run.of_kind("attack") for i, y in zip(rows.ids, rows.labels, strict=True)}
+    label = _name(names, labels[sample])
+    return Picture(png(picture), f"clean picture of {label}", label)
+
+
+def _attacked(
+    run: Run, evaluation: str, sample: int, clean: Array, found: Array | None, names: list[str], scale: float
+) -> list[Picture]:
+    rows = run.evaluations[evaluation].rows if evaluation in run.evaluations else None
+    if found is None or rows is None or sample not in rows.ids:
+        return []
+    place = int(np.searchsorted(rows.ids, sample))
+    seen, right = _name(names, int(rows.prediction[place])), bool(rows.correct[place])
+    picture = found.reshape(clean.shape)
+    verdict = f"still {seen}" if right else f"→ {seen}"
+    return [
+        Picture(signed_png(picture - clean, scale), f"perturbation of sample {sample} against {run.model}", ""),
+        Picture(png(picture), f"adversarial picture, seen as {seen}", verdict, not right),
+    ]
+
+
+def _name(names: list[str], label: int) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+# --- gradients -------------------------------------------------------------------------------------
+
+
+def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
+    """The first stored samples at the middle noise level: what each model's gradient adds."""
+    tables = {run.model: _pictures_of(store, run) for store, run in pairs}
+    known = [table for table in tables.values() if len(table)]
+    if not known:
+        return None
+    sigmas = sorted(known[0]["sigma"].unique())
+    sigma = sigmas[len(sigmas) // 2]
+    tables = {model: t[t["sigma"] == sigma].set_index("sample_id") for model, t in tables.items() if len(t)}
+    samples = sorted(set.intersection(*(set(t.index) for t in tables.values())))[:SAMPLES]
+    if not samples:
+        return None
+    first, shape = next(iter(tables.values())), clean.shape[1:]
+    rows = [("given to all", [_given(first.loc[i], clean[i]) for i in samples])]
+    rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
+    intro = (
+        f"Noise of σ = {sigma:g} was added, and one reference denoiser, the same for all, removes it. Each model's "
+        "class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing, white and "
+        "black are ±0.5. A gradient that means something draws strokes of the label's class."
+    )
+    return Gallery("What the gradient adds", intro, [f"sample {i}" for i in samples], rows)
+
+
+def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
+    for evaluation in run.guidance:
+        table = store.table(evaluation, "guidance", SEARCHED)
+        if table is not None:
+            return table.to_pandas().dropna(subset=["noisy", "reference", "guidance"])
+    return pd.DataFrame()
+
+
+def _given(row: pd.Series, clean: Array) -> list[Picture]:
+    noisy, reference = (np.asarray(row[c], dtype=np.float64).reshape(clean.shape) for c in ("noisy", "reference"))
+    return [
+        Picture(png(clean), "clean picture", "clean"),
+        Picture(png(noisy), "noisy picture", "noisy"),
+        Picture(png(reference), "answer of the reference denoiser", "reference"),
+    ]
+
+
+def _added(row: pd.Series, shape: tuple[int, ...], model: str) -> list[Picture]:
+    guidance, reference = (np.asarray(row[c], dtype=np.float64).reshape(shape) for c in ("guidance", "reference"))
+    gain = 1 - row["guided_error"] / row["reference_error"]
+    return [
+        Picture(signed_png(guidance, 0.5), f"class gradient of {model}", "gradient"),
+        Picture(
+            png(reference + guidance), f"reference plus gradient of {model}",
+            f"sum: error {-100 * gain:+.0f} %".replace("-", "−"), gain < 0,
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,175 @@
+"""Charts as inline SVG, written by hand: small, sharp, and in the colours of the page's theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+DASHES = ("", "6 3", "2 3", "8 3 2 3")
+COLOURS = 8
+
+
+def style(index: int) -> str:
+    """Colour and dash of the index-th series; dashes change where the colours begin anew."""
+    dash = DASHES[(index // COLOURS) % len(DASHES)]
+    return f"stroke:var(--series-{index % COLOURS})" + (f";stroke-dasharray:{dash}" if dash else "")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of points (x, y), with an interval of y at each where it has one; ``index`` is its colour."""
+
+    name: str
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    markers: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart. ``described`` says in words what a reader sees: the text alternative."""
+
+    title: str
+    described: str
+    x_label: str
+    y_label: str
+    series: list[Series] = field(default_factory=list)
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    zero_line: bool = False
+    diagonal: bool = False
+
+    def svg(self) -> str:
+        """The chart as an <svg> element."""
+        xs = self.x_range or _range([x for s in self.series for x in s.x])
+        ends = [v for s in self.series for v in (*s.y, *s.low, *s.high)] + ([0.0] if self.zero_line else [])
+        frame = _Frame(xs, self.y_range or _range(ends, 0.05))
+        parts = [frame.axes(self.x_label, self.y_label)]
+        if self.zero_line:
+            parts.append(frame.line([xs[0], xs[1]], [0, 0], "reference"))
+        if self.diagonal:
+            parts.append(frame.line(list(xs), list(xs), "reference"))
+        # staggered, so that intervals at one x can be told apart
+        for place, series in enumerate(self.series):
+            parts.append(_draw(frame, series, 2.0 * (place - (len(self.series) - 1) / 2)))
+        return element(self.title, self.described, WIDTH, HEIGHT, "".join(parts))
+
+
+def element(title: str, described: str, width: int, height: int, content: str, name: str = "chart") -> str:
+    """An <svg> that screen readers announce with its title and description."""
+    return (
+        f'<svg class="{name}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(f"{title}. {described}")}">{content}</svg>'
+    )
+
+
+def _draw(frame: _Frame, series: Series, shift: float) -> str:
+    parts = []
+    if series.low:
+        for x, low, high in zip(series.x, series.low, series.high, strict=True):
+            at = frame.px(x) + shift
+            parts.append(
+                f'<line class="whisker" style="{style(series.index)}" x1="{at:.1f}" x2="{at:.1f}" '
+                f'y1="{frame.py(low):.1f}" y2="{frame.py(high):.1f}"/>'
+            )
+    shift = shift if series.low else 0.0
+    parts.append(frame.line(series.x, series.y, "series", style(series.index), shift))
+    if series.markers:
+        fill = f"fill:var(--series-{series.index % COLOURS})"
+        parts += [
+            f'<circle style="{fill}" cx="{frame.px(x) + shift:.1f}" cy="{frame.py(y):.1f}" r="2.8"/>'
+            for x, y in zip(series.x, series.y, strict=True)
+        ]
+    return f"<g><title>{escape(series.name)}</title>{''.join(parts)}</g>"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Maps data to the pixels of the plot's area."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def px(self, value: float) -> float:
+        low, high = self.x
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def py(self, value: float) -> float:
+        low, high = self.y
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, x: Sequence[float], y: Sequence[float], name: str, how: str = "", shift: float = 0.0) -> str:
+        points = " ".join(f"{self.px(a) + shift:.1f},{self.py(b):.1f}" for a, b in zip(x, y, strict=True))
+        return f'<polyline class="{name}" style="{how}" points="{points}"/>'
+
+    def axes(self, x_label: str, y_label: str) -> str:
+        parts = []
+        for tick in ticks(*self.y):
+            y = self.py(tick)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>')
+        for tick in ticks(*self.x):
+            x = self.px(tick)
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(
+            f'<text class="label" x="12" y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle" '
+            f'transform="rotate(-90 12 {(TOP + HEIGHT - BOTTOM) / 2})">{escape(y_label)}</text>'
+        )
+        return "".join(parts)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers in [low, high], some 4 to 7 of them.
+
+    >>> ticks(0, 100)
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    """
+    rough = (high - low) / about
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def _range(values: Sequence[float], margin: float = 0.03) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low or abs(high) or 1.0) * margin
+    return low - room, high + room
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
+def reliability_svg(
+    name: str, described: str, confidence: Sequence[float], accuracy: Sequence[float], share: Sequence[float]
+) -> str:
+    """A reliability diagram: share right against confidence, a dot a bin, its area the bin's share of samples."""
+    size, pad = 190, 26
+
+    def at(value: float) -> float:
+        return value * (size - pad - 8)
+
+    parts = [
+        f'<line class="reference" x1="{pad}" y1="{size - pad}" x2="{size - 8}" y2="8"/>',
+        f'<path class="frame" d="M{pad} 8V{size - pad}H{size - 8}"/>',
+        f'<text x="{pad - 5}" y="14" text-anchor="end">1</text>',
+        f'<text x="{pad - 5}" y="{size - pad}" text-anchor="end">0</text>',
+        f'<text x="{size - 8}" y="{size - pad + 14}" text-anchor="end">1</text>',
+        f'<text x="{pad}" y="{size - pad + 14}">0</text>',
+    ]
+    for c, a, s in zip(confidence, accuracy, share, strict=True):
+        x, y = pad + at(c), size - pad - at(a)
+        parts.append(f'<line class="gap" x1="{x:.1f}" x2="{x:.1f}" y1="{size - pad - at(c):.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<circle class="bin" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 9 * math.sqrt(s):.1f}"/>')
+    return element(name, described, size, size, "".join(parts), "chart small")

@@ -1,0 +1,119 @@
+"""OUT/index.html: one self-contained page from summary.json and stored rows."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from robustgen.errors import UserError
+from robustgen.metrics.rows import Run, read_run
+from robustgen.report import pictures, sections
+from robustgen.report.plots import style
+from robustgen.report.reading import flag_groups, reading
+from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
+from robustgen.store import RunStore, atomic, read_json
+
+DETAILS = {
+    "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy",)),
+    "corruptions": ("Corruption by corruption", ("corruption_accuracy",)),
+    "calibration": ("All calibration measures", ("ece", "adaptive_ece", "nll", "brier", "temperature", "bits_per_dim")),
+    "foreign": ("All scores and measures", ("auroc", "aupr_in", "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr")),
+    "gradients": ("All noise levels", ("guidance_gain", "psnr", "psnr_gain")),
+}
+
+
+def render(out: Path) -> Path:
+    """Write OUT/index.html from OUT/summary.json and the rows of its runs; returns the page's path."""
+    content = read_json(out / "summary.json")
+    pairs = []
+    for model in content["models"]:
+        store = RunStore.read(out / model["path"])
+        pairs.append((store, read_run(store, content["n"])))
+    page = out / "index.html"
+    text = _environment().get_template("page.html.j2").render(_context(content, pairs))
+    with atomic(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("robustgen.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = style
+    return environment
+
+
+def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
+    runs = [run for _, run in pairs]
+    table = main_table(content)
+    shown, missing = _galleries(content, pairs)
+    return {
+        "summary": content,
+        "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
+        "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
+        "table": table,
+        "reading": reading(table),
+        "flags": flag_groups(content),
+        "curves": sections.curves(content),
+        "reliability": sections.reliability_diagrams(content, runs),
+        "roc": sections.roc_curves(content, runs),
+        "gradients": sections.gradient_charts(content),
+        "galleries": shown,
+        "no_pictures": missing,
+        "details": _details(content),
+        "tests": test_rows(content),
+        "environments": _environments(content),
+        "costs": [_cost(model) for model in content["models"]],
+        "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
+    }
+
+
+def _galleries(
+    content: dict[str, Any], pairs: list[tuple[RunStore, Run]]
+) -> tuple[list[pictures.Gallery], str]:
+    """The example pictures, and why there are none."""
+    try:
+        clean = pictures.clean_pictures(content["data"])
+    except UserError as error:
+        return [], f"No example pictures: {error.what}."
+    shown = pictures.galleries(content, pairs, clean)
+    return shown, "" if shown else "No example pictures: the runs stored none."
+
+
+def _details(content: dict[str, Any]) -> dict[str, DetailTable | None]:
+    return {place: detail_table(content, title, metrics) for place, (title, metrics) in DETAILS.items()}
+
+
+def _cost(model: dict[str, Any]) -> dict[str, Any]:
+    """What a model's run cost: calls a picture over all evaluations, and wall time."""
+    costs = model["costs"]
+    return {
+        "model": model["name"],
+        "parameters": model["parameters"],
+        "forwards": sum(c["forwards"] for c in costs),
+        "backwards": sum(c["backwards"] for c in costs),
+        "seconds": sum(c["seconds"] for c in costs),
+    }
+
+
+def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Versions and machine, once for all models that share them."""
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    for model in content["models"]:
+        versions = {key: value for key, value in model["environment"].items() if key != "reference"}
+        versions |= {"device": model["run"]["kernels"]["device"], "batch": model["run"]["batch"]}
+        known = next((names for other, names in found if other == versions), None)
+        if known is None:
+            found.append((versions, [model["name"]]))
+        else:
+            known.append(model["name"])
+    return found

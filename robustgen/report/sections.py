@@ -1,0 +1,190 @@
+"""What the page shows below its main table: charts with their legends, and what they say in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robustgen.metrics import calibration, ood
+from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.rows import Run
+from robustgen.report.columns import NORMS, eps_text
+from robustgen.report.plots import Chart, Series, reliability_svg
+
+Numbers = dict[tuple[str, str, str, str], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with a caption; ``legend`` lists (name, colour index) of its lines."""
+
+    title: str
+    svg: str
+    legend: list[tuple[str, int]]
+
+
+def by_key(content: dict[str, Any]) -> Numbers:
+    """The metrics of a summary by (model, evaluation, variant, metric)."""
+    return {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
+
+
+def names_of(content: dict[str, Any]) -> list[str]:
+    """The models in the order of the report; a model's place is its colour."""
+    return [model["name"] for model in content["models"]]
+
+
+# --- accuracy against eps --------------------------------------------------------------------------
+
+
+def curves(content: dict[str, Any]) -> list[Figure]:
+    """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean)."""
+    numbers = by_key(content)
+    attacks = {
+        (d["norm"], d["eps"]) for m in content["models"] for d in m["evaluations"] if d["kind"] == "attack"
+    }
+    return [
+        figure
+        for norm in NORMS
+        if (figure := _curve(content, numbers, norm, sorted(e for n, e in attacks if n == norm))) is not None
+    ]
+
+
+def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[float]) -> Figure | None:
+    lines, words = [], []
+    for index, model in enumerate(names_of(content)):
+        points = [(0.0, numbers.get((model, "clean", "", "accuracy")))]
+        points += [(eps, numbers.get((model, worst_name(norm, eps), "", "robust_accuracy"))) for eps in all_eps]
+        known = [(eps, metric) for eps, metric in points if metric is not None]
+        if len(known) > 1:
+            lines.append(_line(model, index, [eps for eps, _ in known], [metric for _, metric in known], 100))
+            said = ", ".join(f"{100 * m['value']:.1f} at {eps_text(norm, e) if e else 0}" for e, m in known)
+            words.append(f"{model}: {said}")
+    if not lines:
+        return None
+    title = f"Accuracy under attack, {NORMS[norm]}"
+    chart = Chart(
+        title, "; ".join(words), "size of the perturbation (pixel units)", "worst-case accuracy, %", lines, y_range=(0, 100)
+    )
+    return _figure(title, chart)
+
+
+def _line(name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0) -> Series:
+    low, y, high = ([scale * m[key] for m in metrics] for key in ("ci_low", "value", "ci_high"))
+    return Series(name, index, x, y, low, high)
+
+
+def _figure(title: str, chart: Chart) -> Figure:
+    return Figure(title, chart.svg(), [(series.name, series.index) for series in chart.series])
+
+
+# --- calibration -----------------------------------------------------------------------------------
+
+
+def reliability_diagrams(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
+    """A small diagram a model, of the clean rows as they are."""
+    numbers = by_key(content)
+    found = []
+    for run in runs:
+        rows = run.first("clean")
+        if rows is None:
+            continue
+        bins = calibration.reliability(np.exp(rows.log_probabilities), rows.labels)
+        full = bins.count > 0
+        confidence, accuracy = bins.confidence[full].tolist(), bins.accuracy[full].tolist()
+        error = numbers.get((run.model, "clean", "", "ece"))
+        said = "; ".join(f"confidence {c:.2f}: {a:.2f} right" for c, a in zip(confidence, accuracy, strict=True))
+        share = (bins.count[full] / len(rows)).tolist()
+        svg = reliability_svg(f"Reliability of {run.model}", said, confidence, accuracy, share)
+        gap = f"ECE {100 * error['value']:.1f} %" if error else ""
+        found.append(Figure(f"{run.model} · {gap}", svg, []))
+    return found
+
+
+# --- foreign pictures ------------------------------------------------------------------------------
+
+
+def roc_curves(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
+    """A chart a foreign set: ROC curves of every model's energy score."""
+    evaluations = {e.name: e.detail for run in runs for e, _ in run.of_kind("ood")}
+    return [figure for name, d in evaluations.items() if (figure := _roc(content, runs, name, d["data"]))]
+
+
+def _roc(content: dict[str, Any], runs: list[Run], evaluation: str, data: str) -> Figure | None:
+    numbers, lines, words = by_key(content), [], []
+    for index, run in enumerate(runs):
+        clean, found = run.first("clean"), run.evaluations.get(evaluation)
+        if clean is None or found is None or found.rows is None:
+            continue
+        curve = ood.roc(ood.scores(clean)["energy"], ood.scores(found.rows)["energy"])
+        x, y = _corners(100 * curve.foreign, 100 * curve.own)
+        lines.append(Series(run.model, index, x, y, markers=False))
+        area = numbers.get((run.model, evaluation, "energy", "auroc"))
+        words.append(f"{run.model}: AUROC {100 * area['value']:.1f}" if area else run.model)
+    if not lines:
+        return None
+    title = f"{content['data']['name']} against {data}"
+    chart = Chart(
+        title, "; ".join(words), f"{data} accepted, %", f"{content['data']['name']} accepted, %", lines,
+        x_range=(0, 100), y_range=(0, 100), diagonal=True,
+    )  # fmt: skip
+    return _figure(title, chart)
+
+
+def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """The same step curve without the points on its straight parts, and at most some 300 points."""
+    turns = np.r_[True, (np.diff(x)[1:] * np.diff(y)[:-1] != np.diff(x)[:-1] * np.diff(y)[1:]), True]
+    keep = np.flatnonzero(turns)
+    keep = np.unique(np.r_[keep[:: max(1, math.ceil(len(keep) / 300))], keep[-1]])
+    return x[keep].tolist(), y[keep].tolist()
+
+
+# --- gradients -------------------------------------------------------------------------------------
+
+
+def gradient_charts(content: dict[str, Any]) -> list[Figure]:
+    """Guidance gain against sigma, and PSNR of the denoisers against sigma."""
+    found: list[Figure] = []
+    for evaluation, sigmas in _sigmas(content):
+        found += [f for f in (_gain(content, evaluation, sigmas), _denoising(content, evaluation, sigmas)) if f]
+    return found
+
+
+def _sigmas(content: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    found = {d["name"]: d["sigmas"] for m in content["models"] for d in m["evaluations"] if d["kind"] == "gradients"}
+    yield from found.items()
+
+
+def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
+    lines = _against_sigma(content, evaluation, sigmas, "sigma-{:g}", "guidance_gain", 100)
+    title = "Guidance gain"
+    words = "; ".join(f"{s.name}: {', '.join(f'{y:+.1f} at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines)
+    chart = Chart(title, words, "noise σ (pixel units)", "error removed, %", lines, zero_line=True)
+    return _figure(title, chart) if lines else None
+
+
+def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
+    lines = _against_sigma(content, evaluation, sigmas, "model-sigma-{:g}", "psnr", 1)
+    shared = len(names_of(content))
+    for place, (who, called) in enumerate((("reference", "reference denoiser"), ("wiener", "Wiener filter"))):
+        given = _against_sigma(content, evaluation, sigmas, f"{who}-sigma-{{:g}}", "psnr", 1)[:1]
+        lines += [Series(called, shared + place, s.x, s.y, s.low, s.high) for s in given]
+    title = "Denoising"
+    words = "; ".join(f"{s.name}: {', '.join(f'{y:.1f} dB at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines)
+    chart = Chart(title, words, "noise σ (pixel units)", "PSNR, dB", lines)
+    return _figure(title, chart) if lines else None
+
+
+def _against_sigma(
+    content: dict[str, Any], evaluation: str, sigmas: list[float], variant: str, metric: str, scale: float
+) -> list[Series]:
+    numbers, found = by_key(content), []
+    for index, model in enumerate(names_of(content)):
+        read = [(s, numbers.get((model, evaluation, variant.format(s), metric))) for s in sorted(sigmas)]
+        known = [(s, m) for s, m in read if m is not None]
+        if known:
+            found.append(_line(model, index, [s for s, _ in known], [m for _, m in known], scale))
+    return found

@@ -1,0 +1,133 @@
+"""From stored rows to summary.csv and summary.json: metrics, paired tests, flags, costs."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from robustgen import __version__
+from robustgen.errors import UserError
+from robustgen.metrics import Estimate, Run, compare, doubts, estimates, read_run
+from robustgen.metrics.estimates import is_finite
+from robustgen.report.columns import columns, format_value, tested
+from robustgen.store import RunStore, atomic, read_json, write_json
+from robustgen.types import Flag, Metric
+
+
+def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> dict[str, Any]:
+    """Compute every metric, paired test and flag of the runs; write OUT/summary.csv, then summary.json.
+
+    ``n``: samples asked for (None: all); ``command``: how to run it again. Returns what summary.json
+    holds.
+    """
+    if not runs:
+        raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
+    read = [read_run(store, n) for store in runs]
+    found = {run.model: estimates(run) for run in read}
+    flags = [flag for run in read for flag in doubts(run, found[run.model])]
+    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    kept = [e for several in found.values() for e in several if is_finite(e.metric)]
+    spec = runs[0].spec
+    content = {
+        "robustgen": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "n": n,
+        "data": spec["data"],
+        "protocol": spec["protocol"],
+        "models": [_model(out, store, run) for store, run in zip(runs, read, strict=True)],
+        "metrics": [asdict(estimate.metric) for estimate in kept],
+        "flags": [asdict(flag) for flag in flags],
+    }
+    content["comparisons"] = [asdict(test) for test in compare(kept, tested(content))]
+    _write_csv(out / "summary.csv", [estimate.metric for estimate in kept])
+    write_json(out / "summary.json", content)
+    return content
+
+
+def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | None]:
+    """The runs of several reports and the n that all of them have, for one page in ``out``.
+
+    Reports on other data or under another protocol are a UserError, as are two runs of one name.
+    """
+    summaries = {folder: read_json(folder / "summary.json") for folder in folders}
+    runs: dict[str, RunStore] = {}
+    for folder, summary in summaries.items():
+        for model in summary["models"]:
+            store = RunStore.read(folder / model["path"])
+            if store.model in runs:
+                raise UserError(
+                    f"two reports have a model named {store.model!r}",
+                    where=f"{runs[store.model].path} and {store.path}",
+                    remedy="leave one of them out",
+                )
+            runs[store.model] = store
+    _check_alike(list(runs.values()))
+    asked = [summary["n"] for summary in summaries.values() if summary["n"] is not None]
+    out.mkdir(parents=True, exist_ok=True)
+    return list(runs.values()), min(asked, default=None)
+
+
+def _check_alike(runs: list[RunStore]) -> None:
+    for store in runs[1:]:
+        for what, key in (("data", "fingerprint"), ("protocol", "name"), ("protocol", "version")):
+            ours, theirs = runs[0].spec[what][key], store.spec[what][key]
+            if ours != theirs:
+                raise UserError(
+                    f"these reports cannot stand in one table: another {what}",
+                    where=store.path,
+                    expected=f"{key} {ours}, as in {runs[0].path}",
+                    got=theirs,
+                )
+
+
+def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The main table as text: column titles, and one row a model."""
+    shown = columns(content)
+    by_key = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
+    rows = []
+    for model in content["models"]:
+        cells = [by_key.get((model["name"], *column.key)) for column in shown]
+        rows.append([model["name"], *(format_value(c) if c else "" for c in cells)])
+    return ["model", *(f"{column.group}\n{column.title}" for column in shown)], rows
+
+
+def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
+    return {
+        **store.spec["model"],
+        "path": Path(os.path.relpath(store.path, out)).as_posix(),
+        "run": {key: store.spec.get(key) for key in ("batch", "precision", "kernels")},
+        "environment": store.environment,
+        "evaluations": [e.detail for e in run.evaluations.values()],
+        "costs": [
+            {
+                "evaluation": evaluation.name,
+                "n": len(evaluation.rows),
+                "forwards": float(evaluation.rows.forwards.mean()),
+                "backwards": float(evaluation.rows.backwards.mean()),
+                "seconds": round(store.seconds(evaluation.name), 3),
+            }
+            for evaluation in run.evaluations.values()
+            if evaluation.rows is not None
+        ],
+    }
+
+
+def _not_finite(metric: Metric) -> Flag:
+    what = f"{metric.metric} {metric.variant}".strip()
+    return Flag(
+        metric.model, metric.evaluation, "not_finite", "error",
+        f"{what} is {metric.value:g} and was left out. Look at the model's logits ('robustgen check MODEL').",
+    )  # fmt: skip
+
+
+def _write_csv(file: Path, metrics: list[Metric]) -> None:
+    with atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([f.name for f in fields(Metric)])
+        writer.writerows(asdict(metric).values() for metric in metrics)

@@ -1,0 +1,125 @@
+"""The tables of the page: cells with their intervals, the best of each column, and what is tied with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from robustgen.metrics.compare import Key
+from robustgen.report.columns import Column, columns, format_interval, format_value
+from robustgen.report.sections import by_key, names_of
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table; ``mark`` is best, tied (with the best) or empty."""
+
+    metric: dict[str, Any]
+    text: str
+    interval: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """Models against evaluations; ``groups`` are (title, how many columns) of the upper header."""
+
+    columns: list[Column]
+    groups: list[tuple[str, int]]
+    rows: list[tuple[dict[str, Any], list[Cell | None]]]
+
+
+def main_table(content: dict[str, Any]) -> MainTable:
+    """The one table of models against evaluations."""
+    shown = columns(content)
+    groups: list[tuple[str, int]] = []
+    for column in shown:
+        if groups and groups[-1][0] == column.group:
+            groups[-1] = (column.group, groups[-1][1] + 1)
+        else:
+            groups.append((column.group, 1))
+    marks = {column.key: _marks(content, column) for column in shown}
+    numbers = by_key(content)
+    rows = []
+    for model in content["models"]:
+        name = model["name"]
+        cells = [cell(numbers.get((name, *column.key)), marks[column.key].get(name, "")) for column in shown]
+        rows.append((model, cells))
+    return MainTable(shown, groups, rows)
+
+
+def cell(metric: dict[str, Any] | None, mark: str = "") -> Cell | None:
+    """A metric as a cell; None where there is none."""
+    return Cell(metric, format_value(metric), format_interval(metric), mark) if metric else None
+
+
+def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
+    """Who is best in a column, and who is not different from the best by the corrected paired test."""
+    values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
+    if len(values) < 2:
+        return {}
+    top = (max if column.higher_is_better else min)(values.values())
+    best = {model for model, value in values.items() if value == top}
+    tied = set()
+    for test in content["comparisons"]:
+        pair = {test["model_a"], test["model_b"]}
+        if _key(test) == column.key and pair & best and test["p_holm"] >= ALPHA:
+            tied |= pair - best
+    return dict.fromkeys(tied, "tied") | dict.fromkeys(best, "best")
+
+
+def _key(entry: dict[str, Any]) -> Key:
+    return Key(entry["evaluation"], entry["variant"], entry["metric"])
+
+
+@dataclass(frozen=True)
+class DetailTable:
+    """Every number of some metrics: a row a (evaluation, variant, metric), a column a model."""
+
+    title: str
+    models: list[str]
+    rows: list[tuple[Key, str, list[Cell | None]]]
+
+
+def detail_table(content: dict[str, Any], title: str, metrics: tuple[str, ...]) -> DetailTable | None:
+    """All numbers of ``metrics``, or None where there are none."""
+    numbers, models = by_key(content), names_of(content)
+    keys = list(dict.fromkeys(_key(m) for m in content["metrics"] if m["metric"] in metrics))
+    rows = [(key, _unit(numbers, key), [cell(numbers.get((model, *key))) for model in models]) for key in keys]
+    return DetailTable(title, models, rows) if rows else None
+
+
+def _unit(numbers: dict[Any, dict[str, Any]], key: Key) -> str:
+    metric = next(m for (_, *rest), m in numbers.items() if Key(*rest) == key)
+    from robustgen.report.columns import SHARES
+
+    return "%" if key.metric in SHARES else metric["unit"]
+
+
+def test_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paired tests of the main table's columns, with their numbers as text."""
+    titles = {column.key: f"{column.group}: {column.title}" for column in columns(content)}
+    found = []
+    for test in content["comparisons"]:
+        if _key(test) in titles:
+            found.append({
+                **test,
+                "title": titles[_key(test)],
+                "shown": format_value(test, test["difference"]),
+                "interval": format_interval(test),
+                "p_text": p_text(test["p"]),
+                "holm_text": p_text(test["p_holm"]),
+                "differs": test["p_holm"] < ALPHA,
+            })  # fmt: skip
+    return found
+
+
+def p_text(p: float) -> str:
+    """A p value as people write it.
+
+    >>> p_text(0.04321), p_text(1e-7)
+    ('0.043', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,94 @@
+"""Adversarial training: the loss is taken at perturbed pictures inside the threat's ball.
+
+PGD-AT (Madry et al. 2018, equation 2.1): min_theta E max_{|d| <= eps} -log p(y | x + d).
+TRADES (Zhang et al. 2019, equation 5): min_theta E [-log p(y | x) + beta max_d KL(p(. | x) || p(. | x + d))].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustgen.classifiers.base import Classifier
+from robustgen.threat import ThreatModel
+from robustgen.training import Objective, accuracy, frozen
+from robustgen.training.recipe import AdversarialSpec
+
+
+def ascend(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Projected gradient ascent from a random start; returns pictures in the ball and the box.
+
+    ``loss`` maps pictures to a scalar. Steps are the sign of the gradient in Linf, and the gradient
+    scaled to length 1 in L2 and L1.
+    """
+    start = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
+    x_adv = threat.project(x, x + threat.eps * start)
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        grad = torch.autograd.grad(loss(x_adv), x_adv)[0]
+        if threat.norm == "linf":
+            direction = grad.sign()
+        else:
+            direction = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        x_adv = threat.project(x, x_adv.detach() + step_size * direction)
+    return x_adv
+
+
+class Adversarial(Objective):
+    """PGD-AT, or TRADES where ``spec.beta`` is set. The attack runs in evaluation mode."""
+
+    spec: AdversarialSpec
+
+    def loss(
+        self, model: Classifier, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        share = min(1.0, self.progress / self.spec.warm_up) if self.spec.warm_up else 1.0
+        threat = ThreatModel(self.spec.norm, self.spec.eps * max(share, 0.01))
+        x_adv = self.perturb(model, x, y, threat, generator)
+        adversarial = model.logits(x_adv)
+        smoothing = self.spec.label_smoothing
+        if self.spec.beta is None:
+            loss = functional.cross_entropy(adversarial, y, label_smoothing=smoothing)
+            return loss, {"robust_accuracy": accuracy(adversarial, y)}
+        clean = model.logits(x)
+        natural = functional.cross_entropy(clean, y, label_smoothing=smoothing)
+        divergence = _divergence(clean, adversarial)
+        parts = {
+            "natural": float(natural.detach()),
+            "divergence": float(divergence.detach()),
+            "accuracy": accuracy(clean, y),
+            "robust_accuracy": accuracy(adversarial, y),
+        }
+        return natural + self.spec.beta * divergence, parts
+
+    def perturb(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
+        """The inner maximum, found approximately: pictures in the ball of ``threat`` around x."""
+        with frozen(model):
+            clean = model.logits(x).detach()
+
+            def gain(z: Tensor) -> Tensor:
+                logits = model.logits(z)
+                if self.spec.beta is None:
+                    return functional.cross_entropy(logits, y, reduction="sum")
+                return _divergence(clean, logits) * len(z)
+
+            step_size = self.spec.step_size * threat.eps / self.spec.eps
+            return ascend(gain, x, threat, self.spec.steps, step_size, generator)
+
+
+def _divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Mean over the batch of KL(softmax(clean) || softmax(adversarial)), in nats."""
+    log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()

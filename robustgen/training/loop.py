@@ -1,0 +1,234 @@
+"""The one training loop: any objective, resumed after a crash as if nothing had happened."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from robustgen import config, data
+from robustgen.classifiers import build
+from robustgen.errors import UserError
+from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
+from robustgen.training.augment import augment
+from robustgen.training.recipe import Optimiser, Recipe
+
+LARGEST_LOSS = 1e8  # JEM's own limit; beyond it no training has ever come back
+REMEDY = "a smaller learning rate, a longer warm-up, or clip"
+LOG_EVERY = 10  # steps
+
+
+def train(
+    recipe_path: Path | str,
+    out: Path | str | None = None,
+    root: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    fresh: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Train what a recipe describes and write weights.safetensors and card.yaml; returns their folder.
+
+    ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>);
+    ``root``: where data sets lie. An unfinished training goes on from its last checkpoint, and ends
+    with the same bits as one that was never interrupted (on the same kind of machine, with as many
+    threads); ``fresh`` starts anew. Raises UserError for a wrong recipe and where the loss diverges.
+    """
+    recipe_path = Path(recipe_path)
+    recipe = config.read(Recipe, recipe_path)
+    folder = Path(out) if out is not None else Path("models") / recipe.name
+    card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
+    if fresh:
+        checkpoint.cache_folder(recipe).joinpath(checkpoint.FILE).unlink(missing_ok=True)
+    samples = data.load(recipe.data, "train", root=root)
+    console = console or Console(stderr=True)
+    with torch.random.fork_rng(devices=[]):
+        run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
+        run.finish()
+    card |= {"options": run.options, "provenance": samples.provenance}
+    publish.publish(run.average, card, folder, recipe_path)
+    return folder
+
+
+def seeded(device: torch.device, *parts: object) -> torch.Generator:
+    """A generator whose seed is the hash of ``parts``: what a step draws depends on nothing before it."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def learning_rate(spec: Optimiser, step: int, total: int) -> float:
+    """The rate of a step: linear warm-up, then constant, or half a cosine down to 0."""
+    if step < spec.warm_up:
+        return spec.lr * (step + 1) / spec.warm_up
+    if spec.schedule == "constant":
+        return spec.lr
+    return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - spec.warm_up) / max(1, total - spec.warm_up)))
+
+
+class Run:
+    """One training: built from its recipe or from its checkpoint, then finished."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, samples: data.Dataset, device: torch.device, console: Console
+    ) -> None:
+        self.recipe, self.data, self.device, self.console = recipe, samples, device, console
+        shape = {"num_classes": len(samples.class_names), "input_shape": list(samples.shape)}
+        self.options = recipe.options | shape
+        torch.manual_seed(recipe.seed)
+        self.model: Any = build(recipe.arch, self.options, where=recipe.name, folder=folder).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimiser = make_optimiser(recipe.optimiser, self.model)
+        self.objective: Objective = make_objective(recipe.objective, samples)
+        self.x, self.y = samples.images.to(device), samples.labels.to(device)
+        self.total = recipe.total_steps(len(samples))
+        self.done, self.restarts = 0, 0  # steps; times that it went back after the loss diverged
+        self.folder = checkpoint.cache_folder(recipe)
+        self.file = self.folder / checkpoint.FILE
+        if self.restore() and self.done < self.total:
+            step = f"step {self.done} of {self.total}"
+            console.print(f"{recipe.name}: going on from {step} ({self.file})")
+        self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
+
+    def finish(self) -> None:
+        """Run the remaining steps, back to the last checkpoint where the loss diverges."""
+        if self.done == 0:
+            self.save()
+        with Progress(console=self.console) as progress:
+            task = progress.add_task(self.recipe.name, total=self.total, completed=self.done)
+            while self.done < self.total:
+                try:
+                    parts = self.step()
+                    saved = self.done % self.recipe.checkpoint_every == 0 or self.done == self.total
+                    if saved:
+                        self.save()
+                except Diverged as error:
+                    self.recover(error)
+                    continue
+                if self.done % LOG_EVERY == 0 or self.done == self.total:
+                    self.curve.add(self.done, parts)
+                words = ", ".join(f"{key} {value:.4g}" for key, value in parts.items())
+                progress.update(task, completed=self.done, description=f"{self.recipe.name}: {words}")
+                if saved and not self.console.is_terminal:
+                    self.console.print(f"{self.recipe.name}: step {self.done} of {self.total}: {words}")
+
+    def step(self) -> dict[str, float]:
+        """One step of the optimiser; returns the loss and its parts."""
+        recipe = self.recipe
+        generator = seeded(self.device, recipe.seed, "step", self.done, self.restarts)
+        torch.manual_seed(generator.initial_seed())  # of dropout and other layers that draw by themselves
+        rows = self.batch_rows()
+        x = augment(self.x[rows], recipe.augment, generator)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe.optimiser, self.done, self.total)
+        self.model.train()
+        self.objective.progress = self.done / self.total
+        loss, parts = self.objective.loss(self.model, x, self.y[rows], generator)
+        value = float(loss.detach())
+        if not abs(value) <= LARGEST_LOSS:  # true for NaN
+            raise Diverged(
+                "the loss has diverged",
+                expected=f"a number within {LARGEST_LOSS:g}",
+                got=value,
+                remedy=REMEDY,
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.optimiser.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimiser.clip)
+        self.optimiser.step()
+        self.done += 1
+        self.update_average()
+        return {"loss": value, **parts}
+
+    def batch_rows(self) -> Tensor:
+        """Rows of this step's batch: each epoch is a permutation of its own, cut into full batches."""
+        epoch, place = divmod(self.done, self.recipe.steps_per_epoch(len(self.x)))
+        generator = seeded(torch.device("cpu"), self.recipe.seed, "epoch", epoch)
+        order = torch.randperm(len(self.x), generator=generator)
+        return order[place * self.recipe.batch : (place + 1) * self.recipe.batch].to(self.device)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights; early on the average is short, so that it forgets the start."""
+        decay = min(self.recipe.ema or 0.0, self.done / (self.done + 10))
+        for mean, now in zip(_tensors(self.average), _tensors(self.model), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def recover(self, error: Diverged) -> None:
+        """Back to the last checkpoint; on from there with other draws while the recipe allows it."""
+        step, restarts = self.done, self.restarts
+        self.restore()
+        if restarts >= self.recipe.restarts:
+            raise Diverged(
+                f"training {self.recipe.name!r} stopped at step {step}: {error.what}",
+                where=f"the last good state is step {self.done}, in {self.file}",
+                **{k: error.details[k] for k in ("expected", "got")},
+                remedy=f"change the recipe: {error.details['remedy']}",
+            ) from None
+        self.restarts = restarts + 1
+        self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
+        self.console.print(f"{self.recipe.name}: {error.what} at step {step}; back to step {self.done}")
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a weight is no number: that is divergence too."""
+        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values()):
+            raise Diverged("the weights have diverged", expected="finite numbers", remedy=REMEDY)
+        content = {
+            "data": self.data.fingerprint, "step": self.done, "restarts": self.restarts,
+            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "objective": self.objective.state_dict(),
+        }  # fmt: skip
+        checkpoint.save(self.file, content)
+
+    def restore(self) -> bool:
+        """Take the state of the checkpoint; False where there is none."""
+        content = checkpoint.load(self.file, self.device)
+        if content is None:
+            return False
+        if content.get("data") != self.data.fingerprint:
+            raise UserError(
+                "this training was begun on other data",
+                where=self.file,
+                expected=f"{self.data.name} with the fingerprint {self.data.fingerprint}",
+                got=content.get("data"),
+                remedy="name the data root that it was begun with, or delete the file",
+            )
+        try:
+            self.model.load_state_dict(content["model"])
+            self.average.load_state_dict(content["average"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.objective.load_state_dict(content["objective"])
+            self.done, self.restarts = content["step"], content["restarts"]
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                "the checkpoint is of another version of this model",
+                where=self.file,
+                got=str(error).splitlines()[0][:200],
+                remedy="delete the file; the training then starts anew",
+            ) from None
+        return True
+
+
+def make_optimiser(spec: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser; weights decay, biases and the scales of norm layers do not."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    decays = [(matrices, spec.weight_decay), (vectors, 0.0)]
+    groups = [{"params": params, "weight_decay": decay} for params, decay in decays if params]
+    if spec.kind == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=spec.lr)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,0 +1,56 @@
+"""What a training leaves behind: a folder with weights, the card that describes them, and the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from robustgen import config
+from robustgen.config import ModelCard, Weights
+from robustgen.training.checkpoint import write_atomically
+from robustgen.training.recipe import Recipe
+
+
+def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The card of a model that is not trained yet; its name is that of its folder."""
+    content = {
+        "name": folder.resolve().name,
+        **{key: getattr(recipe, key) for key in ("family", "summary", "data", "arch")},
+        **{key: getattr(recipe, key) for key in ("licence", "reference", "tried")},
+    }
+    config.validate(ModelCard, content, where=folder)
+    return content
+
+
+def publish(model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: Path) -> None:
+    """Write weights.safetensors, recipe.yaml and card.yaml, the card last: it describes what is there.
+
+    Claims of an older card are kept where the weights are the same bits, and dropped otherwise.
+    """
+    tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+    weights = to_safetensors(tensors)
+    entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
+    file = folder / "card.yaml"
+    before = config.read(ModelCard, file) if file.is_file() else None
+    same = before is not None and before.weights is not None and before.weights.sha256 == entry.sha256
+    claims = [claim.model_dump(mode="json") for claim in before.claims] if before and same else []
+    content = card | {"weights": entry.model_dump(), "claims": claims}
+    order = [key for key in ModelCard.model_fields if key in content]
+    text = yaml.safe_dump({k: content[k] for k in order}, sort_keys=False, allow_unicode=True, width=110)
+    write_atomically(folder / entry.file, lambda target: target.write(weights))
+    _copy(recipe_path, folder / "recipe.yaml")
+    code, _, attribute = card["arch"].partition(":")
+    if attribute:
+        _copy(recipe_path.parent / code, folder / code)
+    write_atomically(file, lambda target: target.write(text.encode()))
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        content = source.read_bytes()
+        write_atomically(target, lambda file: file.write(content))

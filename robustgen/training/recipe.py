@@ -1,0 +1,154 @@
+"""Recipes: what a model is trained on and how, as a file models/<name>/recipe.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from robustgen.config import Positive, Slug, Strict, fingerprint
+from robustgen.types import Norm
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class CrossEntropySpec(Strict):
+    """-log p(y | x); see training/cross_entropy.py."""
+
+    kind: Literal["cross-entropy"]
+    label_smoothing: Share = 0.0
+
+
+class AdversarialSpec(Strict):
+    """PGD-AT, or TRADES where ``beta`` is set; see training/adversarial.py."""
+
+    kind: Literal["adversarial"]
+    norm: Norm = "linf"
+    eps: Positive
+    steps: int = Field(default=10, ge=1)
+    step_size: Positive
+    """In pixel units."""
+    beta: Positive | None = None
+    """Weight of the divergence term of TRADES; None means PGD-AT."""
+    label_smoothing: Share = 0.0
+    warm_up: Share = 0.0
+    """Share of the training during which eps grows linearly to its value."""
+
+
+class SgldSpec(Strict):
+    """JEM: cross-entropy and maximum likelihood by SGLD samples; see training/sgld.py."""
+
+    kind: Literal["sgld"]
+    sigma: float = Field(default=0.03, ge=0)
+    """Standard deviation of the noise that is added to every training picture, in pixel units."""
+    weight: Positive = 1.0
+    """Weight of the likelihood term."""
+    energy_decay: float = Field(default=0.0, ge=0)
+    """Weight of the mean square of log p(x) at data and samples, which keeps it near 0."""
+    steps: int = Field(default=20, ge=1)
+    step_size: Positive = 1.0
+    noise: float = Field(default=0.01, ge=0)
+    """Standard deviation of the noise of a step, in pixel units."""
+    buffer: int = Field(default=10_000, ge=1)
+    reinit: Share = 0.05
+    max_gap: Positive = 100.0
+    """Largest |log p(data) - log p(samples)| in nats that is not yet called divergence."""
+
+
+class DenoisingSpec(Strict):
+    """Denoising, cross-entropy on noisy pictures, or both, as the model is; see training/denoising.py."""
+
+    kind: Literal["denoising"]
+    weight: float = Field(default=10.0, ge=0)
+    """Weight of denoising score matching against cross-entropy; 0 leaves the latter alone."""
+    strong: Share = 0.5
+    """Share of noise levels from the strongest tenth to the strongest, the others from all levels."""
+    clean: Share = 0.15
+    """Share of pictures without noise: for cross-entropy."""
+    dropped: Share = 0.15
+    """Share of labels that are left out: for a denoiser."""
+
+
+ObjectiveSpec = Annotated[
+    CrossEntropySpec | AdversarialSpec | SgldSpec | DenoisingSpec, Field(discriminator="kind")
+]
+
+
+class Optimiser(Strict):
+    """AdamW or SGD with Nesterov momentum 0.9; the rate warms up linearly, then follows the schedule."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warm_up: int = Field(default=0, ge=0)
+    """In steps."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; a longer one is scaled down to it."""
+
+
+class Augment(Strict):
+    """Random changes of training pictures that keep the label; see training/augment.py."""
+
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Share of pictures that are changed; the others keep the data's own distribution, as a density needs."""
+    shift: int = Field(default=0, ge=0)
+    """Whole pixels, either way on each axis; the border is filled by reflection or zeros (``fill``)."""
+    fill: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = False
+    rotate: float = Field(default=0.0, ge=0)
+    """Degrees, either way."""
+    scale: Share = 0.0
+    """Share by which the size grows or shrinks at most."""
+    subpixel: float = Field(default=0.0, ge=0)
+    """Pixels, either way on each axis, by bilinear interpolation."""
+
+
+class Recipe(Strict):
+    """Everything that decides a model's weights, and the words of its card."""
+
+    name: Slug
+    family: str
+    data: str
+    arch: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the architecture; num_classes and input_shape come from the data."""
+    objective: ObjectiveSpec
+    optimiser: Optimiser
+    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch: int = Field(default=64, gt=0)
+    ema: Share | None = None
+    """Decay of the moving average of the weights, which becomes the model; None means the last weights."""
+    augment: Augment = Augment()
+    seed: int = 0
+    restarts: int = Field(default=0, ge=0)
+    """How often a diverged training goes back to its last checkpoint and on, with other draws."""
+    checkpoint_every: int = Field(default=500, gt=0)
+    """In steps."""
+    summary: str
+    reference: str = ""
+    licence: str = "Apache-2.0"
+    tried: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("expected either epochs or steps")
+        return self
+
+    def total_steps(self, samples: int) -> int:
+        """Steps of the whole training on a data set of that many samples."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * self.steps_per_epoch(samples)
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Full batches only, so that every step sees the same number of pictures."""
+        return max(1, samples // self.batch)
+
+    def fingerprint(self) -> str:
+        """sha256 of what decides the weights: words and the rhythm of checkpoints are left out."""
+        words = {"summary", "reference", "licence", "tried", "checkpoint_every"}
+        return fingerprint(self.model_dump(mode="json", exclude=words))

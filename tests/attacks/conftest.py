@@ -1,0 +1,34 @@
+"""A trained net that attacks are tested on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen import data
+from robustgen.classifiers.base import FixedBatch, PlainClassifier
+
+
+@pytest.fixture(scope="session")
+def trained() -> FixedBatch:
+    """A small net on digits, frozen, at the fixed batch size 32."""
+    digits = data.load("digits", "train")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.SiLU(), nn.Linear(48, 10))
+        optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(300):
+            rows = torch.randint(len(digits), (128,))
+            # Noise leaves a part of the pictures robust at eps where the tests look.
+            x = digits.images[rows] + 0.2 * torch.randn(128, 1, 8, 8)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x), digits.labels[rows]).backward()
+            optimiser.step()
+    model = FixedBatch(PlainClassifier(net, 10, (1, 8, 8)), 32)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Dataset:
+    return data.load("digits").slice(0, 128)

@@ -1,0 +1,89 @@
+"""The Wiener filter against the exact posterior mean, and the U-Net's preconditioning in closed form."""
+
+import pytest
+import torch
+
+from robustgen.classifiers.denoisers import EDMDenoiser, Wiener
+from robustgen.errors import UnsupportedError
+
+SHAPE = (1, 3, 4)
+D = 12
+
+
+def gaussian_pictures(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = 0.2 * torch.randn(D, D, generator=generator, dtype=torch.float64)
+    x = 0.5 + torch.randn(n, D, generator=generator, dtype=torch.float64) @ mixing
+    return x.view(n, *SHAPE), mixing.T @ mixing
+
+
+def test_wiener_is_the_exact_posterior_mean_of_the_fitted_gaussian():
+    images, _ = gaussian_pictures(200)
+    flat = images.flatten(1)
+    mean, covariance = flat.mean(0), torch.cov(flat.T, correction=0)
+    noisy = images[:7] + 0.3 * torch.randn(7, *SHAPE, dtype=torch.float64)
+    for sigma in (0.01, 0.3, 2.0):
+        # precision form of the Gaussian posterior: another way to the same mean
+        precision = covariance.inverse() + torch.eye(D, dtype=torch.float64) / sigma**2
+        right = covariance.inverse() @ mean + noisy.flatten(1) / sigma**2
+        expected = torch.linalg.solve(precision, right.T).T.view_as(noisy)
+        assert torch.allclose(Wiener(images).denoise(noisy, sigma), expected, atol=1e-10)
+
+
+def test_wiener_reaches_the_minimum_mean_square_error_of_gaussian_data():
+    images, covariance = gaussian_pictures(40_000)
+    sigma = 0.25
+    generator = torch.Generator().manual_seed(1)
+    noisy = images + sigma * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    error = float((Wiener(images).denoise(noisy, sigma) - images).square().flatten(1).sum(1).mean())
+    eigenvalues = torch.linalg.eigvalsh(covariance)
+    assert error == pytest.approx(float((eigenvalues * sigma**2 / (eigenvalues + sigma**2)).sum()), rel=0.01)
+
+
+def test_wiener_at_the_ends_of_the_noise_scale():
+    images, _ = gaussian_pictures(200)
+    images = images.float()
+    wiener, noisy = Wiener(images), images[:5] + 0.1
+    assert torch.allclose(wiener(noisy, 0.0), noisy, atol=1e-6)
+    assert torch.allclose(wiener(noisy, 1e6), images.mean(0).expand(5, *SHAPE), atol=1e-4)
+    constant = Wiener(torch.full((9, *SHAPE), 0.5))  # no variance in any direction
+    assert torch.equal(constant(noisy, 0.0), torch.full((5, *SHAPE), 0.5))
+
+
+def test_wiener_takes_a_noise_level_for_each_picture_and_refuses_labels():
+    images, _ = gaussian_pictures(50)
+    wiener, noisy = Wiener(images), images[:2].float()
+    both = wiener(noisy, torch.tensor([0.1, 0.7]))
+    assert both.dtype == torch.float32
+    assert torch.allclose(both[1:], wiener(noisy[1:], 0.7), atol=1e-6)
+    with pytest.raises(UnsupportedError, match="no labels"):
+        wiener(noisy, 0.1, torch.tensor([0, 1]))
+
+
+def test_untrained_unet_is_the_scalar_wiener_filter():
+    images, _ = gaussian_pictures(100)
+    images = images.float()
+    model = EDMDenoiser(3, SHAPE, widths=(8, 8), blocks=1)
+    model.fit_scale(images)
+    mean = images.mean(0)
+    variance = float((images - mean).square().mean())
+    for sigma in (0.01, 0.5, 1.0):
+        expected = mean + variance / (variance + sigma**2) * (images - mean)
+        assert torch.allclose(model(images, sigma), expected, atol=1e-5)
+
+
+def test_unet_knows_labels_levels_and_odd_sizes():
+    torch.manual_seed(0)
+    model = EDMDenoiser(3, (3, 7, 7), widths=(8, 12, 16), blocks=1)
+    for name, weight in model.named_parameters():
+        if "out.weight" in name or "modulation.weight" in name:  # they start at 0
+            torch.nn.init.normal_(weight, std=0.3)
+    x = torch.rand(4, 3, 7, 7)
+    out = model(x, torch.tensor([0.01, 0.1, 0.5, 1.0]), torch.tensor([0, 1, 2, 0]))
+    assert out.shape == x.shape
+    assert torch.allclose(out[1:2], model(x[1:2], 0.1, torch.tensor([1])), atol=1e-5)
+    assert not torch.allclose(out[1:2], model(x[1:2], 0.1), atol=1e-3)
+    assert torch.equal(model(x, 0.1), model(x, 0.1, torch.full((4,), 3)))  # 3: the null label
+    for outside in (0.001, 1.1):
+        with pytest.raises(UnsupportedError, match="outside the noise levels"):
+            model(x, outside)

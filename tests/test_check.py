@@ -1,0 +1,104 @@
+"""Each usual mistake, made on purpose in a net that is otherwise in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustgen import check, data, registry
+
+HEAD = '''
+import torch
+from torch import nn
+from robustgen import data
+
+torch.manual_seed(0)
+TRAIN = data.load("digits", "train")
+
+class Net(nn.Module):
+    """Nearest class mean, right for about 90 %: it needs no training and minds the range of its input."""
+    def __init__(self, prepare=lambda x: x):
+        super().__init__()
+        pictures = prepare(TRAIN.images).flatten(1)
+        self.means = nn.Parameter(torch.stack([pictures[TRAIN.labels == k].mean(0) for k in range(10)]))
+        self.eval()
+
+    def net(self, x):
+        return -(x.flatten(1)[:, None] - self.means).square().mean(2) * 100
+
+    def forward(self, x):
+        return {forward}
+'''
+
+
+def problems(tmp_path: Path, forward: str = "self.net(x)", extra: str = "", name: str = "Net"):
+    file = tmp_path / "net.py"
+    file.write_text(HEAD.replace("{forward}", forward) + extra)
+    (reference,) = registry.resolve(f"{file}:{name}")
+    return check.check(reference, data.load("digits"))
+
+
+def test_a_net_in_order_has_no_problem(tmp_path):
+    assert problems(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("forward", "says", "remedy"),
+    [
+        ("self.net(x).softmax(1)", "probabilities (softmax), not logits", "remove the last softmax"),
+        ("self.net(x).softmax(1) * (1 + 5e-7)", "probabilities (softmax), not logits", "log-probabilities"),
+        ("self.net(x)[:, :9]", "wrong number of classes", "one logit for each of the 10"),
+        ("self.net(x) + 0.1 * torch.randn(len(x), 10)", "the forward pass is random", "stochastic = True"),
+        ("self.net(x.detach())", "no gradient from logits to pixels", "no detach()"),
+        ("self.net((x * 8).round() / 8)", "exactly zero for 100% of the pictures", "rounding"),
+        ("self.net(x) * float('nan')", "NaN or infinite outputs for 100%", "log(0)"),
+        ("self.net(x) * 1e4", "gradient is exactly zero for", "rescale"),
+        ("self.net(x.flatten(1) @ torch.zeros(3, 3))", "raises RuntimeError", "float32 pictures"),
+        ("(self.net(x), x)", "wrong number of classes or shape", "one logit"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_remedy(tmp_path, forward, says, remedy):
+    found = problems(tmp_path, forward)
+    assert any(says in p.what and remedy in p.remedy for p in found), found
+
+
+@pytest.mark.parametrize("prepare", ["(x - mean) / std", "2x - 1", "255 x"])
+def test_normalisation_outside_the_model_is_named_with_the_range_that_it_wants(tmp_path, prepare):
+    code = {"(x - mean) / std": "(x - TRAIN.images.mean()) / TRAIN.images.std()", "2x - 1": "2 * x - 1"}
+    net = f"\ndef outside():\n    return Net(lambda x: {code.get(prepare, '255 * x')})\n"
+    (found,) = [p for p in problems(tmp_path, extra=net, name="outside") if p.severity == "error"]
+    assert "normalisation is outside the model" in found.what
+    # the ranges of the first two are alike: which of them is named does not matter
+    assert found.what.endswith(prepare) or (prepare != "255 x" and not found.what.endswith("255 x"))
+    assert "put it into forward()" in found.remedy
+
+
+DROPOUT = """
+class Drop(Net):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.train()
+
+    def forward(self, x):
+        return self.drop(self.net(x))
+
+class Plain(Net):
+    def __init__(self):
+        super().__init__()
+        self.train()
+"""
+
+
+def test_train_mode_is_a_warning_only_where_it_changes_the_answer(tmp_path):
+    (found,) = problems(tmp_path, extra=DROPOUT, name="Drop")
+    assert found.severity == "warning"
+    assert "train mode" in found.what
+    assert "model.eval()" in found.remedy
+    assert problems(tmp_path, extra=DROPOUT, name="Plain") == []
+
+
+def test_an_untrained_net_is_near_chance(tmp_path):
+    net = "\nuntrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()\n"
+    assert any("near chance" in p.what for p in problems(tmp_path, extra=net, name="untrained"))

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from robustgen import config
+from robustgen.config import ModelCard, Protocol
+from robustgen.errors import UserError
+
+MINIMAL = {
+    "name": "p",
+    "version": 1,
+    "summary": "s",
+    "data": {"digits": {"eps": {"linf": "8/255"}}},
+    "evaluations": [{"kind": "clean"}],
+}
+
+
+def test_a_fraction_reads_as_its_value():
+    protocol = Protocol.model_validate(MINIMAL)
+    assert protocol.data["digits"].eps["linf"] == 8 / 255
+
+
+@pytest.mark.parametrize("text", ["8/0", "eight", "1/2/3", "__import__('os')"])
+def test_what_is_no_fraction_is_refused(text):
+    content = MINIMAL | {"data": {"digits": {"eps": {"linf": text}}}}
+    with pytest.raises(UserError, match="fraction such as 8/255"):
+        config.validate(Protocol, content, where="p.yaml")
+
+
+@pytest.mark.parametrize("eps", [0, -0.1, "-8/255"])
+def test_eps_must_be_positive(eps):
+    with pytest.raises(UserError, match="greater than 0"):
+        config.validate(Protocol, MINIMAL | {"data": {"digits": {"eps": {"linf": eps}}}}, where="p.yaml")
+
+
+def test_an_unknown_key_is_an_error_with_a_suggestion():
+    with pytest.raises(UserError) as caught:
+        config.validate(Protocol, MINIMAL | {"sead": 1}, where="p.yaml")
+    assert "no key named 'sead'" in str(caught.value)
+    assert "did you mean seed" in str(caught.value)
+
+
+def test_an_unknown_key_deep_inside_is_named_with_its_path():
+    content = MINIMAL | {"evaluations": [{"kind": "attack", "attack": "pgd", "norm": "linf", "epps": [1]}]}
+    with pytest.raises(UserError, match=r"evaluations\.0\.attack\.epps"):
+        config.validate(Protocol, content, where="p.yaml")
+
+
+def test_yaml_that_does_not_parse_names_file_and_line(tmp_path: Path):
+    file = tmp_path / "p.yaml"
+    file.write_text("name: p\nversion: [1\nseed: 2\n")
+    with pytest.raises(UserError) as caught:
+        config.read(Protocol, file)
+    assert f"{file}, line 3" in str(caught.value)
+
+
+def test_yaml_runs_no_code(tmp_path: Path):
+    file = tmp_path / "card.yaml"
+    file.write_text("name: !!python/object/apply:os.system ['touch hacked']\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        config.read(ModelCard, file)
+
+
+def test_a_list_instead_of_keys_is_refused(tmp_path: Path):
+    file = tmp_path / "p.yaml"
+    file.write_text("- name\n")
+    with pytest.raises(UserError, match="mapping of keys"):
+        config.read(Protocol, file)
+
+
+def test_equal_content_has_equal_fingerprints_and_any_change_shows():
+    a, b = Protocol.model_validate(MINIMAL), Protocol.model_validate(dict(reversed(MINIMAL.items())))
+    assert a.fingerprint() == b.fingerprint()
+    assert a.fingerprint() != Protocol.model_validate(MINIMAL | {"seed": 1}).fingerprint()
+
+
+def test_settings_fall_back_to_any_and_else_say_what_there_is():
+    protocol = Protocol.model_validate(MINIMAL)
+    with pytest.raises(UserError, match="no settings for the data set 'svhn'"):
+        protocol.settings("svhn")
+    with_any = Protocol.model_validate(MINIMAL | {"data": {"any": {}}})
+    assert with_any.settings("svhn").eps == {}

@@ -1,0 +1,251 @@
+"""The four decisions: samples seed, chunks resume, one path for every evaluation, numbers from rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from robustgen import data, engine, registry
+from robustgen.config import Protocol
+from robustgen.errors import UserError
+from robustgen.executors import LocalExecutor
+from robustgen.perturb import Identity
+from robustgen.store import Chunk, RunStore
+
+MODEL = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(512, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[registry.ModelRef]:
+    """An untrained net of a user: what is tested here does not depend on what it has learned."""
+    file = tmp_path_factory.mktemp("user") / "mine.py"
+    file.write_text(MODEL)
+    return registry.resolve(f"{file}:net")
+
+
+def protocol(**changes: object) -> Protocol:
+    content = {
+        "name": "small",
+        "version": 1,
+        "summary": "a bit of everything",
+        "n": 32,
+        "chunk": 16,
+        "data": {"digits": {"eps": {"linf": 0.1}, "foreign": ["photos"], "sigmas": [0.25, 0.5],
+                            "denoiser": "denoiser-digits"}},
+        "evaluations": [
+            {"kind": "clean"},
+            {"kind": "attack", "attack": "pgd", "norm": "linf", "options": {"steps": 3, "restarts": 2}},
+            {"kind": "corruptions", "types": ["gaussian_noise", "shot_noise"], "severities": [3]},
+            {"kind": "ood"},
+            {"kind": "gradients", "pictures": 2},
+        ],
+    }  # fmt: skip
+    return Protocol.model_validate(content | changes)
+
+
+def run(models, out: Path, chosen: Protocol, **options) -> RunStore:
+    outcome = engine.evaluate(models, chosen, "digits", out, **options)
+    assert outcome.failures == {}
+    (store,) = outcome.runs
+    return store
+
+
+def everything(store: RunStore, n: int | None = None) -> dict[str, pa.Table | None]:
+    """All that a run has stored, but for its cost."""
+    found: dict[str, pa.Table | None] = {}
+    for evaluation in (e["name"] for e in store.spec["evaluations"]):
+        found[evaluation] = store.rows(evaluation, n)
+        found[f"{evaluation}/adversarial"] = store.adversarial(evaluation, n)
+        found[f"{evaluation}/guidance"] = store.table(evaluation, "guidance", n)
+    assert sum(table is not None for table in found.values()) == 9
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(models, tmp_path_factory) -> RunStore:
+    return run(models, tmp_path_factory.mktemp("reference"), protocol())
+
+
+def test_every_evaluation_of_the_protocol_has_its_rows(reference: RunStore):
+    names = [e["name"] for e in reference.spec["evaluations"]]
+    assert names == [
+        "clean", "calibration", "pgd-r2-s3-linf-0.1", "gaussian_noise-3", "shot_noise-3", "ood-photos",
+        "gradients",
+    ]  # fmt: skip
+    assert all(reference.rows(name).num_rows == 32 for name in names)
+
+
+class Backwards(LocalExecutor):
+    def run(self, worker, chunks):
+        return super().run(worker, reversed(list(chunks)))
+
+
+def test_the_order_of_chunks_changes_no_bit(models, reference, tmp_path):
+    assert everything(run(models, tmp_path, protocol(), executor=Backwards())) == everything(reference)
+
+
+@pytest.mark.parametrize("chunk", [8, 32, 5])
+def test_the_size_of_chunks_changes_no_bit_at_equal_padded_batch(models, reference, tmp_path, chunk):
+    store = run(models, tmp_path, protocol(chunk=chunk), batch=16)
+    assert everything(store) == everything(reference)
+
+
+def test_the_first_samples_of_a_larger_run_are_those_of_a_smaller_one(models, reference, tmp_path):
+    store = run(models, tmp_path, protocol(), n=16)
+    assert everything(store) == everything(reference, 16)
+
+
+def test_n_may_grow_and_finished_chunks_stay(models, reference, tmp_path):
+    run(models, tmp_path, protocol(), n=20)
+    small = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("samples/*/*.parquet")}
+    store = run(models, tmp_path, protocol(), n=32)
+    assert everything(store) == everything(reference)
+    assert all(f.stat().st_mtime_ns == t for f, t in small.items())
+
+
+def test_another_batch_size_moves_clean_logits_by_rounding_alone(models, reference, tmp_path):
+    store = run(models, tmp_path, protocol(), batch=7)
+    for name, tolerance in (("clean", 1e-5), ("ood-photos", 1e-5)):
+        one, other = (torch.tensor(s.rows(name)["logits"].to_pylist()) for s in (store, reference))
+        assert (one - other).abs().max() <= tolerance
+    name = "pgd-r2-s3-linf-0.1"
+    verdicts = [torch.tensor(s.rows(name)["draws_correct"].to_pylist()) for s in (store, reference)]
+    assert (verdicts[0] == verdicts[1]).float().mean() >= 0.99
+
+
+def test_a_second_run_computes_nothing(models, tmp_path):
+    run(models, tmp_path, protocol())
+
+    class Nothing(LocalExecutor):
+        def run(self, worker, chunks):
+            assert list(chunks) == []
+            return iter(())
+
+    run(models, tmp_path, protocol(), executor=Nothing())
+
+
+def test_a_changed_protocol_is_refused_with_what_changed(models, tmp_path):
+    run(models, tmp_path, protocol())
+    with pytest.raises(UserError, match=r"protocol\.seed: 0 -> 1"):
+        engine.evaluate(models, protocol(seed=1), "digits", tmp_path)
+
+
+def test_another_seed_gives_other_rows(models, reference, tmp_path):
+    store = run(models, tmp_path, protocol(seed=1))
+    assert store.rows("clean") == reference.rows("clean")
+    assert store.rows("gaussian_noise-3") != reference.rows("gaussian_noise-3")
+    assert store.adversarial("pgd-r2-s3-linf-0.1") != reference.adversarial("pgd-r2-s3-linf-0.1")
+
+
+def test_models_that_are_compared_see_the_same_noise(models, tmp_path):
+    file = tmp_path / "other.py"
+    file.write_text(MODEL.replace("manual_seed(0)", "manual_seed(1)"))
+    outcome = engine.evaluate(
+        [*models, *registry.resolve(f"{file}:net")], protocol(), "digits", tmp_path / "out"
+    )
+    one, other = (run.table("gradients", "guidance") for run in outcome.runs)
+    assert one["reference_error"] == other["reference_error"]
+    assert one["wiener_error"] == other["wiener_error"]
+    assert one["guided_error"] != other["guided_error"]
+
+
+def test_what_was_refused_is_written_down_with_its_reason(models, tmp_path):
+    corruptions = {"kind": "corruptions", "types": ["fog", "brightness"], "severities": [1]}
+    store = run(models, tmp_path, protocol(evaluations=[{"kind": "clean"}, corruptions]))
+    assert [r["evaluation"] for r in store.spec["refused"]] == ["fog"]
+    assert "32" in store.spec["refused"][0]["reason"]
+
+
+RAISES = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Raises, or returns NaN, once it has been asked about enough pictures."""
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.asked = 0
+
+    def forward(self, x):
+        self.asked += len(x)
+        logits = self.head(x.flatten(1))
+        if self.asked > 60:
+            {action}
+        return logits
+'''
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("raise ValueError('out of luck')", "ValueError: out of luck"),
+        ("logits = logits * float('nan')", "NaN"),
+    ],
+)
+def test_a_model_that_fails_midway_keeps_what_is_finished_and_lets_others_go_on(
+    models, tmp_path, action, message
+):
+    file = tmp_path / "bad.py"
+    file.write_text(RAISES.format(action=action))
+    both = [*registry.resolve(f"{file}:Net"), *models]
+    small = protocol(evaluations=[{"kind": "clean"}], n=128)
+    outcome = engine.evaluate(both, small, "digits", tmp_path / "out")
+    assert message in outcome.failures["bad-net"]
+    bad, good = outcome.runs
+    assert 0 < bad.rows("clean").num_rows < 128
+    assert good.rows("clean").num_rows == 128
+    assert len((bad.path / "errors.jsonl").read_text().splitlines()) >= 1
+
+
+def test_a_failed_chunk_is_tried_again(tmp_path):
+    file, luck = tmp_path / "moody.py", tmp_path / "luck"
+    file.write_text(
+        "import pathlib\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
+        "        self.calls = 0\n"
+        "    def forward(self, x):\n        self.calls += 1\n"
+        f"        assert self.calls < 3 or pathlib.Path({str(luck)!r}).exists()\n"
+        "        return super().forward(x)\n"
+    )
+    refs = registry.resolve(f"{file}:Net")
+    small = protocol(evaluations=[{"kind": "clean"}])
+    assert engine.evaluate(refs, small, "digits", tmp_path / "out").failures
+    luck.touch()
+    outcome = engine.evaluate(refs, small, "digits", tmp_path / "out")
+    assert outcome.failures == {}
+    assert outcome.runs[0].rows("clean").num_rows == 32
+
+
+def test_chunks_fill_the_gaps_at_multiples_of_their_size():
+    evaluation = engine.Evaluation("clean", "clean", "digits", "test", 40, {}, perturbation=Identity())
+    assert engine.chunks(evaluation, set(), 16, None) == [
+        Chunk("clean", 0, 16), Chunk("clean", 16, 32), Chunk("clean", 32, 40),
+    ]  # fmt: skip
+    finished = {Chunk("clean", 0, 16), Chunk("clean", 16, 20), Chunk("other", 0, 40)}
+    assert engine.chunks(evaluation, finished, 16, 36) == [Chunk("clean", 20, 32), Chunk("clean", 32, 36)]
+    assert engine.chunks(evaluation, finished, 16, 10) == []
+
+
+def test_a_model_for_other_data_is_refused_in_words(tmp_path):
+    file = tmp_path / "wide.py"
+    file.write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    with pytest.raises(UserError, match="fails on a batch of the data's shape"):
+        engine.evaluate(registry.resolve(f"{file}:net"), protocol(), "digits", tmp_path / "out")
+
+
+def test_foreign_pictures_have_no_label_and_the_shape_of_the_data(reference):
+    rows = reference.rows("ood-photos")
+    assert set(rows["label"].to_pylist()) == {-1}
+    assert data.load("photos", shape=(1, 8, 8)).shape == (1, 8, 8)

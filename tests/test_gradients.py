@@ -1,0 +1,209 @@
+"""The guidance readout on a Gaussian mixture, whose posterior, denoisers and gains are known exactly."""
+
+import math
+
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch, PlainClassifier
+from robustgen.draws import Draws
+from robustgen.gradients import Guidance, class_gradient, schema
+from robustgen.types import ConditionalNoise, FixedNoise
+
+SHAPE = (1, 2, 3)
+D, K = 6, 3
+
+
+class Mixture(Classifier):
+    """x ~ sum_k w_k N(m_k, C_k): noisy pictures are a mixture with C_k + sigma^2 I, in closed form."""
+
+    density = "exact"
+    num_classes, input_shape = K, SHAPE
+    noise = ConditionalNoise(0.05, 1.0)
+    test_sigma = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.means = torch.rand(K, D, generator=generator, dtype=torch.float64)
+        mixing = 0.15 * torch.randn(K, D, D, generator=generator, dtype=torch.float64)
+        self.covariances = mixing @ mixing.mT
+        self.weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        level = float(self.test_sigma if sigma is None else sigma)
+        noisy = self.covariances + level**2 * torch.eye(D, dtype=torch.float64)
+        gap = x.double().flatten(1)[:, None] - self.means
+        squares = torch.einsum("nki,kij,nkj->nk", gap, noisy.inverse(), gap)
+        return self.weights.log() - 0.5 * (squares + noisy.logdet() + D * math.log(2 * math.pi))
+
+    def exact(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """E[x0 | x, k] (batch, classes, pixels) by Gaussian conditioning, and E[x0 | x], no gradient used."""
+        noisy = self.covariances + sigma**2 * torch.eye(D, dtype=torch.float64)
+        gain = self.covariances @ noisy.inverse()
+        gap = x.double().flatten(1)[:, None] - self.means
+        each = self.means + torch.einsum("kij,nkj->nki", gain, gap)
+        return each, (self.log_joint(x, sigma).softmax(1)[:, :, None] * each).sum(1)
+
+    def sample(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, D, generator=generator, dtype=torch.float64)
+        root = torch.linalg.cholesky(self.covariances + 1e-12 * torch.eye(D))
+        return (self.means[y] + torch.einsum("nij,nj->ni", root[y], z)).view(n, *SHAPE), y
+
+
+class Exact(Denoiser):
+    """The mixture's posterior mean."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__()
+        self.mixture, self.levels, self.input_shape = mixture, ConditionalNoise(0, 10), SHAPE
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        return self.mixture.exact(x, float(sigma))[1].view_as(x).to(x.dtype)
+
+
+class Bent(Classifier):
+    """A mixture whose class gradient is scaled, or that of another label."""
+
+    num_classes, input_shape, noise = K, SHAPE, ConditionalNoise(0.05, 1.0)
+
+    def __init__(self, mixture: Mixture, scale: float = 1.0, roll: int = 0) -> None:
+        super().__init__()
+        self.mixture, self.scale, self.roll = mixture, scale, roll
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        # grad log_softmax scales with the log-probabilities only where they are not normalised again
+        log_p = self.mixture.logits(x, sigma).log_softmax(1).roll(self.roll, 1)
+        return Scaled.apply(log_p, self.scale)
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with its gradient scaled."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.scale * gradient, None
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return Mixture()
+
+
+def read(model, n=64, sigmas=(0.3,), pictures=0, reference=None, wiener=None, start=0, seed=0):
+    mixture = Mixture()
+    x, y = mixture.sample(n)
+    ids = torch.arange(start, n)
+    readout = Guidance(sigmas, reference or Exact(mixture), wiener or Exact(mixture), pictures)
+    draws = Draws(seed, "gradients", ids)
+    return readout(model, x[start:].float(), y[start:], ids, draws)
+
+
+def gain(table):
+    return pc.mean(pc.subtract(table["reference_error"], table["guided_error"])).as_py()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
+def test_class_gradient_is_the_difference_of_exact_denoisers(mixture, sigma):
+    x, y = mixture.sample(200)
+    noisy = x + sigma * torch.randn(x.shape, dtype=torch.float64)
+    each, mean = mixture.exact(noisy, sigma)
+    difference = each[torch.arange(len(y)), y] - mean
+    identity = sigma**2 * class_gradient(mixture, noisy, y, sigma).flatten(1)
+    assert float((identity - difference).abs().max()) < 1e-9
+    assert float(difference.abs().max()) > 1e-3
+
+
+def test_denoiser_jacobian_is_symmetric_positive_semidefinite(mixture):
+    """It is Cov[x0 | x] / sigma^2."""
+    x, _ = mixture.sample(5)
+    for picture in x[:, None]:
+        jacobian = torch.autograd.functional.jacobian(lambda v: mixture.exact(v, 0.3)[1], picture).view(D, D)
+        assert torch.allclose(jacobian, jacobian.T, atol=1e-10)
+        assert float(torch.linalg.eigvalsh(jacobian).min()) > -1e-12
+
+
+def test_gain_of_the_true_posterior_is_the_drop_of_the_mean_square_error(mixture):
+    """E|x - D(y)|^2 - E|x - D(y, label)|^2, the latter known in closed form; other gradients gain less."""
+    sigma, n = 0.3, 5_000
+    table = read(mixture, n, (sigma,))
+    noisy = mixture.covariances + sigma**2 * torch.eye(D, dtype=torch.float64)
+    remaining = sigma**2 * torch.einsum("kij,kji->k", mixture.covariances, noisy.inverse())
+    with_label = float((mixture.weights * remaining).sum())
+    assert pc.mean(table["guided_error"]).as_py() == pytest.approx(with_label, rel=0.04)
+    assert gain(table) == pytest.approx(pc.mean(table["reference_error"]).as_py() - with_label, rel=0.1)
+    assert pc.mean(table["model_error"]).as_py() == pytest.approx(pc.mean(table["reference_error"]).as_py())
+    for other in (Bent(mixture, 0.5), Bent(mixture, 1.5), Bent(mixture, -1.0), Bent(mixture, roll=1)):
+        assert gain(read(other, n, (sigma,))) < 0.9 * gain(table)
+    assert gain(read(Bent(mixture, 2.0), n, (sigma,))) == pytest.approx(0, abs=0.15 * gain(table))
+
+
+def test_columns_by_what_the_model_offers(mixture):
+    table = read(mixture, 8, (0.3, 2.0))  # 2.0 lies outside the mixture's levels
+    assert table.schema == schema()
+    assert table["sample_id"].to_pylist() == [*range(8), *range(8)]
+    assert table["sigma"].to_pylist() == [0.3] * 8 + [2.0] * 8
+    assert set(table["dims"].to_pylist()) == {D}
+    for name in ("guided_error", "model_error", "guidance_norm"):
+        assert [v is None for v in table[name].to_pylist()] == [False] * 8 + [True] * 8
+    assert table["reference_error"].null_count == table["wiener_error"].null_count == 0
+
+    plain = PlainClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(D, K)), K, SHAPE)
+    for noise in (plain.noise, FixedNoise(0.03)):  # never noise-conditional: read at any sigma, no denoiser
+        plain.noise = noise
+        table = read(plain, 8, (0.3, 2.0))
+        assert table["guided_error"].null_count == 0
+        assert table["model_error"].null_count == 16
+    logits_only = read(Bent(mixture), 8)
+    assert logits_only["model_error"].null_count == 8
+    assert logits_only["guided_error"].null_count == 0
+    assert len(read(mixture, 8, ())) == 0
+
+
+def test_stored_pictures_recompute_the_errors(mixture):
+    table = read(mixture, 8, (0.3,), pictures=5, start=2).to_pylist()
+    x = mixture.sample(8)[0].float().flatten(1)
+    for row in table:
+        if row["sample_id"] >= 5:
+            assert row["noisy"] is row["reference"] is row["guidance"] is None
+            continue
+        clean, noisy, reference, guidance = (
+            torch.as_tensor(v) for v in (x[row["sample_id"]], row["noisy"], row["reference"], row["guidance"])
+        )
+        assert (clean - reference).square().sum() == pytest.approx(row["reference_error"], rel=1e-5)
+        assert (clean - reference - guidance).square().sum() == pytest.approx(row["guided_error"], rel=1e-5)
+        assert guidance.norm() == pytest.approx(row["guidance_norm"], rel=1e-5)
+        assert torch.allclose(mixture.exact(noisy[None], 0.3)[1][0].float(), reference, atol=1e-6)
+
+
+def test_a_sample_sees_the_same_noise_whatever_the_model_and_its_neighbours(mixture):
+    torch.manual_seed(0)
+    plain = PlainClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(D, K)), K, SHAPE)
+    fixed = [FixedBatch(model, 8) for model in (mixture, plain)]
+    whole, other = (read(model, 12, (0.3, 0.5), pictures=12).to_pylist() for model in fixed)
+    assert [r["noisy"] for r in whole] == [r["noisy"] for r in other]
+    assert whole[0]["noisy"] != read(mixture, 12, pictures=12, seed=1).to_pylist()[0]["noisy"]
+    part = read(fixed[0], 12, (0.3, 0.5), pictures=12, start=5).to_pylist()
+    by_key = {(r["sample_id"], r["sigma"]): r for r in whole}
+    assert part == [by_key[r["sample_id"], r["sigma"]] for r in part]
+
+
+def test_denoisers_too_are_called_at_the_fixed_batch_size(mixture):
+    sizes = []
+
+    class Spy(Exact):
+        def denoise(self, x, sigma, y=None):
+            sizes.append(len(x))
+            return super().denoise(x, sigma, y)
+
+    read(FixedBatch(mixture, 8), 21, reference=Spy(mixture), wiener=Spy(mixture))
+    assert set(sizes) == {8}

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from robustgen import registry
+from robustgen.errors import UserError
+
+CARD = "name: {name}\nfamily: {family}\nsummary: s\ndata: digits\narch: resnet-softmax\n"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(registry, "roots", lambda folder: [tmp_path / folder])
+    for name, family in (("a-digits", "softmax"), ("b-digits", "cdn"), ("d-digits", "denoiser")):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "card.yaml").write_text(CARD.format(name=name, family=family))
+    return tmp_path
+
+
+def test_a_name_means_its_folder(workspace: Path):
+    assert registry.resolve("a-digits") == [registry.ZooModel("a-digits", workspace / "models" / "a-digits")]
+
+
+def test_a_glob_means_the_classifiers_that_match(workspace: Path):
+    assert [m.name for m in registry.resolve("*-digits")] == ["a-digits", "b-digits"]
+
+
+def test_no_model_means_the_zoo_of_the_data_without_denoisers(workspace: Path):
+    assert [m.name for m in registry.resolve_all([], "digits")] == ["a-digits", "b-digits"]
+    with pytest.raises(UserError, match="no classifier for the data set 'svhn'"):
+        registry.resolve_all([], "svhn")
+
+
+def test_a_model_named_twice_runs_once(workspace: Path):
+    assert len(registry.resolve_all(["a-digits", "a-*"], "digits")) == 1
+
+
+def test_an_unknown_name_is_answered_with_suggestions(workspace: Path):
+    with pytest.raises(UserError, match="did you mean a-digits"):
+        registry.resolve("a-digit")
+
+
+def test_a_file_reference(tmp_path: Path):
+    file = tmp_path / "My_Net.py"
+    file.write_text("")
+    assert registry.resolve(f"{file}:make") == [registry.FileModel("my_net-make", file, "make")]
+    with pytest.raises(UserError, match="no such file"):
+        registry.resolve(f"{tmp_path / 'other.py'}:make")
+
+
+def test_outside_models_and_unknown_sources():
+    (model,) = registry.resolve("robustbench:cifar10/Linf/Standard")
+    assert model == registry.OutsideModel(
+        "robustbench-cifar10-linf-standard", "robustbench", "cifar10/Linf/Standard"
+    )
+    with pytest.raises(UserError, match="did you mean timm"):
+        registry.resolve("tim:resnet18")
+
+
+def test_two_folders_of_one_name_are_an_error(workspace: Path, monkeypatch):
+    other = workspace / "elsewhere" / "models"
+    (other / "a-digits").mkdir(parents=True)
+    (other / "a-digits" / "card.yaml").write_text(CARD.format(name="a-digits", family="softmax"))
+    monkeypatch.setattr(registry, "roots", lambda folder: [workspace / folder, other])
+    with pytest.raises(UserError, match="two models are named 'a-digits'"):
+        registry.model_folders()
+
+
+def test_a_card_must_bear_its_folders_name(workspace: Path):
+    (workspace / "models" / "a-digits" / "card.yaml").write_text(CARD.format(name="z", family="softmax"))
+    with pytest.raises(UserError, match="must be that of its folder"):
+        registry.load_card(workspace / "models" / "a-digits")
+
+
+def test_a_protocol_by_path_and_by_an_unknown_name(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nversion: 1\nsummary: s\ndata: {any: {}}\nevaluations: [{kind: clean}]\n")
+    assert registry.load_protocol(str(file)).name == "mine"
+    with pytest.raises(UserError, match="no protocol named"):
+        registry.load_protocol("quik-ly")

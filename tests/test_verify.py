@@ -1,0 +1,90 @@
+"""Stored adversarial pictures are confirmed, and any tampering is caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robustgen import data, engine, registry
+from robustgen.config import Protocol
+from robustgen.errors import UserError
+from robustgen.store import RunStore
+from robustgen.verify import verify_report
+
+PROTOCOL = Protocol.model_validate(
+    {
+        "name": "small", "version": 1, "summary": "s", "n": 24, "chunk": 24,
+        "data": {"digits": {"eps": {"linf": 0.15, "l2": 0.6}}},
+        "evaluations": [
+            {"kind": "clean"},
+            {"kind": "attack", "attack": "pgd", "norm": "linf", "options": {"steps": 5, "restarts": 1}},
+            {"kind": "attack", "attack": "pgd", "norm": "l2", "options": {"steps": 5, "restarts": 1}},
+        ],
+    }
+)  # fmt: skip
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    engine.evaluate(registry.resolve("softmax-digits"), PROTOCOL, "digits", tmp_path)
+    return tmp_path
+
+
+def pictures(report: Path, norm: str) -> Path:
+    (file,) = report.glob(f"runs/*/adversarial/*{norm}*/*.parquet")
+    return file
+
+
+def tamper(file: Path, change) -> None:
+    """Change the stored pictures (n, 64) in place, as somebody would who wants other numbers."""
+    table = pq.read_table(file)
+    images = np.stack(table["image"].to_numpy()).astype(np.float32)
+    change(images)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), images.shape[1])
+    pq.write_table(pa.table({"sample_id": table["sample_id"], "image": column}), file)
+
+
+def test_every_stored_picture_is_confirmed(report: Path):
+    linf, l2 = verify_report(report)
+    assert (linf.checked, l2.checked) == (24, 24)
+    assert linf.breaches == l2.breaches == []
+    assert linf.broken > 0
+    assert "every verdict confirmed" in linf.sentence
+
+
+@pytest.mark.parametrize(
+    ("norm", "change", "says"),
+    [
+        ("linf", lambda images: images.__setitem__((3, 5), images[3, 5] + 0.4), "sample 3 is outside"),
+        ("l2", lambda images: images.__setitem__((7, 0), -0.01), "sample 7 is outside"),
+        ("linf", lambda images: images.__setitem__((2, 0), np.nan), "sample 2 is outside"),
+    ],
+)
+def test_a_picture_outside_box_or_budget_is_caught(report: Path, norm, change, says):
+    tamper(pictures(report, norm), change)
+    (finding,) = [f for f in verify_report(report) if f"-{norm}-" in f.evaluation]
+    assert any("is not the file that was written" in b for b in finding.breaches)
+    assert any(says in b for b in finding.breaches), finding
+
+
+def test_a_picture_that_is_no_longer_misclassified_is_caught(report: Path):
+    file = pictures(report, "linf")
+    name = file.parent.name
+    clean = data.load("digits").images.flatten(1).numpy()
+    run = RunStore.read(next(report.glob("runs/*")))
+    rows = run.rows(name)
+    clean_right = np.asarray(run.rows("clean")["draws_correct"]) == 1
+    broken = (np.asarray(rows["draws_correct"]) == 0) & clean_right
+    index = int(np.flatnonzero(broken)[0])
+    tamper(file, lambda images: images.__setitem__(index, clean[index]))
+    (finding,) = [f for f in verify_report(report) if f.evaluation == name]
+    assert f"sample {index} is stored as misclassified and is not" in finding.breaches
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="there is no run here"):
+        verify_report(tmp_path)

@@ -1,0 +1,50 @@
+import torch
+
+from robustgen.training.augment import augment
+from robustgen.training.recipe import Augment
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def point(n: int) -> torch.Tensor:
+    x = torch.zeros(n, 2, 9, 9)
+    x[:, :, 4, 4] = 1
+    return x
+
+
+def test_nothing_asked_nothing_changed():
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(augment(x, Augment(), generator()), x)
+
+
+def test_shifts_reach_every_place_and_move_channels_together():
+    x = augment(point(2000), Augment(shift=2), generator())
+    assert torch.equal(x.flatten(1).sum(1), torch.full((2000,), 2.0))
+    assert torch.equal(x[:, 0], x[:, 1])
+    shares = x[:, 0].mean(0)[2:7, 2:7]
+    assert float(shares.sum()) == 1.0  # no farther than 2 pixels
+    assert torch.all((shares - 1 / 25).abs() < 0.02)
+
+
+def test_subpixel_shift_keeps_the_mass_and_the_reach():
+    x = augment(point(500), Augment(subpixel=1.0), generator())
+    torch.testing.assert_close(x.flatten(1).sum(1), torch.full((500,), 2.0))
+    assert float(x[:, :, :3].sum()) == 0  # rows 3 to 5 only
+    centres = (x[:, 0].sum(2) * torch.arange(9)).sum(1)
+    assert float(centres.min()) < 3.1
+    assert float(centres.max()) > 4.9
+
+
+def test_flips_half_of_the_pictures():
+    x = torch.arange(9.0).view(1, 1, 1, 9).expand(1000, 1, 2, 9) / 9
+    flipped = augment(x, Augment(flip=True), generator())[:, 0, 0, 0] > 0.5
+    assert 400 < int(flipped.sum()) < 600
+
+
+def test_rotation_and_scale_leave_the_centre_and_the_range():
+    x = augment(point(100), Augment(rotate=30, scale=0.3), generator())
+    assert float(x.min()) >= 0
+    assert float(x.max()) <= 1
+    assert bool((x[:, :, 4, 4] > 0.9).all())

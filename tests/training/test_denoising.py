@@ -1,0 +1,143 @@
+"""The objectives on noisy pictures: their values where they are known, and what they can teach."""
+
+import math
+
+import pytest
+import torch
+
+from robustgen import data
+from robustgen.classifiers.cdn import CDN, NoisySoftmax
+from robustgen.classifiers.denoisers import EDMDenoiser
+from robustgen.classifiers.softmax import Softmax
+from robustgen.errors import UserError
+from robustgen.training.denoising import Denoising, draw_levels, level_weight
+from robustgen.training.recipe import DenoisingSpec
+from robustgen.types import ConditionalNoise
+
+SHAPE = (1, 8, 8)
+TINY = {"widths": (6, 8), "blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", "calibration")
+
+
+def objective(digits, **fields):
+    return Denoising(DenoisingSpec(kind="denoising", **fields), digits)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def without_network(model):
+    """Only what is not trained stays: the scalar Wiener filter, and equal classes."""
+    for weight in [*model.backbone.to_score.parameters(), *model.backbone.head.parameters()]:
+        torch.nn.init.zeros_(weight)
+    return model
+
+
+def test_levels_cover_the_range_and_stress_the_last_factor_of_ten():
+    levels = draw_levels(20_000, ConditionalNoise(0.01, 1.0), 0.5, generator())
+    assert 0.01 <= float(levels.min()) < 0.0101
+    assert 0.99 < float(levels.max()) <= 1.0 + 1e-6
+    # half over both decades, half over the last: three quarters lie in it, uniformly in log sigma
+    assert float((levels > 0.1).float().mean()) == pytest.approx(0.75, abs=0.01)
+    assert float((levels > 10**-0.5).float().mean()) == pytest.approx(0.375, abs=0.01)
+    plain = draw_levels(20_000, ConditionalNoise(0.01, 1.0), 0.0, generator())
+    assert float((plain > 0.1).float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_losses_of_an_untrained_model_are_those_of_the_scalar_wiener_filter(digits):
+    """lambda E|sigma grad + eps|^2 / d: with gain g = s_d^2 / (s_d^2 + sigma^2), the filter's error is
+
+    g sigma^2 a pixel, so that the loss is g sigma^2 / sigma^2 * lambda = g (1 + sigma^2 / s_d^2) = 1.
+    """
+    x, y = digits.images.repeat(20, 1, 1, 1), digits.labels.repeat(20)
+    model = without_network(CDN(10, SHAPE, **TINY))
+    loss, parts = objective(digits, weight=3.0).loss(model, x, y, generator())
+    assert parts["matching"] == pytest.approx(1.0, abs=0.02)
+    assert parts["cross_entropy"] == pytest.approx(math.log(10), abs=1e-4)
+    assert float(loss) == pytest.approx(parts["cross_entropy"] + 3 * parts["matching"], rel=1e-5)
+    loss, _ = objective(digits).loss(EDMDenoiser(10, SHAPE, **TINY), x, y, generator())
+    assert float(loss) == pytest.approx(1.0, abs=0.02)
+    assert torch.allclose(level_weight(torch.tensor([0.0, 0.3]), torch.tensor(0.3)), torch.tensor([1.0, 2.0]))
+
+
+def test_the_scale_is_measured_at_the_first_step_only(digits):
+    x, y = digits.images[:4], digits.labels[:4]
+    for model in (CDN(10, SHAPE, **TINY), NoisySoftmax(10, SHAPE, **TINY), EDMDenoiser(10, SHAPE, **TINY)):
+        rule = objective(digits)
+        rule.loss(model, x, y, generator())
+        assert torch.equal(model.mean, digits.images.mean(0))
+        model.mean.zero_()
+        rule.progress = 0.1
+        rule.loss(model, x, y, generator())
+        assert not model.mean.any()
+
+
+def test_the_control_sees_the_noise_of_the_joint_model_and_only_the_cross_entropy(digits):
+    x, y = digits.images, digits.labels
+    control, joint = NoisySoftmax(10, SHAPE, **TINY), CDN(10, SHAPE, **TINY)
+    joint.load_state_dict(control.state_dict(), strict=False)
+    loss, _ = objective(digits).loss(control, x, y, generator())
+    _, parts = objective(digits).loss(joint, x, y, generator())
+    assert parts["cross_entropy"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    alone, parts = objective(digits, weight=0).loss(joint, x, y, generator())
+    assert float(alone.detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert "matching" not in parts
+
+
+def test_score_matching_reaches_every_weight_and_draws_only_from_the_generator(digits):
+    model = CDN(10, SHAPE, **TINY)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(losses))
+        losses.append(objective(digits).loss(model, digits.images, digits.labels, generator(seed))[0])
+    assert float(losses[0]) == float(losses[1]) != float(losses[2])
+    losses[0].backward()
+    # all but the offset of log p, which no gradient sees, have a gradient
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_dropped_labels_train_the_null_label(digits):
+    model = EDMDenoiser(10, SHAPE, **TINY)
+    torch.nn.init.normal_(model.net.out.weight)
+    for block in (m for m in model.modules() if hasattr(m, "modulation")):
+        torch.nn.init.normal_(block.modulation.weight)
+    loss, _ = objective(digits, dropped=0.0).loss(model, digits.images, digits.labels, generator())
+    loss.backward()
+    assert not model.net.label.weight.grad[10].any()
+    loss, _ = objective(digits, dropped=0.5).loss(model, digits.images, digits.labels, generator())
+    loss.backward()
+    assert model.net.label.weight.grad[10].any()
+
+
+@pytest.mark.parametrize("make", [CDN, EDMDenoiser])
+def test_a_short_training_denoises_better_than_it_began(digits, make):
+    torch.manual_seed(0)
+    model, rule = make(10, SHAPE, **TINY), objective(digits, clean=0.0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    noisy = digits.images + 0.3 * torch.randn(digits.images.shape, generator=generator())
+
+    def error():
+        with torch.no_grad():
+            return float((model.denoise(noisy, 0.3) - digits.images).square().mean())
+
+    rule.loss(model, digits.images[:2], digits.labels[:2], generator())  # measures the scale
+    before = error()
+    for step in range(60):
+        rule.progress = (step + 1) / 100
+        rows = torch.arange(64) + 2 * step
+        loss, _ = rule.loss(model, digits.images[rows], digits.labels[rows], generator(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert error() < 0.93 * before
+
+
+def test_a_model_without_noise_levels_is_refused(digits):
+    model = Softmax(10, SHAPE, width=4, blocks=(1,))
+    with pytest.raises(UserError, match="noisy pictures"):
+        objective(digits).loss(model, digits.images, digits.labels, generator())

@@ -1,0 +1,291 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from recipes import tiny, tiny_jem, write
+
+from robustgen import classifiers
+from robustgen.errors import UserError
+from robustgen.training import Diverged, checkpoint
+from robustgen.training.cross_entropy import CrossEntropy
+from robustgen.training.loop import Run, learning_rate, train
+from robustgen.training.recipe import Optimiser
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "cache"
+    torch.set_num_threads(threads)
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def only_checkpoint(cache: Path) -> Path:
+    (found,) = cache.glob("robustgen/training/*/checkpoint.pt")
+    return found
+
+
+def steps_of_curve(cache: Path) -> list[int]:
+    lines = only_checkpoint(cache).with_name("curve.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def train_and_be_killed(recipe: Path, out: Path, cache: Path) -> None:
+    """Start a training in a process of its own and kill -9 it after its first real checkpoint."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from robustgen.training.loop import train\n"
+        "train(sys.argv[1], out=sys.argv[2])"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(recipe), str(out)], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(3000):
+            done = list(cache.glob("robustgen/training/*/curve.jsonl"))
+            if process.poll() is not None or (done and '"step": 20' in done[0].read_text()):
+                break
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "the training ended before it could be killed"
+
+
+def test_killed_training_ends_with_the_same_bits(tmp_path, cache):
+    recipe = write(tmp_path, tiny_jem(steps=100))
+    train_and_be_killed(recipe, tmp_path / "tiny", cache)
+    assert not (tmp_path / "tiny" / "card.yaml").exists()
+    reached = checkpoint.load(only_checkpoint(cache), torch.device("cpu"))
+    assert 10 <= reached["step"] < 100
+    train(recipe, tmp_path / "tiny")
+    killed = sha256(tmp_path / "tiny")
+    assert steps_of_curve(cache) == list(range(10, 101, 10))
+    train(recipe, tmp_path / "undisturbed", fresh=True)
+    assert sha256(tmp_path / "undisturbed") == killed
+
+
+class Interrupted(Exception):
+    """Stands for a crash inside a step."""
+
+
+@pytest.mark.parametrize("step", [0, 3, 10, 17, 29])
+def test_crash_at_any_step_changes_nothing(tmp_path, monkeypatch, step):
+    recipe = write(tmp_path, tiny(augment={"subpixel": 0.5}, ema=0.9))
+    train(recipe, tmp_path / "undisturbed")
+    wanted = sha256(tmp_path / "undisturbed")
+    loss, calls = CrossEntropy.loss, []
+
+    def crash(self, *arguments):
+        calls.append(1)
+        if len(calls) == step + 1:
+            raise Interrupted
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(CrossEntropy, "loss", crash)
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "tiny", fresh=True)
+    torch.rand(7)  # the global generator's state must not matter
+    train(recipe, tmp_path / "tiny")
+    assert sha256(tmp_path / "tiny") == wanted
+    assert len(calls) == 30 + 1 + step % 10  # the steps since the last checkpoint were done twice
+
+
+def test_training_learns_and_leaves_a_loadable_folder(tmp_path):
+    path = write(tmp_path, tiny(steps=150, tried=["nothing"], reference="none"))
+    folder = train(path, tmp_path / "tiny")
+    model = classifiers.load(folder)
+    digits = classifiers_data("train")
+    accuracy = (model(digits.images).argmax(1) == digits.labels).float().mean()
+    assert accuracy > 0.7
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    assert card["tried"] == ["nothing"]
+    assert card["weights"]["sha256"] == sha256(folder)
+    assert "1,797" in card["provenance"]
+    assert (folder / "recipe.yaml").read_text() == path.read_text()
+
+
+def classifiers_data(split):
+    from robustgen import data
+
+    return data.load("digits", split)
+
+
+def test_claims_stay_only_with_their_weights(tmp_path):
+    claim = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
+    claim |= {"ci_low": 0.8, "ci_high": 1.0, "n": 400}
+    folder = train(write(tmp_path, tiny()), tmp_path / "tiny")
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    (folder / "card.yaml").write_text(yaml.safe_dump(card | {"claims": [claim]}))
+    train(write(tmp_path, tiny(summary="Other words.")), folder)
+    again = yaml.safe_load((folder / "card.yaml").read_text())
+    assert again["summary"] == "Other words."
+    assert again["claims"][0]["value"] == 0.9
+    train(write(tmp_path, tiny(seed=1)), folder)
+    assert yaml.safe_load((folder / "card.yaml").read_text())["claims"] == []
+
+
+def test_diverged_training_stops_at_its_last_good_checkpoint(tmp_path, cache, monkeypatch):
+    loss, calls = CrossEntropy.loss, []
+
+    def blow_up(self, *arguments):
+        calls.append(1)
+        value, parts = loss(self, *arguments)
+        return (value * float("nan") if len(calls) >= 15 else value), parts
+
+    monkeypatch.setattr(CrossEntropy, "loss", blow_up)
+    with pytest.raises(Diverged) as error:
+        train(write(tmp_path, tiny()), tmp_path / "tiny")
+    text = str(error.value)
+    assert "'tiny' stopped at step 14: the loss has diverged" in text
+    assert f"the last good state is step 10, in {only_checkpoint(cache)}" in text
+    assert "nan" in text
+    assert "smaller learning rate" in text
+    assert not (tmp_path / "tiny").exists()
+    assert checkpoint.load(only_checkpoint(cache), torch.device("cpu"))["step"] == 10
+
+
+def test_restarts_go_back_and_on_with_other_draws(tmp_path, cache, monkeypatch, capsys):
+    loss, calls = CrossEntropy.loss, []
+
+    def blow_up_once(self, model, x, y, generator):
+        calls.append(generator.initial_seed())
+        value, parts = loss(self, model, x, y, generator)
+        return (value * 1e12 if len(calls) == 16 else value), parts
+
+    monkeypatch.setattr(CrossEntropy, "loss", blow_up_once)
+    train(write(tmp_path, tiny(restarts=1)), tmp_path / "tiny")
+    assert len(calls) == 16 + 20  # back from step 15 to step 10
+    assert not set(calls[10:16]) & set(calls[16:])
+    assert "at step 15; back to step 10" in capsys.readouterr().err
+    assert steps_of_curve(cache) == [10, 20, 30]
+
+
+def test_huge_learning_rate_is_divergence_not_a_model(tmp_path):
+    recipe = tiny(optimiser={"kind": "sgd", "lr": 1e6})
+    with pytest.raises(Diverged, match="stopped at step"):
+        train(write(tmp_path, recipe), tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "did you mean epochs"),
+        ({"epochs": 3}, "either epochs or steps"),
+        ({"steps": None}, "either epochs or steps"),
+        ({"objective": {"kind": "magic"}}, "objective"),
+        ({"objective": {"kind": "adversarial", "eps": 0.1}}, "step_size"),
+        ({"data": "digitz"}, "digits"),
+        ({"arch": "resnet"}, "resnet-softmax"),
+        ({"options": {"widht": 3}}, "widht"),
+        ({"options": {"norm": "layer"}}, "batch, group, none"),
+        ({"optimiser": {"lr": 0}}, "optimiser.lr"),
+    ],
+)
+def test_wrong_recipes_are_explained(tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        train(write(tmp_path, tiny(**changes)), tmp_path / "tiny")
+    assert message in str(error.value)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_absent_recipe_and_wrong_name_of_the_folder(tmp_path):
+    with pytest.raises(UserError, match="cannot read the file"):
+        train(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="ModelCard is not valid at the key 'name'"):
+        train(write(tmp_path, tiny()), tmp_path / "My Model")
+
+
+def test_other_data_under_the_same_recipe_is_refused(tmp_path, cache):
+    recipe = write(tmp_path, tiny())
+    train(recipe, tmp_path / "tiny")
+    file = only_checkpoint(cache)
+    content = checkpoint.load(file, torch.device("cpu"))
+    checkpoint.save(file, content | {"data": "0123456789abcdef"})
+    with pytest.raises(UserError) as error:
+        train(recipe, tmp_path / "tiny")
+    assert "begun on other data" in str(error.value)
+    assert "0123456789abcdef" in str(error.value)
+
+
+def test_damaged_checkpoint_is_explained(tmp_path, cache):
+    recipe = write(tmp_path, tiny())
+    train(recipe, tmp_path / "tiny")
+    file = only_checkpoint(cache)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot read the checkpoint") as error:
+        train(recipe, tmp_path / "tiny")
+    assert str(file) in str(error.value)
+    train(recipe, tmp_path / "tiny", fresh=True)
+
+
+def test_checkpoint_never_runs_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"step": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        checkpoint.load(tmp_path / "checkpoint.pt", torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    spec = Optimiser(lr=1.0, warm_up=10)
+    rates = [learning_rate(spec, step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0)
+
+
+def test_weights_that_are_no_numbers_are_never_published(tmp_path, monkeypatch):
+    update = Run.update_average
+
+    def poison(self):
+        update(self)
+        if self.done == 30:
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Run, "update_average", poison)
+    with pytest.raises(Diverged, match="stopped at step 30: the weights have diverged"):
+        train(write(tmp_path, tiny()), tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_architecture_of_a_users_own_file(tmp_path):
+    source = tmp_path / "source"
+    path = write(source, tiny(arch="model.py:Mine"))
+    (source / "model.py").write_text("from robustgen.classifiers.softmax import Softmax as Mine\n")
+    folder = train(path, tmp_path / "mine")
+    assert (folder / "model.py").read_text() == (source / "model.py").read_text()
+    assert classifiers.load(folder).num_classes == 10
