@@ -6,8 +6,8 @@ is worth as much as it lowers the error of the reference:
 
     guidance gain G = E|x - D_ref(y)|^2 - E|x - D_ref(y) - sigma^2 grad log p(label | y)|^2,
 
-which only the true posterior's gradient maximises, whatever D_ref is close to. The table holds the
-two errors of each sample; the gain and its interval are metrics over it.
+which only the true posterior's gradient maximises where D_ref is the posterior mean. The table holds
+the two errors of each sample; the gain and its interval are metrics over it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
+from robustgen.perturb import Readout
 from robustgen.types import ConditionalNoise
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from robustgen.draws import Draws
 
 
-class Guidance:
+class Guidance(Readout):
     """Reads out guidance and denoising errors, one row a (sample, sigma).
 
     ``sigmas``: noise levels in pixel units; ``reference``: the denoiser that the gradients guide;
@@ -35,29 +36,29 @@ class Guidance:
     also get their pictures stored.
     """
 
+    name = "gradients"
+
     def __init__(self, sigmas: Sequence[float], reference: Denoiser, wiener: Denoiser, pictures: int) -> None:
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.reference = reference
         self.wiener = wiener
         self.pictures = pictures
 
-    def __call__(
-        self, model: Classifier, x: Tensor, y: Tensor, sample_ids: Tensor, draws: Draws
-    ) -> pyarrow.Table:
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
         """Errors are squared distances |x - estimate|^2, summed over the ``dims`` pixels.
 
-        ``x`` (batch, channels, height, width) in [0, 1]; ``y`` labels and ``sample_ids`` (batch,).
-        The noise comes from ``draws``, anew at each sigma, and noisy pictures are not clipped: that
-        would no longer be Gaussian noise. Columns: ``schema()``.
+        ``x`` (batch, channels, height, width) in [0, 1]; ``y`` labels (batch,). The noise comes
+        from ``draws``, anew at each sigma, and noisy pictures are not clipped: that would no longer
+        be Gaussian noise. Columns: ``schema()``.
         """
         import pyarrow
 
-        tables = [self._at(sigma, model, x, y, sample_ids, draws) for sigma in self.sigmas]
+        for denoiser in (self.reference, self.wiener):
+            denoiser.to(x.device)
+        tables = [self._at(sigma, model, x, y, draws) for sigma in self.sigmas]
         return pyarrow.concat_tables(tables) if tables else schema().empty_table()
 
-    def _at(
-        self, sigma: float, model: Classifier, x: Tensor, y: Tensor, sample_ids: Tensor, draws: Draws
-    ) -> pyarrow.Table:
+    def _at(self, sigma: float, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
         import pyarrow
 
         noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
@@ -70,7 +71,7 @@ class Guidance:
         if "denoise" in model.supports and isinstance(model.noise, ConditionalNoise) and sigma in model.noise:
             own = model.denoise(noisy, sigma)
         columns = {
-            "sample_id": sample_ids.tolist(),
+            "sample_id": draws.sample_ids,
             "sigma": [sigma] * len(x),
             "reference_error": _squares(x - reference),
             "guided_error": None if guidance is None else _squares(x - reference - guidance),
@@ -78,16 +79,16 @@ class Guidance:
             "wiener_error": _squares(x - _in_batches(self.wiener, noisy, sigma, batch)),
             "guidance_norm": None if guidance is None else [s**0.5 for s in _squares(guidance)],
             "dims": [x[0].numel()] * len(x),
-            "noisy": self._kept(noisy, sample_ids),
-            "reference": self._kept(reference, sample_ids),
-            "guidance": None if guidance is None else self._kept(guidance, sample_ids),
+            "noisy": self._kept(noisy, draws),
+            "reference": self._kept(reference, draws),
+            "guidance": None if guidance is None else self._kept(guidance, draws),
         }
         nothing = [None] * len(x)
         return pyarrow.table({k: nothing if v is None else v for k, v in columns.items()}, schema=schema())
 
-    def _kept(self, pictures: Tensor, sample_ids: Tensor) -> list[list[float] | None]:
+    def _kept(self, pictures: Tensor, draws: Draws) -> list[list[float] | None]:
         flat = pictures.detach().flatten(1).cpu()
-        kept = (sample_ids < self.pictures).tolist()
+        kept = draws.sample_ids < self.pictures
         return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
 
 

@@ -13,6 +13,7 @@ from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.executors import LocalExecutor
 from robustgen.perturb import Identity
+from robustgen.plan import Evaluation
 from robustgen.store import Chunk, RunStore
 
 MODEL = """
@@ -229,7 +230,7 @@ def test_a_failed_chunk_is_tried_again(tmp_path):
 
 
 def test_chunks_fill_the_gaps_at_multiples_of_their_size():
-    evaluation = engine.Evaluation("clean", "clean", "digits", "test", 40, {}, perturbation=Identity())
+    evaluation = Evaluation("clean", "clean", "digits", "test", 40, {}, perturbation=Identity())
     assert engine.chunks(evaluation, set(), 16, None) == [
         Chunk("clean", 0, 16), Chunk("clean", 16, 32), Chunk("clean", 32, 40),
     ]  # fmt: skip

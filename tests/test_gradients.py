@@ -105,7 +105,7 @@ def read(model, n=64, sigmas=(0.3,), pictures=0, reference=None, wiener=None, st
     ids = torch.arange(start, n)
     readout = Guidance(sigmas, reference or Exact(mixture), wiener or Exact(mixture), pictures)
     draws = Draws(seed, "gradients", ids)
-    return readout(model, x[start:].float(), y[start:], ids, draws)
+    return readout(model, x[start:].float(), y[start:], draws)
 
 
 def gain(table):

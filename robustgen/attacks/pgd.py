@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,17 +17,21 @@ from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
 from robustgen.threat import ThreatModel
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 
 class PGDOptions(Options):
     """``steps`` of ``rel_stepsize * eps`` each (None: 2.5 eps / steps), from ``restarts`` random starts.
 
-    ``loss`` is what is climbed: the cross-entropy, or the margin, which pulls to the one nearest class.
+    ``loss`` is what is climbed: the cross-entropy, the margin, or both in turn, a restart each. On
+    trained nets the cross-entropy usually finds more; where classes pull apart, as in a linear model,
+    only the margin goes straight to the nearest one.
     """
 
     steps: int = Field(default=20, gt=0)
-    restarts: int = Field(default=1, gt=0)
+    restarts: int = Field(default=2, gt=0)
     rel_stepsize: float | None = Field(default=None, gt=0)
-    loss: Literal["ce", "margin"] = "ce"
+    loss: Literal["both", "ce", "margin"] = "both"
 
 
 class PGD(Attack):
@@ -56,21 +61,24 @@ class PGD(Attack):
         best = x.clone()
         with torch.no_grad():
             best_margin = margin(model.logits(x), y)
-        for _ in range(self.options.restarts):
+        for restart in range(self.options.restarts):
             # Drawn for every sample, so that the next restart's draws do not depend on who is left.
             start = self._start(x, draws)
             # A row that leaves between restarts does not change the others: FixedBatch pads.
             left = torch.nonzero(~(best_margin > 0)).squeeze(1)
             if len(left) == 0:
                 break
-            found, found_margin = self._climb(model, x[left], y[left], start[left])
+            loss = self._loss(restart)
+            found, found_margin = self._climb(model, loss, x[left], y[left], start[left])
             better = found_margin > best_margin[left]
             best[left[better]] = found[better]
             best_margin[left[better]] = found_margin[better]
         return Perturbed(best)
 
-    def _climb(self, model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """The iterate of highest margin from the start x_adv, and that margin."""
+    def _climb(
+        self, model: Classifier, loss: Loss, x: Tensor, y: Tensor, x_adv: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The iterate of highest margin on the way from x_adv, and that margin."""
         size = (self.options.rel_stepsize or 2.5 / self.options.steps) * self.threat.eps
         best, best_margin = x_adv, torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for step in range(self.options.steps + 1):
@@ -84,13 +92,13 @@ class PGD(Attack):
             best_margin = torch.where(better, current, best_margin)
             if not last:
                 with torch.enable_grad():
-                    loss = self._loss(logits, y).sum()
-                gradient = torch.autograd.grad(loss, x_adv)[0]
+                    gradient = torch.autograd.grad(loss(logits, y).sum(), x_adv)[0]
                 x_adv = self.threat.project(x, x_adv.detach() + size * self._direction(gradient))
         return best, best_margin
 
-    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return log_odds(logits, y) if self.options.loss == "ce" else margin(logits, y)
+    def _loss(self, restart: int) -> Loss:
+        chosen = ("ce", "margin")[restart % 2] if self.options.loss == "both" else self.options.loss
+        return log_odds if chosen == "ce" else margin
 
     def _direction(self, gradient: Tensor) -> Tensor:
         return gradient.sign() if self.threat.norm == "linf" else _unit(gradient)

@@ -29,7 +29,7 @@ class Bins(NamedTuple):
 
     confidence: Array
     accuracy: Array
-    count: Array
+    size: Array
 
 
 def top_label(probabilities: Array, labels: Array) -> tuple[Array, Array]:

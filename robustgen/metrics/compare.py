@@ -65,7 +65,8 @@ def _tests(key: Key, several: list[Estimate]) -> Iterator[Comparison]:
 
 
 def _mcnemar(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
-    assert a.right is not None and b.right is not None
+    assert a.right is not None
+    assert b.right is not None
     ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
     if not len(ids):
         return None

@@ -17,7 +17,16 @@ ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 
 def doubts(run: Run, numbers: Iterable[Estimate]) -> list[Flag]:
     """All flags of a run, the gravest first."""
-    parts = (_incomplete, _refused, _budget, _easier_than_clean, _masking, _undefended, _chunk_seed, _temperature)
+    parts = (
+        _incomplete,
+        _refused,
+        _budget,
+        _easier_than_clean,
+        _masking,
+        _undefended,
+        _chunk_seed,
+        _temperature,
+    )
     found = [flag for part in parts for flag in part(run)]
     found += _wide(run, [estimate for estimate in numbers if estimate.right is not None])
     rank = {"error": 0, "warning": 1, "info": 2}
@@ -84,7 +93,7 @@ def _masking(run: Run) -> Iterator[Flag]:
             yield _flag(
                 run, evaluation.name, "masked_gradients", "warning",
                 f"Square, which uses no gradients, broke {caught} of {len(rows)} samples that the attacks "
-                "with gradients had left: a sign of masked gradients. Try an adaptive attack, and read "
+                "with gradients had left. A sign of masked gradients: try an adaptive attack, and read "
                 "the robust accuracy as an upper bound.",
             )  # fmt: skip
 

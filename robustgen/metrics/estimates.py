@@ -95,7 +95,9 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
     attacks = list(run.of_kind("attack"))
     clean = run.first("clean")
     for norm in sorted({e.detail["norm"] for e, _ in attacks}):
-        of_norm = sorted(((e.detail["eps"], rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps)
+        of_norm = sorted(
+            ((e.detail["eps"], rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps
+        )
         everyone = [rows for _, rows in of_norm] + ([clean] if clean else [])
         ids = common_ids(everyone)
         if not len(ids):
@@ -175,7 +177,8 @@ def _calibration(run: Run) -> Iterator[Estimate]:
             continue
         temperature = calibration.fit_temperature(fitted.logits, fitted.labels)
         yield Estimate(
-            Metric(run.model, "calibration", "", "temperature", *temperature, len(fitted), "", None), fitted.ids
+            Metric(run.model, "calibration", "", "temperature", *temperature, len(fitted), "", None),
+            fitted.ids,
         )
         yield from _calibration_of(run, evaluation.name, "temperature", rows, rows.logits / temperature.value)
 

@@ -49,7 +49,9 @@ def resamples(n: int, stream: int = 0) -> Array:
     makes differences between models paired ones.
     """
     rng = np.random.default_rng([stream, n])
-    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]).astype(np.uint16)
+    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)]).astype(
+        np.uint16
+    )
 
 
 def resampled_sums(values: Array, stream: int = 0) -> Array:

@@ -11,11 +11,10 @@ from robustgen.metrics.estimates import worst_name
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-EVERYWHERE = ("accuracy", "robust_accuracy", "guidance_gain")
 SHARES = frozenset(
-    "accuracy robust_accuracy corruption_accuracy ece adaptive_ece auroc aupr_in aupr_out "
-    "fpr95_at_id_tpr fpr95_at_ood_tpr guidance_gain".split()
-)
+    ["accuracy", "robust_accuracy", "corruption_accuracy", "ece", "adaptive_ece", "auroc", "aupr_in",
+     "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain"]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
     )  # fmt: skip
     yield from _attacked(content)
     yield Column(
-        "Corrupted", "accuracy", "accuracy on noisy, brighter, paler, ... pictures: mean over kinds and severities",
+        "Corrupted", "accuracy",
+        "accuracy on noisy, brighter, paler, ... pictures: the mean over kinds and severities",
         Key("corruptions", "all", "corruption_accuracy"), True,
     )  # fmt: skip
     yield Column(
@@ -69,7 +69,7 @@ def _attacked(content: dict[str, Any]) -> Iterator[Column]:
                     Key(detail["name"], "", "robust_accuracy"), True,
                 )  # fmt: skip
         yield Column(
-            group, "worst case", "share right under every attack of this norm up to this size, and without any",
+            group, "worst case", "share right under every attack of this norm up to this size, and with none",
             Key(worst_name(norm, eps), "", "robust_accuracy"), True,
         )  # fmt: skip
 
@@ -78,13 +78,15 @@ def _gradients(content: dict[str, Any]) -> Iterator[Column]:
     for detail in _of_kind(content, "gradients"):
         for sigma in detail["sigmas"]:
             yield Column(
-                "Guidance gain", f"σ {sigma:g}", "by how much the class gradient, added to a reference denoiser, "
+                "Guidance gain", f"σ {sigma:g}",
+                "by how much the class gradient, added to a reference denoiser, "
                 f"lowers its error at noise {sigma:g}; below 0 it does harm",
                 Key(detail["name"], f"sigma-{sigma:g}", "guidance_gain"), True,
             )  # fmt: skip
-        for sigma in detail["sigmas"]:
+        for sigma in sorted(detail["sigmas"])[:1]:
             yield Column(
-                "PSNR over Wiener, dB", f"σ {sigma:g}", "how far the model's own denoiser beats the best linear "
+                "Denoising", "dB over Wiener",
+                "how far the model's own denoiser beats the best linear "
                 f"one at noise {sigma:g}; empty for models without a denoiser",
                 Key(detail["name"], f"sigma-{sigma:g}", "psnr_gain"), True,
             )  # fmt: skip
@@ -98,7 +100,9 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
     of_data = content["protocol"].get("data") or {}
     settings = of_data.get(content["data"]["name"]) or of_data.get("any") or {}
     run = {(d["norm"], d["eps"]): bool(d["cascade"]) for d in _of_kind(content, "attack")}
-    chosen = {pair for pair, cascade in run.items() if cascade or settings.get("eps", {}).get(pair[0]) == pair[1]}
+    chosen = {
+        pair for pair, cascade in run.items() if cascade or settings.get("eps", {}).get(pair[0]) == pair[1]
+    }
     for norm in {norm for norm, _ in run} - {norm for norm, _ in chosen}:
         chosen.add(max(pair for pair in run if pair[0] == norm))
     return sorted(chosen, key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
@@ -119,7 +123,9 @@ def tested(content: dict[str, Any]) -> list[Key]:
     keys = [column.key for column in columns(content)]
     for metric in content["metrics"]:
         key = Key(metric["evaluation"], metric["variant"], metric["metric"])
-        if key.metric == "guidance_gain" or (key.metric in EVERYWHERE and not key.variant):
+        if key.metric in ("guidance_gain", "psnr_gain") or (
+            key.metric.endswith("accuracy") and not key.variant
+        ):
             keys.append(key)
     return list(dict.fromkeys(keys))
 
@@ -146,5 +152,6 @@ def format_value(metric: dict[str, Any], value: float | None = None) -> str:
 
 
 def format_interval(metric: dict[str, Any]) -> str:
-    """The 95 % interval of a number, in the same form."""
-    return f"{format_value(metric, metric['ci_low'])} to {format_value(metric, metric['ci_high'])}"
+    """The 95 % interval of a number, such as 82.5–93.4 or −1.3 to 2.0."""
+    low, high = (format_value(metric, metric[end]).removeprefix("+") for end in ("ci_low", "ci_high"))
+    return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"

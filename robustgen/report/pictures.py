@@ -131,7 +131,11 @@ def _samples(runs: list[Run], stored: list[dict[int, Array]]) -> list[int]:
 
 
 def _labelled(run: Run, picture: Array, sample: int, names: list[str]) -> Picture:
-    labels = {int(i): int(y) for _, rows in run.of_kind("attack") for i, y in zip(rows.ids, rows.labels, strict=True)}
+    labels = {
+        int(i): int(y)
+        for _, rows in run.of_kind("attack")
+        for i, y in zip(rows.ids, rows.labels, strict=True)
+    }
     label = _name(names, labels[sample])
     return Picture(png(picture), f"clean picture of {label}", label)
 
@@ -147,7 +151,9 @@ def _attacked(
     picture = found.reshape(clean.shape)
     verdict = f"still {seen}" if right else f"→ {seen}"
     return [
-        Picture(signed_png(picture - clean, scale), f"perturbation of sample {sample} against {run.model}", ""),
+        Picture(
+            signed_png(picture - clean, scale), f"perturbation of sample {sample} against {run.model}", ""
+        ),
         Picture(png(picture), f"adversarial picture, seen as {seen}", verdict, not right),
     ]
 
@@ -175,9 +181,10 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     rows = [("given to all", [_given(first.loc[i], clean[i]) for i in samples])]
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
-        f"Noise of σ = {sigma:g} was added, and one reference denoiser, the same for all, removes it. Each model's "
-        "class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing, white and "
-        "black are ±0.5. A gradient that means something draws strokes of the label's class."
+        f"Noise of σ = {sigma:g} was added, and one reference denoiser, the same for all, removes it. Each "
+        "model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing, "
+        "white and black are ±0.5. A gradient that means something strengthens the strokes of the label's "
+        "class and weakens the others."
     )
     return Gallery("What the gradient adds", intro, [f"sample {i}" for i in samples], rows)
 
@@ -191,7 +198,9 @@ def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
 
 
 def _given(row: pd.Series, clean: Array) -> list[Picture]:
-    noisy, reference = (np.asarray(row[c], dtype=np.float64).reshape(clean.shape) for c in ("noisy", "reference"))
+    noisy, reference = (
+        np.asarray(row[c], dtype=np.float64).reshape(clean.shape) for c in ("noisy", "reference")
+    )
     return [
         Picture(png(clean), "clean picture", "clean"),
         Picture(png(noisy), "noisy picture", "noisy"),
@@ -200,7 +209,9 @@ def _given(row: pd.Series, clean: Array) -> list[Picture]:
 
 
 def _added(row: pd.Series, shape: tuple[int, ...], model: str) -> list[Picture]:
-    guidance, reference = (np.asarray(row[c], dtype=np.float64).reshape(shape) for c in ("guidance", "reference"))
+    guidance, reference = (
+        np.asarray(row[c], dtype=np.float64).reshape(shape) for c in ("guidance", "reference")
+    )
     gain = 1 - row["guided_error"] / row["reference_error"]
     return [
         Picture(signed_png(guidance, 0.5), f"class gradient of {model}", "gradient"),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 COLOURS = 8
@@ -45,12 +44,14 @@ class Chart:
     y_range: tuple[float, float] | None = None
     zero_line: bool = False
     diagonal: bool = False
+    width: int = 440
+    height: int = 280
 
     def svg(self) -> str:
         """The chart as an <svg> element."""
         xs = self.x_range or _range([x for s in self.series for x in s.x])
         ends = [v for s in self.series for v in (*s.y, *s.low, *s.high)] + ([0.0] if self.zero_line else [])
-        frame = _Frame(xs, self.y_range or _range(ends, 0.05))
+        frame = _Frame(xs, self.y_range or _range(ends, 0.05), self.width, self.height)
         parts = [frame.axes(self.x_label, self.y_label)]
         if self.zero_line:
             parts.append(frame.line([xs[0], xs[1]], [0, 0], "reference"))
@@ -58,8 +59,8 @@ class Chart:
             parts.append(frame.line(list(xs), list(xs), "reference"))
         # staggered, so that intervals at one x can be told apart
         for place, series in enumerate(self.series):
-            parts.append(_draw(frame, series, 2.0 * (place - (len(self.series) - 1) / 2)))
-        return element(self.title, self.described, WIDTH, HEIGHT, "".join(parts))
+            parts.append(_draw(frame, series, 1.2 * (place - (len(self.series) - 1) / 2)))
+        return element(self.title, self.described, self.width, self.height, "".join(parts))
 
 
 def element(title: str, described: str, width: int, height: int, content: str, name: str = "chart") -> str:
@@ -96,35 +97,41 @@ class _Frame:
 
     x: tuple[float, float]
     y: tuple[float, float]
+    width: int
+    height: int
 
     def px(self, value: float) -> float:
         low, high = self.x
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - low) / (high - low) * (self.width - LEFT - RIGHT)
 
     def py(self, value: float) -> float:
         low, high = self.y
-        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
 
-    def line(self, x: Sequence[float], y: Sequence[float], name: str, how: str = "", shift: float = 0.0) -> str:
+    def line(
+        self, x: Sequence[float], y: Sequence[float], name: str, how: str = "", shift: float = 0.0
+    ) -> str:
         points = " ".join(f"{self.px(a) + shift:.1f},{self.py(b):.1f}" for a, b in zip(x, y, strict=True))
         return f'<polyline class="{name}" style="{how}" points="{points}"/>'
 
     def axes(self, x_label: str, y_label: str) -> str:
+        right, floor = self.width - RIGHT, self.height - BOTTOM
         parts = []
         for tick in ticks(*self.y):
             y = self.py(tick)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>')
-        for tick in ticks(*self.x):
-            x = self.px(tick)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(text(LEFT - 6, y + 4, _number(tick), "end"))
+        parts += [text(self.px(tick), floor + 16, _number(tick)) for tick in ticks(*self.x)]
+        parts.append(text((LEFT + right) / 2, self.height - 5, x_label))
         parts.append(
-            f'<text class="label" x="12" y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle" '
-            f'transform="rotate(-90 12 {(TOP + HEIGHT - BOTTOM) / 2})">{escape(y_label)}</text>'
+            f'<g transform="translate(12 {(TOP + floor) / 2}) rotate(-90)">{text(0, 0, y_label)}</g>'
         )
         return "".join(parts)
+
+
+def text(x: float, y: float, content: str, anchor: str = "middle") -> str:
+    """A <text> element."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -154,7 +161,7 @@ def _number(value: float) -> str:
 def reliability_svg(
     name: str, described: str, confidence: Sequence[float], accuracy: Sequence[float], share: Sequence[float]
 ) -> str:
-    """A reliability diagram: share right against confidence, a dot a bin, its area the bin's share of samples."""
+    """A reliability diagram: share right against confidence; a dot's area is its bin's share of samples."""
     size, pad = 190, 26
 
     def at(value: float) -> float:
@@ -163,13 +170,14 @@ def reliability_svg(
     parts = [
         f'<line class="reference" x1="{pad}" y1="{size - pad}" x2="{size - 8}" y2="8"/>',
         f'<path class="frame" d="M{pad} 8V{size - pad}H{size - 8}"/>',
-        f'<text x="{pad - 5}" y="14" text-anchor="end">1</text>',
-        f'<text x="{pad - 5}" y="{size - pad}" text-anchor="end">0</text>',
-        f'<text x="{size - 8}" y="{size - pad + 14}" text-anchor="end">1</text>',
-        f'<text x="{pad}" y="{size - pad + 14}">0</text>',
+        *(text(pad - 5, y, tick, "end") for y, tick in ((14, "1"), (size - pad, "0"))),
+        text(pad, size - pad + 14, "0", "start"),
+        text(size - 8, size - pad + 14, "1", "end"),
     ]
     for c, a, s in zip(confidence, accuracy, share, strict=True):
         x, y = pad + at(c), size - pad - at(a)
-        parts.append(f'<line class="gap" x1="{x:.1f}" x2="{x:.1f}" y1="{size - pad - at(c):.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="gap" x1="{x:.1f}" x2="{x:.1f}" y1="{size - pad - at(c):.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<circle class="bin" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 9 * math.sqrt(s):.1f}"/>')
     return element(name, described, size, size, "".join(parts), "chart small")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustgen.report.columns import Column
 from robustgen.report.tables import Cell, MainTable
@@ -16,6 +16,24 @@ OPENINGS = {
     "guidance_gain": "Class gradients",
     "psnr_gain": "Denoising",
 }
+
+
+WORDS = {
+    "accuracy": ("gets right", "gets most right"),
+    "robust_accuracy": ("keeps", "withstands most"),
+    "corruption_accuracy": ("gets right", "gets most right"),
+    "ece": ("is off by", "is nearest to the truth, off by"),
+    "auroc": ("tells them from the data with an AUROC of", "tells them best from the data, AUROC"),
+}
+
+
+class FlagGroup(NamedTuple):
+    """Flags that share a remedy: each fact with the models and evaluations that it is true of."""
+
+    severity: str
+    flag: str
+    remedy: str
+    facts: list[tuple[str, list[str]]]
 
 
 def reading(table: MainTable) -> list[tuple[str, str]]:
@@ -48,33 +66,23 @@ def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
 
 
 def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
-    verb, unit = _words(column)
     ordered = sorted(known, key=lambda pair: pair[1].metric["value"], reverse=column.higher_is_better)
     (best, top), (worst, bottom) = ordered[0], ordered[-1]
-    said = f"{best} {verb} {top.text}{unit} (95 % interval {top.interval})"
+    unit = " points" if column.key.metric == "ece" else " %"
+    value = f"{top.text}{unit} ({top.interval})"
+    alone, first = WORDS[column.key.metric]
     if len(ordered) == 1:
-        return f"{said}."
-    ties = [name for name, cell in ordered[1:] if cell.mark]
-    if len(ties) == len(ordered) - 1:
-        return f"{said}, {worst} {bottom.text}{unit}; the paired tests tell no model from the best."
-    told = f" Not told apart from the best: {', '.join(ties)}." if ties else ""
-    return f"{said}, the most; {worst} {bottom.text}{unit}, the least.{told}".replace("the most", _extreme(column)[0]).replace(
-        "the least", _extreme(column)[1]
-    )
-
-
-def _words(column: Column) -> tuple[str, str]:
-    return {
-        "accuracy": ("gets", " % right"),
-        "robust_accuracy": ("keeps", " %"),
-        "corruption_accuracy": ("gets", " % right"),
-        "ece": ("is off by", " points"),
-        "auroc": ("tells them from the data with an AUROC of", " %"),
-    }[column.key.metric]
-
-
-def _extreme(column: Column) -> tuple[str, str]:
-    return ("the most", "the least") if column.higher_is_better else ("the least", "the most")
+        return f"{best} {alone} {value}."
+    if top.text == bottom.text:
+        return f"All models alike: {value}."
+    level = [name for name, cell in ordered[1:] if cell.mark]
+    if len(level) == len(ordered) - 1:
+        return (
+            f"{best} {first}: {value}, but the paired tests tell no other from it; "
+            f"last {worst}, {bottom.text}{unit}."
+        )
+    told = f" Level with it: {', '.join(level)}." if level else ""
+    return f"{best} {first}: {value}.{told} Last is {worst}: {bottom.text}{unit}."
 
 
 def _gradients(table: MainTable, places: list[int], metric: str) -> str:
@@ -102,14 +110,16 @@ def _list(found: dict[str, list[str]]) -> str:
     return ", ".join(f"{name} at {', '.join(sigmas)}" for name, sigmas in found.items())
 
 
-def flag_groups(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Flags, those of one wording together, the gravest first."""
-    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:
+    """Flags of one kind and remedy together, the gravest first.
+
+    A message begins with a sentence of fact; what follows, the remedy, is said once a group.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for flag in content["flags"]:
-        key = (flag["severity"], flag["flag"], flag["message"])
-        group = groups.setdefault(key, {**flag, "models": [], "evaluations": []})
-        for field, value in (("models", flag["model"]), ("evaluations", flag["evaluation"])):
-            if value and value not in group[field]:
-                group[field].append(value)
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(groups.values(), key=lambda group: rank[group["severity"]])
+        fact, _, remedy = flag["message"].partition(". ")
+        facts = groups.setdefault((flag["severity"], flag["flag"], remedy), {})
+        where = ", ".join(part for part in (flag["model"], flag["evaluation"]) if part)
+        facts.setdefault(fact.rstrip(".") + ".", []).append(where)
+    found = [FlagGroup(*key, list(facts.items())) for key, facts in groups.items()]
+    return sorted(found, key=lambda group: ("error", "warning", "info").index(group.severity))

@@ -20,8 +20,14 @@ from robustgen.store import RunStore, atomic, read_json
 DETAILS = {
     "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy",)),
     "corruptions": ("Corruption by corruption", ("corruption_accuracy",)),
-    "calibration": ("All calibration measures", ("ece", "adaptive_ece", "nll", "brier", "temperature", "bits_per_dim")),
-    "foreign": ("All scores and measures", ("auroc", "aupr_in", "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr")),
+    "calibration": (
+        "All calibration measures",
+        ("ece", "adaptive_ece", "nll", "brier", "temperature", "bits_per_dim"),
+    ),
+    "foreign": (
+        "All scores and measures",
+        ("auroc", "aupr_in", "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr"),
+    ),
     "gradients": ("All noise levels", ("guidance_gain", "psnr", "psnr_gain")),
 }
 
@@ -64,6 +70,7 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "reading": reading(table),
         "flags": flag_groups(content),
         "curves": sections.curves(content),
+        "corruptions": sections.corruption_charts(content),
         "reliability": sections.reliability_diagrams(content, runs),
         "roc": sections.roc_curves(content, runs),
         "gradients": sections.gradient_charts(content),

@@ -25,6 +25,7 @@ class Figure:
     title: str
     svg: str
     legend: list[tuple[str, int]]
+    note: str = ""
 
 
 def by_key(content: dict[str, Any]) -> Numbers:
@@ -57,7 +58,9 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
     lines, words = [], []
     for index, model in enumerate(names_of(content)):
         points = [(0.0, numbers.get((model, "clean", "", "accuracy")))]
-        points += [(eps, numbers.get((model, worst_name(norm, eps), "", "robust_accuracy"))) for eps in all_eps]
+        points += [
+            (eps, numbers.get((model, worst_name(norm, eps), "", "robust_accuracy"))) for eps in all_eps
+        ]
         known = [(eps, metric) for eps, metric in points if metric is not None]
         if len(known) > 1:
             lines.append(_line(model, index, [eps for eps, _ in known], [metric for _, metric in known], 100))
@@ -67,7 +70,12 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
         return None
     title = f"Accuracy under attack, {NORMS[norm]}"
     chart = Chart(
-        title, "; ".join(words), "size of the perturbation (pixel units)", "worst-case accuracy, %", lines, y_range=(0, 100)
+        title,
+        "; ".join(words),
+        "size of the perturbation (pixel units)",
+        "worst-case accuracy, %",
+        lines,
+        y_range=(0, 100),
     )
     return _figure(title, chart)
 
@@ -79,6 +87,37 @@ def _line(name: str, index: int, x: list[float], metrics: list[dict[str, Any]], 
 
 def _figure(title: str, chart: Chart) -> Figure:
     return Figure(title, chart.svg(), [(series.name, series.index) for series in chart.series])
+
+
+def corruption_charts(content: dict[str, Any]) -> list[Figure]:
+    """A small chart a kind of corruption: accuracy against severity, 0 being the clean pictures."""
+    details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "corruption"}
+    kinds: dict[str, dict[int, str]] = {}
+    for name, d in details.items():
+        kinds.setdefault(d["type"], {})[d["severity"]] = name
+    numbers = by_key(content)
+    return [_corruption(content, numbers, kind, severities) for kind, severities in kinds.items()]
+
+
+def _corruption(content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str]) -> Figure:
+    lines, words = [], []
+    for index, model in enumerate(names_of(content)):
+        points = [(0, numbers.get((model, "clean", "", "accuracy")))]
+        points += [
+            (s, numbers.get((model, severities[s], "", "corruption_accuracy"))) for s in sorted(severities)
+        ]
+        known = [(severity, metric) for severity, metric in points if metric is not None]
+        if known:
+            lines.append(_line(model, index, [s for s, _ in known], [m for _, m in known], 100))
+            said = ", ".join(f"{100 * m['value']:.1f} at {s}" for s, m in known)
+            words.append(f"{model}: {said}")
+    title = kind.replace("_", " ")
+    low = min((y for line in lines for y in line.low), default=0)
+    chart = Chart(
+        title, "; ".join(words), "severity", "accuracy, %", lines,
+        y_range=(min(50, 10 * (low // 10)), 100), width=300, height=200,
+    )  # fmt: skip
+    return _figure(title, chart)
 
 
 # --- calibration -----------------------------------------------------------------------------------
@@ -93,14 +132,16 @@ def reliability_diagrams(content: dict[str, Any], runs: list[Run]) -> list[Figur
         if rows is None:
             continue
         bins = calibration.reliability(np.exp(rows.log_probabilities), rows.labels)
-        full = bins.count > 0
+        full = bins.size > 0
         confidence, accuracy = bins.confidence[full].tolist(), bins.accuracy[full].tolist()
         error = numbers.get((run.model, "clean", "", "ece"))
-        said = "; ".join(f"confidence {c:.2f}: {a:.2f} right" for c, a in zip(confidence, accuracy, strict=True))
-        share = (bins.count[full] / len(rows)).tolist()
+        said = "; ".join(
+            f"confidence {c:.2f}: {a:.2f} right" for c, a in zip(confidence, accuracy, strict=True)
+        )
+        share = (bins.size[full] / len(rows)).tolist()
         svg = reliability_svg(f"Reliability of {run.model}", said, confidence, accuracy, share)
         gap = f"ECE {100 * error['value']:.1f} %" if error else ""
-        found.append(Figure(f"{run.model} · {gap}", svg, []))
+        found.append(Figure(run.model, svg, [], gap))
     return found
 
 
@@ -149,19 +190,28 @@ def gradient_charts(content: dict[str, Any]) -> list[Figure]:
     """Guidance gain against sigma, and PSNR of the denoisers against sigma."""
     found: list[Figure] = []
     for evaluation, sigmas in _sigmas(content):
-        found += [f for f in (_gain(content, evaluation, sigmas), _denoising(content, evaluation, sigmas)) if f]
+        found += [
+            f for f in (_gain(content, evaluation, sigmas), _denoising(content, evaluation, sigmas)) if f
+        ]
     return found
 
 
 def _sigmas(content: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
-    found = {d["name"]: d["sigmas"] for m in content["models"] for d in m["evaluations"] if d["kind"] == "gradients"}
+    found = {
+        d["name"]: d["sigmas"]
+        for m in content["models"]
+        for d in m["evaluations"]
+        if d["kind"] == "gradients"
+    }
     yield from found.items()
 
 
 def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
     lines = _against_sigma(content, evaluation, sigmas, "sigma-{:g}", "guidance_gain", 100)
     title = "Guidance gain"
-    words = "; ".join(f"{s.name}: {', '.join(f'{y:+.1f} at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines)
+    words = "; ".join(
+        f"{s.name}: {', '.join(f'{y:+.1f} at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines
+    )
     chart = Chart(title, words, "noise σ (pixel units)", "error removed, %", lines, zero_line=True)
     return _figure(title, chart) if lines else None
 
@@ -173,7 +223,9 @@ def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) ->
         given = _against_sigma(content, evaluation, sigmas, f"{who}-sigma-{{:g}}", "psnr", 1)[:1]
         lines += [Series(called, shared + place, s.x, s.y, s.low, s.high) for s in given]
     title = "Denoising"
-    words = "; ".join(f"{s.name}: {', '.join(f'{y:.1f} dB at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines)
+    words = "; ".join(
+        f"{s.name}: {', '.join(f'{y:.1f} dB at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines
+    )
     chart = Chart(title, words, "noise σ (pixel units)", "PSNR, dB", lines)
     return _figure(title, chart) if lines else None
 

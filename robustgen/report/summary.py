@@ -12,7 +12,7 @@ from typing import Any
 
 from robustgen import __version__
 from robustgen.errors import UserError
-from robustgen.metrics import Estimate, Run, compare, doubts, estimates, read_run
+from robustgen.metrics import Run, compare, doubts, estimates, read_run
 from robustgen.metrics.estimates import is_finite
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.store import RunStore, atomic, read_json, write_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustgen.metrics.compare import Key
-from robustgen.report.columns import Column, columns, format_interval, format_value
+from robustgen.report.columns import SHARES, Column, columns, format_interval, format_value
 from robustgen.report.sections import by_key, names_of
 
 ALPHA = 0.05
@@ -58,14 +58,14 @@ def cell(metric: dict[str, Any] | None, mark: str = "") -> Cell | None:
 def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     """Who is best in a column, and who is not different from the best by the corrected paired test."""
     values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
-    if len(values) < 2:
+    if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
     best = {model for model, value in values.items() if value == top}
     tied = set()
     for test in content["comparisons"]:
         pair = {test["model_a"], test["model_b"]}
-        if _key(test) == column.key and pair & best and test["p_holm"] >= ALPHA:
+        if _key(test) == column.key and len(pair & best) == 1 and test["p_holm"] >= ALPHA:
             tied |= pair - best
     return dict.fromkeys(tied, "tied") | dict.fromkeys(best, "best")
 
@@ -87,14 +87,14 @@ def detail_table(content: dict[str, Any], title: str, metrics: tuple[str, ...]) 
     """All numbers of ``metrics``, or None where there are none."""
     numbers, models = by_key(content), names_of(content)
     keys = list(dict.fromkeys(_key(m) for m in content["metrics"] if m["metric"] in metrics))
-    rows = [(key, _unit(numbers, key), [cell(numbers.get((model, *key))) for model in models]) for key in keys]
+    rows = [
+        (key, _unit(numbers, key), [cell(numbers.get((model, *key))) for model in models]) for key in keys
+    ]
     return DetailTable(title, models, rows) if rows else None
 
 
 def _unit(numbers: dict[Any, dict[str, Any]], key: Key) -> str:
     metric = next(m for (_, *rest), m in numbers.items() if Key(*rest) == key)
-    from robustgen.report.columns import SHARES
-
     return "%" if key.metric in SHARES else metric["unit"]
 
 

@@ -216,7 +216,16 @@ def write_cifar10(folder, images, labels, monkeypatch):
 
 
 @pytest.fixture
-def linear_problem(tmp_path, monkeypatch):
+def one_thread():
+    """Square's thousands of tiny steps are slow when threads wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def linear_problem(tmp_path, monkeypatch, one_thread):
     """A linear model and CIFAR-shaped images, with each image's exact robustness at EPS.
 
     A linear model's smallest Linf distance to another class is its margin over the L1 norm of the weights'

@@ -59,9 +59,9 @@ def test_losses_of_an_untrained_model_are_those_of_the_scalar_wiener_filter(digi
     loss, parts = objective(digits, weight=3.0).loss(model, x, y, generator())
     assert parts["matching"] == pytest.approx(1.0, abs=0.02)
     assert parts["cross_entropy"] == pytest.approx(math.log(10), abs=1e-4)
-    assert float(loss) == pytest.approx(parts["cross_entropy"] + 3 * parts["matching"], rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(parts["cross_entropy"] + 3 * parts["matching"], rel=1e-5)
     loss, _ = objective(digits).loss(EDMDenoiser(10, SHAPE, **TINY), x, y, generator())
-    assert float(loss) == pytest.approx(1.0, abs=0.02)
+    assert float(loss.detach()) == pytest.approx(1.0, abs=0.02)
     assert torch.allclose(level_weight(torch.tensor([0.0, 0.3]), torch.tensor(0.3)), torch.tensor([1.0, 2.0]))
 
 
@@ -95,7 +95,8 @@ def test_score_matching_reaches_every_weight_and_draws_only_from_the_generator(d
     for seed in (1, 1, 2):
         torch.manual_seed(len(losses))
         losses.append(objective(digits).loss(model, digits.images, digits.labels, generator(seed))[0])
-    assert float(losses[0]) == float(losses[1]) != float(losses[2])
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
     losses[0].backward()
     # all but the offset of log p, which no gradient sees, have a gradient
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
@@ -127,14 +128,14 @@ def test_a_short_training_denoises_better_than_it_began(digits, make):
 
     rule.loss(model, digits.images[:2], digits.labels[:2], generator())  # measures the scale
     before = error()
-    for step in range(60):
+    for step in range(30):
         rule.progress = (step + 1) / 100
-        rows = torch.arange(64) + 2 * step
+        rows = torch.arange(32) + 5 * step
         loss, _ = rule.loss(model, digits.images[rows], digits.labels[rows], generator(step))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert error() < 0.93 * before
+    assert error() < 0.96 * before
 
 
 def test_a_model_without_noise_levels_is_refused(digits):

@@ -15,7 +15,9 @@ SIGMAS = [0.25, 0.4, 0.56]
 SHAPE = (1, 8, 8)
 
 
-def attack(name: str, norm: str, eps: float, cascade: list[str] | None = None, size: int = 60) -> dict[str, Any]:
+def attack(
+    name: str, norm: str, eps: float, cascade: list[str] | None = None, size: int = 60
+) -> dict[str, Any]:
     return {
         "name": f"{name}-{norm}-{eps:g}", "kind": "attack", "data": "digits", "size": size, "attack": name,
         "norm": norm, "eps": eps, "cascade": cascade or [],
@@ -40,7 +42,9 @@ def evaluations(size: int = 60) -> list[dict[str, Any]]:
     ]
 
 
-def spec(model: str, *, classes: int = 10, shape: tuple[int, ...] = SHAPE, size: int = 60, **more: Any) -> dict[str, Any]:
+def spec(
+    model: str, *, classes: int = 10, shape: tuple[int, ...] = SHAPE, size: int = 60, **more: Any
+) -> dict[str, Any]:
     return {
         "model": {
             "name": model, "reference": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
@@ -62,10 +66,18 @@ def spec(model: str, *, classes: int = 10, shape: tuple[int, ...] = SHAPE, size:
     }  # fmt: skip
 
 
-ENVIRONMENT = {"robustgen": "0.1.0", "python": "3.11.7", "torch": "2.15.0", "numpy": "2.4.6", "cpu": "a processor"}
+ENVIRONMENT = {
+    "robustgen": "0.1.0",
+    "python": "3.11.7",
+    "torch": "2.15.0",
+    "numpy": "2.4.6",
+    "cpu": "a processor",
+}
 
 
-def write_run(out: Path, model: str, *, skill: float = 3.0, seed: int = 0, joint: bool = False, **more: Any) -> RunStore:
+def write_run(
+    out: Path, model: str, *, skill: float = 3.0, seed: int = 0, joint: bool = False, **more: Any
+) -> RunStore:
     """A run with rows for every evaluation; ``skill`` is the margin of its logits."""
     content = spec(model, **more)
     store = RunStore.open(out / "runs" / model, content, ENVIRONMENT)
@@ -84,7 +96,9 @@ def logits_for(labels: np.ndarray, skill: float, classes: int, rng: np.random.Ge
     return logits.astype(np.float32)
 
 
-def _write(store: RunStore, detail: dict, labels: np.ndarray, clean: np.ndarray, skill: float, joint: bool, rng) -> None:
+def _write(
+    store: RunStore, detail: dict, labels: np.ndarray, clean: np.ndarray, skill: float, joint: bool, rng
+) -> None:
     classes, n, kind = clean.shape[1], detail["size"], detail["kind"]
     columns: dict[str, Any] = {}
     logits, adversarial = clean, None
@@ -98,12 +112,23 @@ def _write(store: RunStore, detail: dict, labels: np.ndarray, clean: np.ndarray,
         logits, columns, adversarial = _attacked(detail, labels, clean, skill, store, rng)
     if joint:
         columns["log_prob"] = np.log(np.exp(logits).sum(1)).tolist()
-    tables = {"guidance": guidance_table(n, skill, joint, rng, store.spec["data"]["shape"])} if kind == "gradients" else {}
+    tables = (
+        {"guidance": guidance_table(n, skill, joint, rng, store.spec["data"]["shape"])}
+        if kind == "gradients"
+        else {}
+    )
     rows = make_rows(labels, logits, **columns)
     half = n // 2  # two chunks, the later first
     for start, stop in ((half, n), (0, half)):
         part = slice(start, stop)
-        keep = {k: t.filter(pa.compute.and_(pa.compute.greater_equal(t["sample_id"], start), pa.compute.less(t["sample_id"], stop))) for k, t in tables.items()}
+        keep = {
+            k: t.filter(
+                pa.compute.and_(
+                    pa.compute.greater_equal(t["sample_id"], start), pa.compute.less(t["sample_id"], stop)
+                )
+            )
+            for k, t in tables.items()
+        }
         store.write(
             Chunk(detail["name"], start, stop), rows.slice(start, stop - start), tables=keep,
             adversarial=None if adversarial is None else picture_table(np.arange(n)[part], adversarial[part]),
@@ -145,7 +170,10 @@ def guidance_table(n: int, skill: float, joint: bool, rng, shape) -> pa.Table:
     parts = []
     for sigma in SIGMAS:
         reference = rng.gamma(8, sigma**2, n)
-        pictures = {c: [rng.random(dims).tolist() if i < 4 else None for i in range(n)] for c in ("noisy", "reference", "guidance")}
+        pictures = {
+            c: [rng.random(dims).tolist() if i < 4 else None for i in range(n)]
+            for c in ("noisy", "reference", "guidance")
+        }
         parts.append({
             "sample_id": list(range(n)), "sigma": [sigma] * n, "reference_error": reference.tolist(),
             "guided_error": (reference * rng.normal(1.1 - 0.05 * skill, 0.1, n)).tolist(),

@@ -165,6 +165,7 @@ def test_cifar10_from_parquet_says_when_it_is_a_jpeg_copy(tmp_path: Path):
     copy = data.load("cifar10", root=tmp_path)
     assert copy.shape == (3, 32, 32)
     assert "JPEG copy" in copy.provenance
+    assert "JPEG (quality 75)" in copy.provenance  # Pillow's default
     _parquet(tmp_path / "png" / "cifar10" / "test.parquet", 20, "PNG")
     exact = data.load("cifar10", root=tmp_path / "png")
     assert "JPEG" not in exact.provenance

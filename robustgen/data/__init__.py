@@ -1,0 +1,87 @@
+"""Data sets by name: ``load(name, split)`` is the one way in.
+
+Splits are train, calibration and test; calibration samples are neither training nor test samples.
+Foreign sets (letters, photos, textures) have only a test split and are brought to the shape of the
+data that they are foreign to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from robustgen.data import carried, files
+from robustgen.data.dataset import Dataset, make, no_split
+from robustgen.errors import UserError, unknown_name
+from robustgen.types import Split
+
+__all__ = ["SOURCES", "Dataset", "Source", "data_root", "load", "make"]
+
+
+def data_root(root: Path | str | None = None) -> Path:
+    """Where data sets lie: the argument, else ROBUSTGEN_DATA, else the user's cache folder."""
+    if root is None:
+        root = os.environ.get("ROBUSTGEN_DATA") or None
+    if root is not None:
+        path = Path(root).expanduser()
+        if not path.is_dir():
+            raise UserError(
+                "the data root is not a folder",
+                where="--data-root or ROBUSTGEN_DATA",
+                got=path,
+                remedy="name an existing folder; 'digits' needs none",
+            )
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "robustgen" / "data"
+
+
+def load(
+    name: str,
+    split: Split = "test",
+    *,
+    shape: tuple[int, int, int] | None = None,
+    root: Path | str | None = None,
+) -> Dataset:
+    """A split of a data set by name, ``imagefolder:PATH`` or ``FILE.npz``.
+
+    ``shape`` brings foreign pictures to (channels, height, width). Raises UserError where the name
+    is not known, the files are absent and cannot be downloaded, or there is no such split.
+    """
+    if name.startswith("imagefolder:"):
+        dataset = files.image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), split)
+    elif name.endswith(".npz"):
+        dataset = files.npz(Path(name).expanduser(), split)
+    elif name in SOURCES:
+        source = SOURCES[name]
+        if source.foreign and split != "test":
+            raise no_split(name, split)
+        dataset = source.load(split, shape, data_root(root))
+    else:
+        raise unknown_name("data set", name, SOURCES, also="imagefolder:PATH, or FILE.npz")
+    return replace(dataset.reshaped(shape) if shape else dataset, source=name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a named data set is loaded: (split, wanted shape, data root) -> Dataset."""
+
+    load: Callable[[Split, tuple[int, int, int] | None, Path], Dataset]
+    summary: str
+    foreign: bool = False
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(carried.digits, "1,797 handwritten digits, 8x8, carried by scikit-learn"),
+    "mnist": Source(lambda s, _, r: files.from_torchvision("mnist", s, r), "handwritten digits, 28x28"),
+    "cifar10": Source(files.cifar10, "10 kinds of objects, 32x32, colour"),
+    "cifar100": Source(
+        lambda s, _, r: files.from_torchvision("cifar100", s, r), "100 kinds of objects, 32x32, colour"
+    ),
+    "svhn": Source(lambda s, _, r: files.from_torchvision("svhn", s, r), "house numbers, 32x32, colour"),
+    "textures": Source(files.textures, "describable textures, 64x64, colour", foreign=True),
+    "letters": Source(carried.letters, "letters from matplotlib's fonts, any size", foreign=True),
+    "photos": Source(carried.photos, "windows of scikit-learn's two photographs, any size", foreign=True),
+}

@@ -1,0 +1,196 @@
+"""Data sets in files: torchvision's formats, Hugging Face image parquet, and the user's own."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split
+from robustgen.errors import UserError
+from robustgen.types import Split
+
+
+def from_torchvision(name: str, split: Split, root: Path) -> Dataset:
+    """mnist, cifar10, cifar100 or svhn, in torchvision's own format; downloaded where that is possible."""
+    from torchvision import datasets
+
+    # calibration is cut from the training part
+    part = "test" if split == "test" else "train"
+    makers: dict[str, Callable[[bool], Any]] = {
+        "mnist": lambda down: datasets.MNIST(root, train=part == "train", download=down),
+        "cifar10": lambda down: datasets.CIFAR10(root, train=part == "train", download=down),
+        "cifar100": lambda down: datasets.CIFAR100(root, train=part == "train", download=down),
+        "svhn": lambda down: datasets.SVHN(root / "svhn", split=part, download=down),
+    }
+    source = _obtain(name, makers[name], root)
+    images = np.asarray(source.data)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[-1] == 3:
+        images = images.transpose(0, 3, 1, 2)
+    labels = np.asarray(source.targets if hasattr(source, "targets") else source.labels)
+    class_names = getattr(source, "classes", [str(k) for k in range(10)])
+    keep = _part_of_training(split, len(images))
+    provenance = f"{name}, {split}: {len(images[keep])} pictures, read through torchvision."
+    return make(name, images[keep], labels[keep], class_names, provenance)
+
+
+def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
+    try:
+        return maker(False)
+    except RuntimeError:
+        pass
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return maker(True)
+    except Exception as error:
+        raise UserError(
+            f"data set {name!r} is not there and could not be downloaded",
+            where=root,
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            remedy="put its files there as torchvision expects them, or name another --data-root",
+        ) from None
+
+
+def _part_of_training(split: Split, n: int) -> np.ndarray:
+    """Which rows of the published training or test part a split takes: a tenth is calibration."""
+    if split == "test":
+        return np.arange(n)
+    order = np.random.RandomState(SPLIT_SEED).permutation(n)
+    return np.sort(order[: n // 10] if split == "calibration" else order[n // 10 :])
+
+
+def cifar10(split: Split, shape: Any, root: Path) -> Dataset:
+    """CIFAR-10 in torchvision's format where it is there, else from parquet, else downloaded."""
+    parquet = root / "cifar10" / f"{'test' if split == 'test' else 'train'}.parquet"
+    if parquet.is_file() and not (root / "cifar-10-batches-py").is_dir():
+        return _parquet("cifar10", parquet, split)
+    return from_torchvision("cifar10", split, root)
+
+
+def textures(split: Split, shape: Any, root: Path) -> Dataset:
+    """Describable Textures, from parquet where it is there, else through torchvision's DTD."""
+    parquet = root / "textures" / "test.parquet"
+    if parquet.is_file():
+        return _parquet("textures", parquet, split)
+    from PIL import Image
+    from torchvision.datasets import DTD
+
+    source = _obtain("textures", lambda down: DTD(root, split="test", download=down), root)
+    size = (64, 64)
+    images = [np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX)) for picture, _ in source]
+    labels = [label for _, label in source]
+    stacked = np.stack(images).transpose(0, 3, 1, 2)
+    return make("textures", stacked, np.asarray(labels), source.classes, "DTD test split, scaled to 64x64.")
+
+
+def _parquet(name: str, path: Path, split: Split) -> Dataset:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        column = next(c for c in ("img", "image") if c in table.column_names)
+        encoded = [row["bytes"] for row in table[column].to_pylist()]
+        labels = np.asarray(table["label"])
+    except (pyarrow.ArrowException, OSError, StopIteration, KeyError) as error:
+        raise UserError(
+            f"data set {name!r}: this is no Hugging Face image parquet",
+            where=path,
+            expected="the columns img or image {bytes, path}, and label",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+        ) from None
+    keep = _part_of_training(split, len(encoded))
+    pictures = [_decode(encoded[i], f"{path}, row {i}") for i in keep]
+    formats = {kind for _, kind in pictures}
+    images = np.stack([picture for picture, _ in pictures]).transpose(0, 3, 1, 2)
+    provenance = f"{name}, {split}: {len(keep)} pictures from a parquet of {'/'.join(sorted(formats))} files."
+    if all(kind.startswith("JPEG") for kind in formats):
+        provenance += " A JPEG copy: lossy, not the original pictures."
+    return make(name, images, labels[keep], _class_names(table, labels), provenance)
+
+
+def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            return np.asarray(picture.convert("RGB")), _format(picture)
+    except OSError as error:
+        raise UserError("cannot decode the picture", where=where, got=error) from None
+
+
+def _format(picture: Any) -> str:
+    """The file format; for a JPEG also its quality, by the first entry of its quantisation table."""
+    if picture.format != "JPEG":
+        return str(picture.format)
+    scale = picture.quantization[0][0] * 100 / 16  # 16 is that entry in the standard's table
+    return f"JPEG (quality {round(100 - scale / 2 if scale <= 100 else 5000 / scale)})"
+
+
+def _class_names(table: Any, labels: np.ndarray) -> list[str]:
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    features = json.loads(metadata)["info"]["features"] if metadata else {}
+    return features.get("label", {}).get("names") or [str(k) for k in range(int(labels.max()) + 1)]
+
+
+# --- the user's own ----------------------------------------------------------------------------------
+
+
+def image_folder(path: Path, split: Split) -> Dataset:
+    """A folder of pictures, one folder a class; PATH/train and the like where they exist, else test."""
+    from torchvision.datasets import ImageFolder
+
+    folder = path / split if (path / split).is_dir() else path
+    if folder == path and split != "test":
+        raise no_split(f"imagefolder:{path}", split)
+    try:
+        source = ImageFolder(str(folder))
+        pictures = [np.asarray(picture.convert("RGB")) for picture, _ in source]
+    except (FileNotFoundError, OSError) as error:
+        raise UserError(
+            "this is no folder of pictures",
+            where=folder,
+            expected="one folder a class, with pictures in it",
+            got=error,
+        ) from None
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise UserError(
+            "the pictures of a folder must have one size",
+            where=folder,
+            got=", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes)[:4]),
+            remedy="resize them first",
+        )
+    images = np.stack(pictures).transpose(0, 3, 1, 2)
+    if (images == images[:, :1]).all():
+        images = images[:, :1]  # grey pictures that were opened as colour
+    return make(path.name, images, np.asarray(source.targets), source.classes, f"Image folder, {split}.")
+
+
+def npz(path: Path, split: Split) -> Dataset:
+    """An .npz with images and labels, and train_images, calibration_labels, ... for the other splits."""
+    prefix = "" if split == "test" else f"{split}_"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if split != "test" and f"{prefix}images" not in arrays:
+                raise no_split(str(path), split)
+            images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            "cannot read the data set",
+            where=path,
+            expected="an .npz with the arrays images and labels (and train_images, calibration_images, ...)",
+            got=error,
+        ) from None
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    classes = [str(k) for k in range(int(labels.max()) + 1)] if labels.size else []
+    return make(path.stem, images, labels, classes, f"{path.name}, {split}.")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from linear_oracle import DUAL, model_and_pictures
+from torch import nn
+
+from robustgen.attacks.adapters import NORMS, STANDARD, ApgdCe, ApgdT, AutoAttack, Cascade, FabT, Square
+from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.data import Dataset
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError
+from robustgen.perturb import Perturbed
+from robustgen.threat import ThreatModel
+
+EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
+ALONE: dict[str, type[Cascade]] = {"apgd-ce": ApgdCe, "apgd-t": ApgdT, "fab-t": FabT, "square": Square}
+SHORT = {"n_target_classes": 2, "n_queries": 150}
+
+
+def run(attack: Cascade, model: FixedBatch, digits: Dataset, n: int = 32) -> Perturbed:
+    part = digits.slice(0, n)
+    return attack(model, part.images, part.labels, Draws(0, "test", part.sample_ids))
+
+
+def upstream(norm: str, seed: int, model: nn.Module) -> pyautoattack.AutoAttack:
+    attack = pyautoattack.AutoAttack(model, norm=NORMS[norm], eps=EPS[norm], seed=seed, version="standard")
+    attack.verbose = False
+    return attack
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_finds_the_very_pictures_that_pyautoattack_finds(
+    trained: FixedBatch, digits: Dataset, norm: str
+) -> None:
+    part = digits.slice(0, 32)
+    theirs = upstream(norm, Draws(0, "test", part.sample_ids).integer(), trained)
+    options: dict[str, int] = {}
+    if norm != "linf":  # the whole budget once; in the other norms a short one, set on both sides
+        options = SHORT
+        theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = SHORT["n_target_classes"]
+        theirs.square.n_queries = SHORT["n_queries"]
+    expected, _ = theirs.run_standard_evaluation(part.images, part.labels, batch_size=32)
+    found = run(AutoAttack(ThreatModel(norm, EPS[norm]), **options), trained, digits).images
+    robust = int((trained(found).argmax(1) == part.labels).sum())
+    assert 0.2 * 32 <= robust <= 0.8 * 32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dataset, norm: str) -> None:
+    threat = ThreatModel(norm, EPS[norm])
+    part = digits.slice(0, 32)
+    found, broken_by = run(AutoAttack(threat, **SHORT), trained, digits)
+    assert broken_by is not None
+    right_before = trained(part.images).argmax(1) == part.labels
+    wrong_after = trained(found).argmax(1) != part.labels
+    for i in range(32):
+        assert (broken_by[i] is not None) == bool(right_before[i] & wrong_after[i])
+        assert (broken_by[i] is None) == torch.equal(found[i], part.images[i])
+    assert threat.contains(part.images, found).all()
+    alone = run(ApgdCe(threat), trained, digits).broken_by
+    assert [b == "apgd-ce" for b in broken_by] == [b == "apgd-ce" for b in alone or []]
+
+
+@pytest.mark.parametrize("stage", STANDARD)
+def test_each_part_works_alone(trained: FixedBatch, digits: Dataset, stage: str) -> None:
+    attack = ALONE[stage](ThreatModel("linf", 0.2))
+    broken_by = run(attack, trained, digits, 16).broken_by
+    assert broken_by is not None
+    assert set(broken_by) <= {stage, None}
+    assert broken_by.count(stage) >= 8
+    assert attack.name == stage
+
+
+def test_a_rerun_is_bit_equal_and_the_global_generators_are_left_alone(
+    trained: FixedBatch, digits: Dataset
+) -> None:
+    attack = AutoAttack(ThreatModel("linf", 0.1), n_iter=10, n_target_classes=2, n_queries=50)
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    first = run(attack, trained, digits)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()
+    torch.manual_seed(2), random.seed(2), np.random.seed(2)
+    second = run(attack, trained, digits)
+    assert torch.equal(first.images, second.images)
+    assert first.broken_by == second.broken_by
+    assert attack.seeded_by_chunk
+
+
+def test_is_silent_and_leaves_no_gradient_on_the_weights(
+    trained: FixedBatch, digits: Dataset, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Steps 0 and 1 of the ramp have a gradient of 0, of which upstream warns.
+    attack = AutoAttack(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=20)
+    flat = FixedBatch(PlainClassifier(Flat(), 10, (1, 8, 8)), 32)
+    part = digits.slice(0, 8)
+    attack(flat, part.images, torch.zeros(8, dtype=torch.int64), Draws(0, "test", part.sample_ids))
+    run(attack, trained, digits)
+    assert all(weight.grad is None for weight in trained.parameters())
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+class Flat(nn.Module):
+    """Class 0 for every picture, with a gradient of 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :10] * 0 + torch.arange(10).flip(0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fewer_classes_than_targeted_dlr_needs(norm: str, classes: int) -> None:
+    net, model, x, y = model_and_pictures(classes)
+    distance = net.distances(x, y, DUAL[norm])
+    eps = float(distance.median())
+    found = ApgdT(ThreatModel(norm, eps))(model, x, y, Draws(0, "test", torch.arange(64))).images
+    broken = model(found).argmax(1) != y
+    assert not (broken & (distance > eps * (1 + 1e-5))).any()
+    assert not (~broken & (distance < eps * 0.99)).any()
+    short = AutoAttack(ThreatModel(norm, eps), n_queries=20)
+    cascade = short(model, x, y, Draws(0, "test", torch.arange(64)))
+    assert torch.equal(model(cascade.images).argmax(1) != y, broken)
+
+
+def test_refuses_pictures_that_square_cannot_stripe() -> None:
+    model = FixedBatch(PlainClassifier(nn.Flatten(), 16, (1, 4, 4)), 2)
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    with pytest.raises(UnsupportedError, match="at least 5x5"):
+        Square(ThreatModel("l2", 0.5))(model, x, y, Draws(0, "test", [0, 1]))
+    Square(ThreatModel("linf", 0.1), n_queries=3)(model, x, y, Draws(0, "test", [0, 1]))
