@@ -69,7 +69,7 @@ class Worker:
         part = self._pictures(evaluation).slice(chunk.start, chunk.stop)
         draws = Draws(self.seed, evaluation.name, part.sample_ids)
         x, y = part.images.to(self.device), part.labels.to(self.device)
-        self.model.forwards = self.model.backwards = 0
+        self.model.begin(len(part))
 
         perturbation = evaluation.perturbation
         perturbed = perturbation(self.model, x, y, draws)
@@ -83,8 +83,7 @@ class Worker:
         columns["seeded_by"] = ["chunk" if perturbation.seeded_by_chunk else "sample"] * len(part)
         columns |= self._ask(images, y, part.sample_ids)
         tables = {r.name: r(self.model, images, y, draws) for r in evaluation.readouts()}
-        columns["forwards"] = [self.model.forwards / len(part)] * len(part)
-        columns["backwards"] = [self.model.backwards / len(part)] * len(part)
+        columns |= {"forwards": self.model.forwards.tolist(), "backwards": self.model.backwards.tolist()}
         schema = row_schema(self.model.num_classes)
         rows = pa.table(
             [pa.array(columns.get(f.name) or [None] * len(part), f.type) for f in schema], schema=schema

@@ -36,7 +36,7 @@ class Guidance(Readout):
     also get their pictures stored.
     """
 
-    name = "gradients"
+    name = "guidance"
 
     def __init__(self, sigmas: Sequence[float], reference: Denoiser, wiener: Denoiser, pictures: int) -> None:
         self.sigmas = [float(sigma) for sigma in sigmas]
@@ -64,11 +64,11 @@ class Guidance(Readout):
         noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
         batch = model.batch if isinstance(model, FixedBatch) else max(1, len(x))
         reference = _in_batches(self.reference, noisy, sigma, batch)
-        guidance = None
-        if not isinstance(model.noise, ConditionalNoise) or sigma in model.noise:
+        modelled = isinstance(model.noise, ConditionalNoise) and sigma in model.noise
+        guidance = own = None
+        if modelled or not isinstance(model.noise, ConditionalNoise):
             guidance = sigma**2 * class_gradient(model, noisy, y, sigma)
-        own = None
-        if "denoise" in model.supports and isinstance(model.noise, ConditionalNoise) and sigma in model.noise:
+        if modelled and "denoise" in model.supports:
             own = model.denoise(noisy, sigma)
         columns = {
             "sample_id": draws.sample_ids,

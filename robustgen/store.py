@@ -61,7 +61,7 @@ def row_schema(num_classes: int) -> pa.Schema:
             pa.field("draws", pa.int32(), nullable=False),  # forwards behind the verdict
             pa.field("draws_correct", pa.int32(), nullable=False),
             pa.field("scores", pa.map_(pa.string(), pa.float64())),
-            pa.field("forwards", pa.float64(), nullable=False),  # a sample, mean over the chunk
+            pa.field("forwards", pa.float64(), nullable=False),  # how often the model was asked about it
             pa.field("backwards", pa.float64(), nullable=False),
             pa.field("seeded_by", pa.string(), nullable=False),  # sample, or chunk (outside attacks)
         ]

@@ -11,6 +11,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The nets of these tests are so small that a second thread only waits for the first.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -80,7 +80,7 @@ def reference(models, tmp_path_factory) -> RunStore:
 def test_every_evaluation_of_the_protocol_has_its_rows(reference: RunStore):
     names = [e["name"] for e in reference.spec["evaluations"]]
     assert names == [
-        "clean", "calibration", "pgd-r2-s3-linf-0.1", "gaussian_noise-3", "shot_noise-3", "ood-photos",
+        "clean", "calibration", "pgd-s3-linf-0.1", "gaussian_noise-3", "shot_noise-3", "ood-photos",
         "gradients",
     ]  # fmt: skip
     assert all(reference.rows(name).num_rows == 32 for name in names)
@@ -119,7 +119,7 @@ def test_another_batch_size_moves_clean_logits_by_rounding_alone(models, referen
     for name, tolerance in (("clean", 1e-5), ("ood-photos", 1e-5)):
         one, other = (torch.tensor(s.rows(name)["logits"].to_pylist()) for s in (store, reference))
         assert (one - other).abs().max() <= tolerance
-    name = "pgd-r2-s3-linf-0.1"
+    name = "pgd-s3-linf-0.1"
     verdicts = [torch.tensor(s.rows(name)["draws_correct"].to_pylist()) for s in (store, reference)]
     assert (verdicts[0] == verdicts[1]).float().mean() >= 0.99
 
@@ -145,7 +145,7 @@ def test_another_seed_gives_other_rows(models, reference, tmp_path):
     store = run(models, tmp_path, protocol(seed=1))
     assert store.rows("clean") == reference.rows("clean")
     assert store.rows("gaussian_noise-3") != reference.rows("gaussian_noise-3")
-    assert store.adversarial("pgd-r2-s3-linf-0.1") != reference.adversarial("pgd-r2-s3-linf-0.1")
+    assert store.adversarial("pgd-s3-linf-0.1") != reference.adversarial("pgd-s3-linf-0.1")
 
 
 def test_models_that_are_compared_see_the_same_noise(models, tmp_path):

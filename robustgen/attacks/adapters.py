@@ -27,7 +27,7 @@ from torch import Tensor
 
 from robustgen import config
 from robustgen.attacks.options import Options
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
@@ -96,9 +96,9 @@ class Cascade(Attack):
             if len(left) == 0:
                 break
             # Upstream seeds every part with the same number, and so do we.
-            with forked_generators(seed, x.device):
+            with forked_generators(seed, x.device), serving(model, left):
                 x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
-            broken = _predict(model, x_adv) != y[left]
+                broken = _predict(model, x_adv) != y[left]
             found[left[broken]] = x_adv[broken].detach()
             robust[left[broken]] = False
             for i in left[broken].tolist():

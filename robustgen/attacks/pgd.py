@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustgen import config
 from robustgen.attacks.options import Options
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
@@ -69,7 +69,8 @@ class PGD(Attack):
             if len(left) == 0:
                 break
             loss = self._loss(restart)
-            found, found_margin = self._climb(model, loss, x[left], y[left], start[left])
+            with serving(model, left):
+                found, found_margin = self._climb(model, loss, x[left], y[left], start[left])
             better = found_margin > best_margin[left]
             best[left[better]] = found[better]
             best_margin[left[better]] = found_margin[better]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +144,9 @@ class FixedBatch(Classifier):
     """Calls a classifier at one batch size only, the last batch padded, and counts the calls.
 
     Kernels differ by batch size, and with them the last bits of a result: with one size, what a
-    sample gets does not depend on its neighbours' number. ``forwards`` and ``backwards`` count
-    pictures, padding left out.
+    sample gets does not depend on its neighbours' number. ``forwards`` and ``backwards`` (batch,) say
+    how often each sample of the batch in hand was asked about, padding left out: ``begin`` starts
+    the count, and an attack that goes on with some rows only says so by ``serving``.
     """
 
     def __init__(self, model: Classifier, batch: int) -> None:
@@ -157,8 +159,22 @@ class FixedBatch(Classifier):
         self.density = model.density
         self.noise = model.noise
         self.test_sigma = model.test_sigma
-        self.forwards = 0
-        self.backwards = 0
+        self.begin(0)
+
+    def begin(self, samples: int) -> None:
+        """Count anew, for a batch of so many samples."""
+        self.forwards = torch.zeros(samples, dtype=torch.float64)
+        self.backwards = torch.zeros(samples, dtype=torch.float64)
+        self._served = torch.arange(samples)
+
+    @contextmanager
+    def serving(self, rows: Tensor) -> Iterator[None]:
+        """Within the block, calls are for these rows (indices) of the batch alone."""
+        before, self._served = self._served, rows.cpu()
+        try:
+            yield
+        finally:
+            self._served = before
 
     @property
     def supports(self) -> frozenset[str]:
@@ -174,16 +190,16 @@ class FixedBatch(Classifier):
         return self._call(self.model.log_prob, x, sigma)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
-        self.backwards += len(x)  # a denoiser by Tweedie's formula costs a backward pass
+        self._count(self.backwards, len(x))  # a denoiser by Tweedie's formula costs a backward pass
         return self._call(self.model.denoise, x, sigma, y)
 
     def reseed(self, seed: int) -> None:
         self.model.reseed(seed)
 
     def _call(self, method: Callable[..., Tensor], x: Tensor, *per_sample: float | Tensor | None) -> Tensor:
-        self.forwards += len(x)
+        self._count(self.forwards, len(x))
         if x.requires_grad and torch.is_grad_enabled():
-            self.backwards += len(x)  # an upper bound: a caller may leave a graph unused
+            self._count(self.backwards, len(x))  # an upper bound: a caller may leave a graph unused
         parts = []
         for start in range(0, len(x), self.batch):
             piece = slice(start, start + self.batch)
@@ -192,6 +208,16 @@ class FixedBatch(Classifier):
             parts.append(method(self._pad(x[piece]), *extra)[:rows])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
+    def _count(self, tally: Tensor, calls: int) -> None:
+        # An outside attack drops rows without a word: then the calls are shared among all it was given.
+        if len(tally):
+            tally[self._served] += calls / len(self._served)
+
     def _pad(self, rows: Tensor) -> Tensor:
         missing = self.batch - len(rows)
         return rows if missing == 0 else torch.cat([rows, rows[-1:].detach().expand(missing, *rows.shape[1:])])
+
+
+def serving(model: Classifier, rows: Tensor) -> AbstractContextManager[None]:
+    """``model.serving(rows)`` where the model counts its calls."""
+    return model.serving(rows) if isinstance(model, FixedBatch) else nullcontext()

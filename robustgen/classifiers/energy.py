@@ -34,15 +34,10 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, frequencies: int = 8) -> None:
         super().__init__()
-        # log sigma spans 4.6 over [0.01, 1]: from a tenth of a turn up to four turns
+        # over sigma in [0.01, 1] the slowest angle goes through a third of a turn, the fastest through three
         self.register_buffer("rates", torch.logspace(-1, 2, frequencies, base=2.0), persistent=False)
-        layers = [
-            nn.Linear(2 * frequencies, EMBEDDING),
-            nn.SiLU(),
-            nn.Linear(EMBEDDING, EMBEDDING),
-            nn.SiLU(),
-        ]
-        self.net = nn.Sequential(*layers)
+        first, second = nn.Linear(2 * frequencies, EMBEDDING), nn.Linear(EMBEDDING, EMBEDDING)
+        self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
 
     def forward(self, sigma: Tensor) -> Tensor:
         angles = sigma.log()[:, None] * self.rates

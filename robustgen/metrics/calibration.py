@@ -82,7 +82,7 @@ def adaptive_ece(probabilities: Array, labels: Array) -> Resampled:
     confidence, right = top_label(probabilities, labels)
     order = np.argsort(confidence, kind="stable")
     gaps = (confidence - right)[order]
-    edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int)[:-1])
+    edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int))[:-1]
     sums = [np.add.reduceat(np.repeat(gaps, counts), edges) for counts in resamples(n)[:, order]]
     value = np.abs(np.add.reduceat(gaps, edges)).sum() / n
     return Resampled(float(value), np.abs(np.asarray(sums)).sum(1) / n)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
-from robustgen.metrics.estimates import Estimate, at_ids, common_ids
+from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
@@ -15,7 +15,7 @@ WIDE = 0.05
 ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 
 
-def doubts(run: Run, numbers: Iterable[Estimate]) -> list[Flag]:
+def find_doubts(run: Run) -> list[Flag]:
     """All flags of a run, the gravest first."""
     parts = (
         _incomplete,
@@ -26,9 +26,9 @@ def doubts(run: Run, numbers: Iterable[Estimate]) -> list[Flag]:
         _undefended,
         _chunk_seed,
         _temperature,
+        _few,
     )
     found = [flag for part in parts for flag in part(run)]
-    found += _wide(run, [estimate for estimate in numbers if estimate.right is not None])
     rank = {"error": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda flag: rank[flag.severity])
 
@@ -140,11 +140,15 @@ def _temperature(run: Run) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-def _wide(run: Run, rates: list[Estimate]) -> Iterator[Flag]:
-    widest = max(((e.metric.ci_high - e.metric.ci_low) / 2 for e in rates), default=0.0)
-    if widest > WIDE:
+def _few(run: Run) -> Iterator[Flag]:
+    n = max((len(rows) for _, rows in run.of_kind("clean", "attack")), default=0)
+    if not n:
+        return
+    ends = wilson(n // 2, n)
+    half = (ends.high - ends.low) / 2
+    if half > WIDE:
         yield _flag(
             run, "", "few_samples", "info",
-            f"With {min(len(e.ids) for e in rates)} samples a rate is known to ±{100 * widest:.0f} points "
-            "only. Raise --n: finished samples are kept.",
+            f"With {n} samples a rate is known to ±{100 * half:.0f} points only. "
+            "Raise --n, if the data have more: finished samples are kept.",
         )  # fmt: skip

@@ -34,7 +34,7 @@ class Estimate:
     replicates: Array | None = None
 
 
-def estimates(run: Run) -> list[Estimate]:
+def measure(run: Run) -> list[Estimate]:
     """All estimates of a run; evaluations without rows are left out."""
     parts = (_clean, _attacks, _worst_cases, _corruptions, _calibration, _foreign, _gradients, _likelihood)
     return [estimate for part in parts for estimate in part(run)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from robustgen.metrics.compare import Key
+from robustgen.metrics.comparisons import Key
 from robustgen.metrics.estimates import worst_name
 from robustgen.threat import ThreatModel
 
@@ -51,7 +51,7 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
     )  # fmt: skip
     for detail in _of_kind(content, "ood"):
         yield Column(
-            "Foreign", f"{detail['data']} AUROC", f"how well the logsumexp of the logits tells the data from "
+            "Foreign, AUROC", detail["data"], f"how well the logsumexp of the logits tells the data from "
             f"{detail['data']}: 50 is chance, 100 perfect", Key(detail["name"], "energy", "auroc"), True,
         )  # fmt: skip
     yield from _gradients(content)
@@ -85,7 +85,7 @@ def _gradients(content: dict[str, Any]) -> Iterator[Column]:
             )  # fmt: skip
         for sigma in sorted(detail["sigmas"])[:1]:
             yield Column(
-                "Denoising", "dB over Wiener",
+                "Denoising, dB", f"σ {sigma:g}",
                 "how far the model's own denoiser beats the best linear "
                 f"one at noise {sigma:g}; empty for models without a denoiser",
                 Key(detail["name"], f"sigma-{sigma:g}", "psnr_gain"), True,

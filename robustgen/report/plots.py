@@ -162,17 +162,17 @@ def reliability_svg(
     name: str, described: str, confidence: Sequence[float], accuracy: Sequence[float], share: Sequence[float]
 ) -> str:
     """A reliability diagram: share right against confidence; a dot's area is its bin's share of samples."""
-    size, pad = 190, 26
+    size, pad, edge = 190, 26, 14
 
     def at(value: float) -> float:
-        return value * (size - pad - 8)
+        return value * (size - pad - edge)
 
     parts = [
-        f'<line class="reference" x1="{pad}" y1="{size - pad}" x2="{size - 8}" y2="8"/>',
-        f'<path class="frame" d="M{pad} 8V{size - pad}H{size - 8}"/>',
-        *(text(pad - 5, y, tick, "end") for y, tick in ((14, "1"), (size - pad, "0"))),
+        f'<line class="reference" x1="{pad}" y1="{size - pad}" x2="{size - edge}" y2="{edge}"/>',
+        f'<path class="frame" d="M{pad} {edge}V{size - pad}H{size - edge}"/>',
+        *(text(pad - 5, y, tick, "end") for y, tick in ((edge + 4, "1"), (size - pad, "0"))),
         text(pad, size - pad + 14, "0", "start"),
-        text(size - 8, size - pad + 14, "1", "end"),
+        text(size - edge, size - pad + 14, "1", "end"),
     ]
     for c, a, s in zip(confidence, accuracy, share, strict=True):
         x, y = pad + at(c), size - pad - at(a)

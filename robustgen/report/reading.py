@@ -19,9 +19,9 @@ OPENINGS = {
 
 
 WORDS = {
-    "accuracy": ("gets right", "gets most right"),
-    "robust_accuracy": ("keeps", "withstands most"),
-    "corruption_accuracy": ("gets right", "gets most right"),
+    "accuracy": ("gets right", "gets most right,"),
+    "robust_accuracy": ("keeps", "withstands most,"),
+    "corruption_accuracy": ("gets right", "gets most right,"),
     "ece": ("is off by", "is nearest to the truth, off by"),
     "auroc": ("tells them from the data with an AUROC of", "tells them best from the data, AUROC"),
 }
@@ -57,7 +57,7 @@ def reading(table: MainTable) -> list[tuple[str, str]]:
 def _of(column: Column) -> str:
     if column.key.metric == "robust_accuracy":
         return column.group.removeprefix("Attacked")
-    return f" ({column.title.split()[0]})" if column.key.metric == "auroc" else ""
+    return f", {column.title}" if column.key.metric == "auroc" else ""
 
 
 def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
@@ -78,36 +78,39 @@ def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
     level = [name for name, cell in ordered[1:] if cell.mark]
     if len(level) == len(ordered) - 1:
         return (
-            f"{best} {first}: {value}, but the paired tests tell no other from it; "
+            f"{best} {first} {value}, but the paired tests tell no other from it; "
             f"last {worst}, {bottom.text}{unit}."
         )
     told = f" Level with it: {', '.join(level)}." if level else ""
-    return f"{best} {first}: {value}.{told} Last is {worst}: {bottom.text}{unit}."
+    return f"{best} {first} {value}.{told} Last is {worst}: {bottom.text}{unit}."
 
 
 def _gradients(table: MainTable, places: list[int], metric: str) -> str:
-    """Who helps and who harms, with 95 % confidence, at how many noise levels."""
-    helps: dict[str, list[str]] = {}
-    harms: dict[str, list[str]] = {}
-    for i in places:
-        for name, cell in _known(table, i):
-            sigma = table.columns[i].title
-            if cell.metric["ci_low"] > 0:
-                helps.setdefault(name, []).append(sigma)
-            elif cell.metric["ci_high"] < 0:
-                harms.setdefault(name, []).append(sigma)
+    """Who helps and who harms with 95 % confidence, and at which noise levels."""
     if not places:
         return ""
     better, worse = {
         "guidance_gain": ("improve the reference denoiser", "harm it"),
-        "psnr_gain": ("beat the Wiener filter", "fall behind it"),
+        "psnr_gain": ("beats the Wiener filter", "falls behind it"),
     }[metric]
-    parts = [f"{_list(who)} {what}" for who, what in ((helps, better), (harms, worse)) if who]
-    return f"{'; '.join(parts) or 'no model differs from 0'} (95 % intervals on one side of 0)."
+    parts = []
+    for verb, surely in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
+        levels: dict[str, list[str]] = {}
+        for i in places:
+            for name, cell in _known(table, i):
+                if surely(cell.metric):
+                    levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
+        parts += [f"{who} {verb}" for who in [_with_levels(levels)] if levels]
+    said = "; ".join(parts) or "no model differs from 0"
+    return f"{said} (95 % intervals on one side of 0)."
 
 
-def _list(found: dict[str, list[str]]) -> str:
-    return ", ".join(f"{name} at {', '.join(sigmas)}" for name, sigmas in found.items())
+def _with_levels(levels: dict[str, list[str]]) -> str:
+    """Models, those with the same noise levels together."""
+    together: dict[str, list[str]] = {}
+    for name, sigmas in levels.items():
+        together.setdefault(", ".join(sigmas), []).append(name)
+    return "; ".join(f"{', '.join(names)} at σ {sigmas}" for sigmas, names in together.items())
 
 
 def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:
@@ -119,7 +122,7 @@ def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:
     for flag in content["flags"]:
         fact, _, remedy = flag["message"].partition(". ")
         facts = groups.setdefault((flag["severity"], flag["flag"], remedy), {})
-        where = ", ".join(part for part in (flag["model"], flag["evaluation"]) if part)
+        where = f"{flag['model']} ({flag['evaluation']})" if flag["evaluation"] else flag["model"]
         facts.setdefault(fact.rstrip(".") + ".", []).append(where)
     found = [FlagGroup(*key, list(facts.items())) for key, facts in groups.items()]
     return sorted(found, key=lambda group: ("error", "warning", "info").index(group.severity))

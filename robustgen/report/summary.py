@@ -12,7 +12,7 @@ from typing import Any
 
 from robustgen import __version__
 from robustgen.errors import UserError
-from robustgen.metrics import Run, compare, doubts, estimates, read_run
+from robustgen.metrics import Run, compare, find_doubts, measure, read_run
 from robustgen.metrics.estimates import is_finite
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.store import RunStore, atomic, read_json, write_json
@@ -28,8 +28,8 @@ def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> d
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
     read = [read_run(store, n) for store in runs]
-    found = {run.model: estimates(run) for run in read}
-    flags = [flag for run in read for flag in doubts(run, found[run.model])]
+    found = {run.model: measure(run) for run in read}
+    flags = [flag for run in read for flag in find_doubts(run)]
     flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
@@ -87,14 +87,18 @@ def _check_alike(runs: list[RunStore]) -> None:
 
 
 def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The main table as text: column titles, and one row a model."""
-    shown = columns(content)
-    by_key = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
+    """The main table as text for a terminal, on its side: a row an evaluation, a column a model.
+
+    Names of models are broken at their hyphens, so that several fit.
+    """
+    numbers = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
+    names = [model["name"] for model in content["models"]]
     rows = []
-    for model in content["models"]:
-        cells = [by_key.get((model["name"], *column.key)) for column in shown]
-        rows.append([model["name"], *(format_value(c) if c else "" for c in cells)])
-    return ["model", *(f"{column.group}\n{column.title}" for column in shown)], rows
+    for column in columns(content):
+        found = [numbers.get((name, *column.key)) for name in names]
+        title = f"{column.group.removeprefix('Attacked, ')}: {column.title}"
+        rows.append([title, *(format_value(metric) if metric else "" for metric in found)])
+    return ["", *(name.replace("-", "\n") for name in names)], rows
 
 
 def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
                 "n": len(evaluation.rows),
                 "forwards": float(evaluation.rows.forwards.mean()),
                 "backwards": float(evaluation.rows.backwards.mean()),
-                "seconds": round(store.seconds(evaluation.name), 3),
+                "seconds": store.seconds(evaluation.name),
             }
             for evaluation in run.evaluations.values()
             if evaluation.rows is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from robustgen.metrics.compare import Key
+from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import SHARES, Column, columns, format_interval, format_value
 from robustgen.report.sections import by_key, names_of
 

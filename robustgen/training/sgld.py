@@ -13,7 +13,7 @@ from robustgen.training.recipe import SgldSpec
 
 
 class Sgld(Objective):
-    """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 6 of the paper).
+    """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
 
     grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised. The samples are
     chains of a replay buffer that is shared by all steps (persistent contrastive divergence, Tieleman

@@ -87,3 +87,16 @@ def test_unet_knows_labels_levels_and_odd_sizes():
     for outside in (0.001, 1.1):
         with pytest.raises(UnsupportedError, match="outside the noise levels"):
             model(x, outside)
+
+
+def test_detail_passes_the_unet_by_its_skips():
+    torch.manual_seed(0)
+    model = EDMDenoiser(3, SHAPE, widths=(8, 8), blocks=1)
+    torch.nn.init.normal_(model.net.out.weight)
+    for weight in model.net.up.parameters():
+        torch.nn.init.zeros_(weight)  # nothing comes up from the smaller pictures
+    u, levels, labels = torch.randn(1, *SHAPE), torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    moved = u.clone()
+    moved[0, 0, 1, 1] += 1
+    change = model.net(moved, levels, labels) - model.net(u, levels, labels)
+    assert float(change[0, 0, 1, 1].detach().abs()) > 1e-3

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from robustgen.gradients import schema as guidance_schema
 from robustgen.store import Chunk, RunStore, row_schema
 
 CASCADE = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -43,20 +45,27 @@ def evaluations(size: int = 60) -> list[dict[str, Any]]:
 
 
 def spec(
-    model: str, *, classes: int = 10, shape: tuple[int, ...] = SHAPE, size: int = 60, **more: Any
+    model: str,
+    *,
+    classes: int = 10,
+    shape: tuple[int, ...] = SHAPE,
+    size: int = 60,
+    summary: str = "A fake.",
+    density: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     return {
         "model": {
-            "name": model, "reference": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
-            "summary": "A fake.", "num_classes": classes, "input_shape": list(shape), "supports": ["logits"],
-            "density": None, "noise": "NoNoise()", "stochastic": False, "parameters": 12345,
+            "name": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
+            "summary": summary, "num_classes": classes, "input_shape": list(shape), "supports": ["logits"],
+            "density": density, "noise": "NoNoise()", "stochastic": False, "parameters": 12345,
         },
         "data": {
             "name": "digits", "source": "digits", "fingerprint": "f00d", "provenance": "Made <up> & fake.",
             "class_names": [str(k) for k in range(classes)], "size": size, "shape": list(shape),
         },
         "protocol": {
-            "name": "quick", "version": 1, "summary": "A quick look.", "reference": "", "seed": 0, "chunk": 32,
+            "name": "quick", "version": 1, "summary": "A quick look.", "seed": 0, "chunk": 32,
             "data": {"any": {"eps": {"linf": 0.15, "l2": 1.0}, "foreign": ["letters"], "sigmas": SIGMAS}},
             "evaluations": [],
         },
@@ -75,119 +84,118 @@ ENVIRONMENT = {
 }
 
 
+@dataclass
+class Fake:
+    """A made-up model: ``skill`` is the margin of its logits; a ``joint`` one has log p(x) and a denoiser."""
+
+    store: RunStore
+    labels: np.ndarray
+    skill: float
+    joint: bool
+    rng: np.random.Generator
+
+    def logits(self, margin: float) -> np.ndarray:
+        logits = self.rng.normal(size=(len(self.labels), self.store.spec["model"]["num_classes"]))
+        logits[np.arange(len(self.labels)), self.labels] += margin
+        return logits.astype(np.float32)
+
+
 def write_run(
     out: Path, model: str, *, skill: float = 3.0, seed: int = 0, joint: bool = False, **more: Any
 ) -> RunStore:
-    """A run with rows for every evaluation; ``skill`` is the margin of its logits."""
+    """A run with rows for every evaluation, each in two chunks, the later one written first."""
     content = spec(model, **more)
     store = RunStore.open(out / "runs" / model, content, ENVIRONMENT)
-    rng = np.random.default_rng(seed)
-    size, classes = content["data"]["size"], content["model"]["num_classes"]
-    labels = np.random.default_rng(1).integers(classes, size=size)
-    clean = logits_for(labels, skill, classes, rng)
+    labels = np.random.default_rng(1).integers(content["model"]["num_classes"], size=content["data"]["size"])
+    fake = Fake(store, labels, skill, joint, np.random.default_rng(seed))
+    clean = fake.logits(skill)
     for detail in content["evaluations"]:
-        _write(store, detail, labels, clean, skill, joint, rng)
+        rows, tables, pictures = evaluate(fake, detail, clean)
+        half, size = len(rows) // 2, len(rows)
+        for start, stop in ((half, size), (0, half)):
+            store.write(
+                Chunk(detail["name"], start, stop), part(rows, start, stop),
+                tables={name: part(table, start, stop) for name, table in tables.items()},
+                adversarial=None if pictures is None else part(pictures, start, stop), seconds=0.5,
+            )  # fmt: skip
     return store
 
 
-def logits_for(labels: np.ndarray, skill: float, classes: int, rng: np.random.Generator) -> np.ndarray:
-    logits = rng.normal(size=(len(labels), classes))
-    logits[np.arange(len(labels)), labels] += skill
-    return logits.astype(np.float32)
+def part(table: pa.Table, start: int, stop: int) -> pa.Table:
+    ids = np.asarray(table["sample_id"])
+    return table.filter(pa.array((ids >= start) & (ids < stop)))
 
 
-def _write(
-    store: RunStore, detail: dict, labels: np.ndarray, clean: np.ndarray, skill: float, joint: bool, rng
-) -> None:
-    classes, n, kind = clean.shape[1], detail["size"], detail["kind"]
+def evaluate(
+    fake: Fake, detail: dict[str, Any], clean: np.ndarray
+) -> tuple[pa.Table, dict[str, pa.Table], pa.Table | None]:
+    """Rows, tables beside them and adversarial pictures of one evaluation."""
+    labels, logits, n, kind = fake.labels, clean, detail["size"], detail["kind"]
     columns: dict[str, Any] = {}
-    logits, adversarial = clean, None
+    tables: dict[str, pa.Table] = {}
+    pictures = None
+    dims = int(np.prod(fake.store.spec["data"]["shape"]))
     if kind == "ood":
-        labels, logits = np.full(n, -1), rng.normal(size=(n, classes))
+        labels, logits = np.full(n, -1), fake.rng.normal(size=(n, clean.shape[1]))
     elif kind == "corruption":
-        logits = logits_for(labels, skill - 0.3 * detail["severity"], classes, rng)
+        logits = fake.logits(fake.skill - 0.3 * detail["severity"])
     elif kind == "calibration":
-        logits = logits_for(labels, skill, classes, rng)
+        logits = fake.logits(fake.skill)
     elif kind == "attack":
-        logits, columns, adversarial = _attacked(detail, labels, clean, skill, store, rng)
-    if joint:
+        logits, columns = attacked(fake, detail, clean)
+        pictures = picture_table(fake.rng.random((n, dims)).astype(np.float32))
+    elif kind == "gradients":
+        tables["guidance"] = guidance_table(fake, n, dims)
+    if fake.joint:
         columns["log_prob"] = np.log(np.exp(logits).sum(1)).tolist()
-    tables = (
-        {"guidance": guidance_table(n, skill, joint, rng, store.spec["data"]["shape"])}
-        if kind == "gradients"
-        else {}
-    )
-    rows = make_rows(labels, logits, **columns)
-    half = n // 2  # two chunks, the later first
-    for start, stop in ((half, n), (0, half)):
-        part = slice(start, stop)
-        keep = {
-            k: t.filter(
-                pa.compute.and_(
-                    pa.compute.greater_equal(t["sample_id"], start), pa.compute.less(t["sample_id"], stop)
-                )
-            )
-            for k, t in tables.items()
-        }
-        store.write(
-            Chunk(detail["name"], start, stop), rows.slice(start, stop - start), tables=keep,
-            adversarial=None if adversarial is None else picture_table(np.arange(n)[part], adversarial[part]),
-            seconds=0.5,
-        )  # fmt: skip
+    return make_rows(labels, logits, **columns), tables, pictures
 
 
-def _attacked(detail: dict, labels: np.ndarray, clean: np.ndarray, skill: float, store: RunStore, rng):
-    n, classes = clean.shape
+def attacked(fake: Fake, detail: dict[str, Any], clean: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    n, cascade = len(clean), detail["cascade"]
     eps = detail["eps"] * (1 if detail["norm"] == "linf" else 0.2)
-    fooled = logits_for(labels, skill - 40 * eps, classes, rng)
-    right = clean.argmax(1) == labels
-    logits = np.where(right[:, None], fooled, clean)
-    broken = right & (logits.argmax(1) != labels)
-    stages = rng.choice(detail["cascade"] or [detail["attack"]], size=n)
-    columns = {
-        "broken_by": [str(s) if b else None for s, b in zip(stages, broken)] if detail["cascade"] else None,
-        "within_budget": [True] * n, "distance": [detail["eps"]] * n,
-        "seeded_by": ["chunk" if detail["cascade"] else "sample"] * n,
-    }  # fmt: skip
-    shape = store.spec["data"]["shape"]
-    return logits, columns, rng.random((n, int(np.prod(shape)))).astype(np.float32)
+    right = clean.argmax(1) == fake.labels
+    logits = np.where(right[:, None], fake.logits(fake.skill - 40 * eps), clean)
+    columns = {"within_budget": [True] * n, "distance": [detail["eps"]] * n}
+    if cascade:
+        broken = right & (logits.argmax(1) != fake.labels)
+        stages = fake.rng.choice(cascade, size=n).astype(object)
+        columns |= {"broken_by": np.where(broken, stages, None).tolist(), "seeded_by": ["chunk"] * n}
+    return logits, columns
 
 
 def make_rows(labels: np.ndarray, logits: np.ndarray, **columns: Any) -> pa.Table:
     n = len(labels)
     content = {
-        "sample_id": list(range(n)), "label": labels.tolist(), "logits": np.asarray(logits, np.float32).tolist(),
+        "sample_id": list(range(n)), "label": labels.tolist(), "logits": np.float32(logits).tolist(),
         "draws": [1] * n, "draws_correct": (logits.argmax(1) == labels).astype(int).tolist(),
-        "forwards": [3.0] * n, "backwards": [2.0] * n, "seeded_by": ["sample"] * n,
-        **{k: v for k, v in columns.items() if v is not None},
+        "forwards": [3.0] * n, "backwards": [2.0] * n, "seeded_by": ["sample"] * n, **columns,
     }  # fmt: skip
     schema = row_schema(logits.shape[1])
     return pa.table([pa.array(content.get(f.name, [None] * n), f.type) for f in schema], schema=schema)
 
 
-def guidance_table(n: int, skill: float, joint: bool, rng, shape) -> pa.Table:
-    dims = int(np.prod(shape))
-    parts = []
-    for sigma in SIGMAS:
-        reference = rng.gamma(8, sigma**2, n)
-        pictures = {
-            c: [rng.random(dims).tolist() if i < 4 else None for i in range(n)]
-            for c in ("noisy", "reference", "guidance")
+def guidance_table(fake: Fake, n: int, dims: int) -> pa.Table:
+    def one(sigma: float) -> pa.Table:
+        reference = fake.rng.gamma(8, sigma**2, n)
+        errors = {
+            "reference_error": reference,
+            "guided_error": reference * fake.rng.normal(1.1 - 0.05 * fake.skill, 0.1, n),
+            "model_error": reference * 1.1 if fake.joint else None,
+            "wiener_error": reference * fake.rng.normal(1.4, 0.1, n),
+            "guidance_norm": np.full(n, 0.3),
         }
-        parts.append({
-            "sample_id": list(range(n)), "sigma": [sigma] * n, "reference_error": reference.tolist(),
-            "guided_error": (reference * rng.normal(1.1 - 0.05 * skill, 0.1, n)).tolist(),
-            "model_error": (reference * 1.1).tolist() if joint else [None] * n,
-            "wiener_error": (reference * rng.normal(1.4, 0.1, n)).tolist(), "guidance_norm": [0.3] * n,
-            "dims": [dims] * n, **pictures,
-        })  # fmt: skip
-    double, picture = pa.float64(), pa.list_(pa.float32())
-    schema = pa.schema([("sample_id", pa.int64()), ("sigma", double), ("reference_error", double), ("guided_error", double),
-        ("model_error", double), ("wiener_error", double), ("guidance_norm", double), ("dims", pa.int64()),
-        ("noisy", picture), ("reference", picture), ("guidance", picture)])  # fmt: skip
-    return pa.concat_tables([pa.table(part, schema=schema) for part in parts])
+        stored = {
+            name: [fake.rng.random(dims).tolist() if i < 4 else None for i in range(n)]
+            for name in ("noisy", "reference", "guidance")
+        }
+        plain = {"sample_id": np.arange(n), "sigma": np.full(n, sigma), "dims": np.full(n, dims)}
+        columns = {k: [None] * n if v is None else v for k, v in (errors | stored | plain).items()}
+        return pa.table(columns, schema=guidance_schema())
+
+    return pa.concat_tables([one(sigma) for sigma in SIGMAS])
 
 
-def picture_table(ids: np.ndarray, pictures: np.ndarray) -> pa.Table:
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(pictures.ravel(), pa.float32()), pictures.shape[1])
-    return pa.table({"sample_id": pa.array(ids), "image": flat})
+def picture_table(pictures: np.ndarray) -> pa.Table:
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(pictures.ravel()), pictures.shape[1])
+    return pa.table({"sample_id": np.arange(len(pictures)), "image": flat})

@@ -5,7 +5,7 @@ from torch.nn import functional
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.softmax import Softmax
 from robustgen.threat import ThreatModel
-from robustgen.training import make_objective
+from robustgen.training import frozen, make_objective
 from robustgen.training.adversarial import ascend
 from robustgen.training.recipe import AdversarialSpec
 
@@ -97,3 +97,19 @@ def test_eps_grows_during_the_warm_up(model, batch, monkeypatch):
     for objective.progress in (0.0, 0.25, 0.5, 0.9):
         objective.loss(model, *batch, generator())
     assert seen == pytest.approx([0.0015, 0.075, 0.15, 0.15])
+
+
+def test_frozen_gives_back_mode_and_gradients_after_an_error(model):
+    model.net.head.bias.requires_grad_(False)
+    seen = []
+
+    def fail():
+        with frozen(model):
+            seen.append((model.training, any(p.requires_grad for p in model.parameters())))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == [(False, False)]
+    assert model.training
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["net.head.bias"]

@@ -1,0 +1,117 @@
+"""The page: self-contained, escaped, and whole for the odd cases too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import report_fakes as fakes
+
+from robustgen.errors import UserError
+from robustgen.report import pictures, plots
+from robustgen.report.render import render
+from robustgen.report.summary import summarise
+
+
+def page_of(out: Path, *runs: Any) -> str:
+    summarise(out, list(runs), None, "robustgen report")
+    return render(out).read_text(encoding="utf-8")
+
+
+def test_nothing_comes_from_elsewhere(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r"(?:src|href|url\()\s*=?\s*[\"'(]?([^\"')\s>]+)", page)
+    assert all(link.startswith("data:") for link in links)
+    assert "@import" not in page
+
+
+def test_what_users_write_is_escaped(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "Made &lt;up&gt; &amp; fake." in page
+
+
+def test_it_says_what_was_run_and_how_to_run_it_again(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    for part in (
+        "robustgen report --data digits --protocol quick --n 48",
+        "torch 2.15.0",
+        "f00d",
+        "the first <b>48</b> of 60",
+    ):
+        assert part in page
+
+
+def test_every_gallery_has_its_pictures(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    for part in (
+        "What the attack did",
+        "What the gradient adds",
+        "class gradient of cdn-digits",
+        "adversarial picture",
+    ):
+        assert part in page
+    assert page.count("data:image/png") >= 3 + 4 * 6 + 9 + 4 * 6
+
+
+def test_the_best_is_marked_and_ties_are_shown(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    cell = re.search(r'<td class="number best"[^>]*data-metric="accuracy"[^>]*>', page)
+    accuracy = {m["model"]: m["value"] for m in written[1]["metrics"] if m["metric"] == "accuracy"}
+    assert cell
+    assert f'data-model="{max(accuracy, key=accuracy.__getitem__)}"' in cell.group()
+    assert "tied with the best" in page
+
+
+def test_one_model_alone_colour_pictures_three_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = np.random.default_rng(0).random((60, 3, 4, 4)).astype(np.float32)
+    monkeypatch.setattr(pictures, "clean_pictures", lambda data: clean)
+    page = page_of(tmp_path, fakes.write_run(tmp_path, "alone", classes=3, shape=(3, 4, 4)))
+    assert "adversarial picture" in page
+    assert 'class="number best"' not in page
+    assert "Which differences are real" not in page
+
+
+def test_missing_evaluations_and_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(data: Any) -> Any:
+        raise UserError("the data are gone")
+
+    monkeypatch.setattr(pictures, "clean_pictures", gone)
+    clean_only = fakes.evaluations()[:1]
+    page = page_of(
+        tmp_path,
+        fakes.write_run(tmp_path, "whole"),
+        fakes.write_run(tmp_path, "part", evaluations=clean_only),
+    )
+    assert "No example pictures: the data are gone." in page
+    assert 'class="number none"' in page
+
+
+def test_clean_alone_is_a_page_too(tmp_path: Path) -> None:
+    page = page_of(tmp_path, fakes.write_run(tmp_path, "m", evaluations=fakes.evaluations()[:1]))
+    assert "Accuracy under attack" not in page
+    assert 'data-metric="accuracy"' in page
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 0.4), (0, 400), (12.1, 12.2)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = plots.ticks(low, high)
+    assert 3 <= len(found) <= 8
+    assert low - 1e-9 <= min(found) <= max(found) <= high + 1e-9
+
+
+def test_png_has_the_pixels() -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    picture = np.array([[[0, 0.5], [1, 2]]])
+    with Image.open(io.BytesIO(base64.b64decode(pictures.png(picture).split(",")[1]))) as image:
+        assert np.asarray(image).tolist() == [[0, 128], [255, 255]]

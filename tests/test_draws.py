@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import stats
+
+from robustgen.draws import Draws
+
+
+def test_a_sample_draws_the_same_numbers_in_any_batch() -> None:
+    def both(ids: torch.Tensor) -> torch.Tensor:
+        draws = Draws(3, "pgd-linf-0.15", ids)
+        return torch.cat([draws.uniform(2, 5), draws.normal(2, 5)], 1)
+
+    whole = both(torch.arange(100))
+    order = torch.randperm(100)
+    assert torch.equal(both(order), whole[order])
+    for rows in (torch.tensor([7]), torch.arange(33, 90)):
+        assert torch.equal(both(rows), whole[rows])
+
+
+def test_draws_depend_on_seed_scope_sample_and_turn() -> None:
+    first = Draws(0, "a", torch.arange(4))
+    one, two = first.uniform(50), first.uniform(50)
+    seen = [one, two, Draws(1, "a", torch.arange(4)).uniform(50), Draws(0, "b", torch.arange(4)).uniform(50)]
+    rows = torch.cat(seen)
+    assert len(torch.unique(rows)) == rows.numel()
+    assert torch.equal(Draws(0, "a", torch.arange(4)).uniform(100), torch.cat([one, two], 1))
+
+
+def test_draws_are_distributed_as_they_say() -> None:
+    draws = Draws(0, "moments", torch.arange(2000))
+    uniform, normal = draws.uniform(10, 10), draws.normal(10, 10)
+    assert uniform.dtype == normal.dtype == torch.float32
+    assert float(uniform.min()) >= 0
+    assert float(uniform.max()) < 1
+    assert stats.kstest(uniform.flatten().numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(normal.flatten().numpy(), "norm").pvalue > 1e-3
+    # neither neighbouring samples nor neighbouring draws know of each other: |r| < 5 / sqrt(n)
+    for a, b in ((uniform[1:], uniform[:-1]), (uniform[..., 1:], uniform[..., :-1])):
+        r = np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1]
+        assert abs(r) < 5 / a.numel() ** 0.5
+
+
+def test_the_integer_belongs_to_the_batch() -> None:
+    ids = torch.arange(64)
+    assert Draws(0, "a", ids).integer() == Draws(0, "a", ids).integer()
+    others = [Draws(1, "a", ids), Draws(0, "b", ids), Draws(0, "a", ids[:32]), Draws(0, "a", ids + 64)]
+    integers = {Draws(0, "a", ids).integer(), *(other.integer() for other in others)}
+    assert len(integers) == 5
+    assert all(0 <= i < 2**32 for i in integers), "numpy's legacy seed takes 32 bits"

@@ -1,0 +1,235 @@
+"""Formulas of robustgen.metrics against independent implementations: scipy, scikit-learn, torchmetrics."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import log_softmax, softmax
+
+from robustgen.metrics import calibration, denoising, estimates, intervals, ood, rows
+from robustgen.metrics.comparisons import Key, compare
+from robustgen.types import Metric
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (300, 7))
+LABELS = np.where(RNG.random(300) < 0.7, LOGITS.argmax(1), RNG.integers(7, size=300))
+PROBABILITIES = softmax(LOGITS, axis=1)
+ACCURACY = Key("clean", "", "accuracy")
+numbers = st.lists(st.integers(0, 6), min_size=1, max_size=40)  # with many ties
+
+
+@pytest.mark.parametrize("module", [intervals, estimates])
+def test_examples_of_the_docstrings(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+# --- intervals and tests -----------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 3000), share=st.floats(0, 1))
+def test_wilson_is_scipys(n: int, share: float) -> None:
+    k = round(n * share)
+    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert intervals.wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(a=st.integers(0, 400), b=st.integers(0, 400))
+def test_mcnemar_is_the_exact_binomial_test(a: int, b: int) -> None:
+    expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
+    assert intervals.mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_by_its_definition(p: list[float]) -> None:
+    corrected = intervals.holm(p)
+    for i, own in enumerate(p):
+        # the largest of (m - rank) p over all that are not larger
+        ordered = sorted(p)
+        steps = [min(1.0, (len(p) - place) * value) for place, value in enumerate(ordered) if value <= own]
+        assert corrected[i] == pytest.approx(max(steps))
+
+
+def test_resamples_are_those_of_one_generator() -> None:
+    drawn = np.random.default_rng([1, 50]).integers(50, size=(intervals.RESAMPLES, 50))
+    expected = np.stack([np.bincount(row, minlength=50) for row in drawn])
+    assert (intervals.resamples(50, stream=1) == expected).all()
+
+
+def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
+    values = RNG.normal(5, 2, 400)
+    low, high = intervals.percentile_interval(calibration.mean(values).replicates)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+
+
+# --- calibration -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saturated", [False, True])
+def test_ece_is_torchmetrics(saturated: bool) -> None:
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    p = PROBABILITIES.astype(np.float32)
+    if saturated:  # confidence exactly 1.0, in a bin of its own
+        p[:100] = np.eye(7, dtype=np.float32)[LABELS[:100] % 6]
+    expected = multiclass_calibration_error(torch.tensor(p), torch.tensor(LABELS), num_classes=7, n_bins=15)
+    assert calibration.ece(p.astype(np.float64), LABELS).value == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_replicates_are_the_statistic_of_resamples() -> None:
+    for statistic in (calibration.ece, calibration.brier):
+        replicates = statistic(PROBABILITIES, LABELS).replicates
+        again = np.repeat(np.arange(300), intervals.resamples(300)[7])
+        assert replicates[7] == pytest.approx(statistic(PROBABILITIES[again], LABELS[again]).value)
+
+
+def test_adaptive_ece_by_hand_and_of_resamples() -> None:
+    p, y = PROBABILITIES, LABELS
+    gap = (p.max(1) - (p.argmax(1) == y))[np.argsort(p.max(1))]
+    found = calibration.adaptive_ece(p, y)
+    assert found.value == pytest.approx(np.abs(gap.reshape(15, 20).sum(1)).sum() / 300)
+    again = np.repeat(np.arange(300), intervals.resamples(300)[3])
+    assert found.replicates[3] == pytest.approx(calibration.adaptive_ece(p[again], y[again]).value)
+
+
+@pytest.mark.parametrize("n", [1, 4, 14, 31])
+def test_adaptive_ece_of_few_samples(n: int) -> None:
+    gap = PROBABILITIES[:n].max(1) - (PROBABILITIES[:n].argmax(1) == LABELS[:n])
+    found = calibration.adaptive_ece(PROBABILITIES[:n], LABELS[:n])
+    if n <= 15:  # a bin a sample
+        assert found.value == pytest.approx(np.abs(gap).mean())
+    assert found.replicates.shape == (1000,)
+
+
+def test_nll_and_brier_are_scikit_learns() -> None:
+    from sklearn.metrics import log_loss
+
+    assert calibration.nll(log_softmax(LOGITS, axis=1), LABELS).value == pytest.approx(
+        log_loss(LABELS, PROBABILITIES, labels=range(7))
+    )
+    one_hot = np.eye(7)[LABELS]
+    assert calibration.brier(PROBABILITIES, LABELS).value == pytest.approx(
+        np.mean(np.sum((PROBABILITIES - one_hot) ** 2, axis=1))
+    )
+
+
+def test_log_softmax_survives_log_joints() -> None:
+    logits = np.array([[-4000.0, -3900.0], [5000.0, 0.0]])
+    assert rows.log_softmax(logits) == pytest.approx(log_softmax(logits, axis=1))
+
+
+def test_temperature_finds_the_one_that_made_the_labels() -> None:
+    logits = RNG.normal(0, 2, (20_000, 5))
+    drawn = (softmax(logits, axis=1).cumsum(1) > RNG.random((20_000, 1))).argmax(1)
+    found = calibration.fit_temperature(3 * logits, drawn)
+    assert found.low < 3 < found.high
+    assert found.value == pytest.approx(3, rel=0.03)
+
+
+def test_no_temperature_where_all_are_right() -> None:
+    assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) == (1, 1, 1)
+
+
+# --- foreign pictures --------------------------------------------------------------------------------
+
+
+def sklearn_detection(own: np.ndarray, foreign: np.ndarray) -> ood.Detection:
+    from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
+
+    is_own = np.r_[np.ones(len(own)), np.zeros(len(foreign))]
+    score = np.r_[own, foreign]
+
+    def aupr(positive: np.ndarray, score: np.ndarray) -> float:
+        precision, recall, _ = precision_recall_curve(positive, score)
+        return auc(recall, precision)
+
+    def fpr95(positive: np.ndarray, score: np.ndarray) -> float:
+        fpr, tpr, _ = roc_curve(positive, score, drop_intermediate=False)
+        return fpr[np.argmax(tpr >= 0.95)]
+
+    return ood.Detection(
+        roc_auc_score(is_own, score), aupr(is_own, score), aupr(1 - is_own, -score),
+        fpr95(is_own, score), fpr95(1 - is_own, -score),
+    )  # fmt: skip
+
+
+@settings(deadline=None)
+@given(own=numbers, foreign=numbers)
+def test_detection_is_scikit_learns_ties_and_all(own: list[int], foreign: list[int]) -> None:
+    own_scores, foreign_scores = np.array(own, float), np.array(foreign, float)
+    expected = sklearn_detection(own_scores, foreign_scores)
+    assert tuple(map(float, ood.detection(own_scores, foreign_scores))) == pytest.approx(tuple(expected))
+
+
+def test_auroc_is_torchmetrics() -> None:
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    own, foreign = RNG.random(80), RNG.random(60) - 0.3
+    given_scores = torch.sigmoid(torch.tensor(np.r_[own, foreign]))
+    expected = binary_auroc(given_scores, torch.tensor([1] * 80 + [0] * 60))
+    assert float(ood.detection(own, foreign).auroc) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_detection_replicates_are_those_of_resamples() -> None:
+    own, foreign = RNG.normal(1, 1, 70).round(1), RNG.normal(0, 1, 70).round(1)
+    resampled = ood.detection_resampled(own, foreign)
+    again_own = np.repeat(own, intervals.resamples(70)[11])
+    again_foreign = np.repeat(foreign, intervals.resamples(70, stream=1)[11])
+    expected = ood.detection(again_own, again_foreign)
+    assert [v[11] for v in resampled] == pytest.approx([float(v) for v in expected])
+
+
+def test_perfect_and_hopeless_scores() -> None:
+    own, foreign = np.arange(10.0, 20), np.arange(10.0)
+    assert [float(v) for v in ood.detection(own, foreign)] == [1, 1, 1, 0, 0]
+    assert float(ood.detection(foreign, own).auroc) == 0
+    assert float(ood.detection(np.ones(5), np.ones(8)).auroc) == 0.5
+
+
+# --- gradients ---------------------------------------------------------------------------------------
+
+
+def test_guidance_gain_and_psnr_by_hand() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({
+        "reference_error": [4.0, 6.0], "guided_error": [3.0, 6.0],
+        "model_error": [1.0, 1.0], "wiener_error": [10.0, 10.0], "dims": [100, 100],
+    })  # fmt: skip
+    assert denoising.guidance_gain(table).value == pytest.approx(0.1)
+    assert denoising.psnr(table, "model_error").value == pytest.approx(20)  # MSE 0.01, peak 1
+    gain = denoising.psnr_gain(table)
+    assert gain.value == pytest.approx(10)
+    assert gain.replicates == pytest.approx(10)  # the same noise: no spread between the two
+
+
+# --- comparisons -------------------------------------------------------------------------------------
+
+
+def rate(model: str, right: np.ndarray) -> estimates.Estimate:
+    metric = Metric(model, "clean", "", "accuracy", right.mean(), 0, 1, len(right), "", True)
+    return estimates.Estimate(metric, np.arange(len(right)), right=right)
+
+
+def test_equal_models_do_not_differ_and_unequal_ones_do() -> None:
+    good, bad = np.arange(200) < 190, np.arange(200) < 100
+    found = compare([rate("a", good), rate("b", good), rate("c", bad)], [ACCURACY])
+    p = {(t.model_a, t.model_b): t.p_holm for t in found}
+    assert p["a", "b"] == 1
+    assert p["a", "c"] < 1e-10
+    (test,) = [t for t in found if (t.model_a, t.model_b) == ("a", "c")]
+    assert (test.only_a, test.only_b, test.difference) == (90, 0, pytest.approx(0.45))
+    assert test.ci_low < 0.45 < test.ci_high
+
+
+def test_models_are_compared_on_the_samples_that_both_have() -> None:
+    half = rate("b", np.ones(50, dtype=bool))
+    (test,) = compare([rate("a", np.ones(100, dtype=bool)), half], [ACCURACY])
+    assert test.n == 50
