@@ -222,7 +222,7 @@ def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:5]
         )
         raise UserError(
-            f"{kind.__name__} is not valid at the key {key!r}",
+            f"the value of {key!r} is not valid",
             where=where,
             expected=first["msg"],
             got=repr(first["input"])[:120],

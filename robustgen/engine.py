@@ -30,6 +30,7 @@ from robustgen.store import Chunk, RunStore, environment, row_schema
 
 # On pictures of a few hundred values a second thread costs more in waiting than it computes.
 SMALL, SMALL_THREADS = 1024, 1
+BATCH = 64
 
 
 class Reading(NamedTuple):
@@ -199,7 +200,8 @@ def _run_model(
     chip = _device(device)
     model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
     path = out / "runs" / reference.name
-    spec = _spec(reference, model, protocol, dataset, planned, batch or protocol.chunk, chip, path)
+    batch = batch or min(BATCH, protocol.chunk)
+    spec = _spec(reference, model, protocol, dataset, planned, batch, chip, path)
     store = RunStore.open(path, spec, environment() | {"reference": str(reference)})
     torch.set_num_threads(spec["kernels"]["threads"])
     finished = store.done()

@@ -61,10 +61,11 @@ def unknown_name(
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    remedy: str | None = None
     if near:
         remedy = f"did you mean {' or '.join(near)}?"
-    else:
-        remedy = f"'robustgen list {LISTED[kind]}' shows what there is" if kind in LISTED else None
+    elif kind in LISTED:
+        remedy = f"'robustgen list {LISTED[kind]}' shows what there is"
     return UserError(
         f"there is no {kind} named {name!r}",
         where=where,

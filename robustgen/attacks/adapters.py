@@ -200,8 +200,17 @@ def _fab_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) ->
     return attack.perturb
 
 
+class _Square(SquareAttack):
+    """Square with ties mended: upstream takes a margin of 0 for a success in its loop, yet not before
+    it, and then goes on with no picture at all, which raises (a model whose logits are all equal)."""
+
+    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margin, loss = super().margin_and_loss(x, y)
+        return torch.where(margin == 0, -1e-12, margin), loss
+
+
 def _square(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
-    attack = SquareAttack(
+    attack = _Square(
         model, n_queries=budget.n_queries, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
         p_init=0.8, resc_schedule=False,
     )  # fmt: skip

@@ -92,12 +92,13 @@ class Classifier(nn.Module):
                 f"{type(self).__name__} has no denoiser: it is no density of noisy pictures",
                 expected="a noise-conditional model, such as cdn",
             )
-        lowest, highest = torch.as_tensor(sigma).aminmax()
-        if not (float(lowest) >= self.noise.low * (1 - 1e-6) and float(highest) <= self.noise.high * (1 + 1e-6)):
+        lowest, highest = (float(value) for value in torch.as_tensor(sigma).aminmax())
+        rounding = 1 + 1e-6  # a level may come as float32
+        if not (lowest * rounding >= self.noise.low and highest <= self.noise.high * rounding):
             raise UnsupportedError(
                 "sigma lies outside the noise levels that the model was trained on",
                 expected=f"from {self.noise.low:g} to {self.noise.high:g}",
-                got=f"{float(lowest):g} to {float(highest):g}",
+                got=f"{lowest:g} to {highest:g}",
             )
 
     def reseed(self, seed: int) -> None:
@@ -215,7 +216,8 @@ class FixedBatch(Classifier):
 
     def _pad(self, rows: Tensor) -> Tensor:
         missing = self.batch - len(rows)
-        return rows if missing == 0 else torch.cat([rows, rows[-1:].detach().expand(missing, *rows.shape[1:])])
+        padding = rows[-1:].detach().expand(missing, *rows.shape[1:])
+        return torch.cat([rows, padding]) if missing else rows
 
 
 def serving(model: Classifier, rows: Tensor) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ def find_doubts(run: Run) -> list[Flag]:
     parts = (
         _incomplete,
         _refused,
+        _chance,
         _budget,
         _easier_than_clean,
         _masking,
@@ -58,6 +59,16 @@ def _refused(run: Run) -> Iterator[Flag]:
         yield _flag(
             run, str(refusal["evaluation"]), "left_out", "info",
             f"Left out: {reason}. Choose a protocol without it, or data that allow it.",
+        )  # fmt: skip
+
+
+def _chance(run: Run) -> Iterator[Flag]:
+    clean, chance = run.first("clean"), 1 / run.spec["model"]["num_classes"]
+    if clean is not None and wilson(int(clean.correct.sum()), len(clean)).low <= chance:
+        yield _flag(
+            run, "clean", "no_better_than_chance", "warning",
+            f"{clean.correct.mean():.0%} right on clean pictures, where chance is {chance:.0%}. "
+            "Look at the order of the classes and at the normalisation ('robustgen check MODEL').",
         )  # fmt: skip
 
 

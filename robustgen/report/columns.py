@@ -146,7 +146,9 @@ def format_value(metric: dict[str, Any], value: float | None = None) -> str:
     shown = 100 * value if metric["metric"] in SHARES else value
     sign = "+" if metric["metric"] in ("guidance_gain", "psnr_gain") else ""
     digits = 3 if metric["metric"] in ("nll", "brier", "temperature", "bits_per_dim") else 1
-    if abs(shown) >= 1000:
+    if metric["metric"] in ("ece", "adaptive_ece"):
+        digits = 2
+    if abs(shown) >= 100 and metric["metric"] == "guidance_gain":
         digits = 0
     return f"{shown:{sign}.{digits}f}".replace("-", "−")
 

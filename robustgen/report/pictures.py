@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robustgen.errors import UserError
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Rows, Run
 from robustgen.report.columns import headline_eps
 from robustgen.store import RunStore
 
@@ -89,7 +90,7 @@ def _attack_gallery(
         return None
     evaluation, names = detail["name"], content["data"]["class_names"]
     stored = {run.model: _adversarial(store, evaluation) for store, run in pairs}
-    samples = _samples(runs, [pictures for pictures in stored.values() if pictures])
+    samples = _samples(runs, evaluation, [pictures for pictures in stored.values() if pictures])
     if not samples:
         return None
     moved = [np.abs(p[i] - clean[i].ravel()).max() for p in stored.values() for i in samples if i in p]
@@ -101,7 +102,8 @@ def _attack_gallery(
         if any(cells):
             rows.append((run.model, cells))
     intro = (
-        f"Under {evaluation}: the perturbation (grey is none, white and black are ±{scale:.2g}) and the "
+        f"Under {evaluation}, samples that it turns for the most models: the perturbation (grey is none, "
+        f"white and black are ±{scale:.2g}) and the "
         "picture that the model was shown, with what it saw in it."
     )
     return Gallery("What the attack did", intro, [f"sample {i}" for i in samples], rows)
@@ -121,13 +123,22 @@ def _adversarial(store: RunStore, evaluation: str) -> dict[int, Array]:
     return dict(zip(table["sample_id"].to_pylist(), np.asarray(table["image"].to_pylist()), strict=True))
 
 
-def _samples(runs: list[Run], stored: list[dict[int, Array]]) -> list[int]:
-    """The first samples that have pictures everywhere, those first that every model gets right."""
+def _samples(runs: list[Run], evaluation: str, stored: list[dict[int, Array]]) -> list[int]:
+    """The samples with pictures everywhere that the attack turns for the most models, the first of them."""
     if not stored:
         return []
-    ids = sorted(set.intersection(*(set(pictures) for pictures in stored)))
-    wrong = {i for run in runs for _, rows in run.of_kind("clean") for i in rows.ids[~rows.correct].tolist()}
-    return sorted(sorted(ids, key=lambda i: (i in wrong, i))[:SAMPLES])
+    turned = Counter(
+        i for run in runs for rows in [run.evaluations[evaluation].rows] if rows for i in _turned(run, rows)
+    )
+    ids = set.intersection(*(set(pictures) for pictures in stored))
+    return sorted(sorted(ids, key=lambda i: (-turned[i], i))[:SAMPLES])
+
+
+def _turned(run: Run, rows: Rows) -> list[int]:
+    """Samples that are right on the clean picture and wrong under attack."""
+    clean = run.first("clean")
+    before = set(clean.ids[clean.correct].tolist()) if clean else set()
+    return [i for i in rows.ids[~rows.correct].tolist() if i in before]
 
 
 def _labelled(run: Run, picture: Array, sample: int, names: list[str]) -> Picture:
@@ -150,10 +161,10 @@ def _attacked(
     seen, right = _name(names, int(rows.prediction[place])), bool(rows.correct[place])
     picture = found.reshape(clean.shape)
     verdict = f"still {seen}" if right else f"→ {seen}"
+    change = "" if np.abs(picture - clean).max() > 1e-6 else "no change"
+    against = f"perturbation of sample {sample} against {run.model}"
     return [
-        Picture(
-            signed_png(picture - clean, scale), f"perturbation of sample {sample} against {run.model}", ""
-        ),
+        Picture(signed_png(picture - clean, scale), against, change),
         Picture(png(picture), f"adversarial picture, seen as {seen}", verdict, not right),
     ]
 
@@ -166,7 +177,7 @@ def _name(names: list[str], label: int) -> str:
 
 
 def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
-    """The first stored samples at the middle noise level: what each model's gradient adds."""
+    """Some stored samples at the middle noise level: what each model's gradient adds."""
     tables = {run.model: _pictures_of(store, run) for store, run in pairs}
     known = [table for table in tables.values() if len(table)]
     if not known:
@@ -174,7 +185,9 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     sigmas = sorted(known[0]["sigma"].unique())
     sigma = sigmas[len(sigmas) // 2]
     tables = {model: t[t["sigma"] == sigma].set_index("sample_id") for model, t in tables.items() if len(t)}
-    samples = sorted(set.intersection(*(set(t.index) for t in tables.values())))[:SAMPLES]
+    ids = set.intersection(*(set(t.index) for t in tables.values()))
+    hardest = next(iter(tables.values()))["reference_error"]  # the same for every model
+    samples = sorted(sorted(ids, key=lambda i: -hardest[i])[:SAMPLES])
     if not samples:
         return None
     first, shape = next(iter(tables.values())), clean.shape[1:]
@@ -182,9 +195,10 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
         f"Noise of σ = {sigma:g} was added, and one reference denoiser, the same for all, removes it. Each "
-        "model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing, "
-        "white and black are ±0.5. A gradient that means something strengthens the strokes of the label's "
-        "class and weakens the others."
+        "model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing; "
+        "each gradient is scaled to its own largest pixel, which stands below it. A gradient that means "
+        "something strengthens the strokes of the label's class and weakens the others. The samples are "
+        "those that the reference denoises worst, among the stored ones."
     )
     return Gallery("What the gradient adds", intro, [f"sample {i}" for i in samples], rows)
 
@@ -212,9 +226,10 @@ def _added(row: pd.Series, shape: tuple[int, ...], model: str) -> list[Picture]:
     guidance, reference = (
         np.asarray(row[c], dtype=np.float64).reshape(shape) for c in ("guidance", "reference")
     )
+    scale = float(np.abs(guidance).max()) or 1.0
     gain = 1 - row["guided_error"] / row["reference_error"]
     return [
-        Picture(signed_png(guidance, 0.5), f"class gradient of {model}", "gradient"),
+        Picture(signed_png(guidance, scale), f"class gradient of {model}", f"±{scale:.2g}"),
         Picture(
             png(reference + guidance), f"reference plus gradient of {model}",
             f"sum: error {-100 * gain:+.0f} %".replace("-", "−"), gain < 0,

@@ -57,9 +57,11 @@ class Chart:
             parts.append(frame.line([xs[0], xs[1]], [0, 0], "reference"))
         if self.diagonal:
             parts.append(frame.line(list(xs), list(xs), "reference"))
+        lines = []
         # staggered, so that intervals at one x can be told apart
         for place, series in enumerate(self.series):
-            parts.append(_draw(frame, series, 1.2 * (place - (len(self.series) - 1) / 2)))
+            lines.append(_draw(frame, series, 1.2 * (place - (len(self.series) - 1) / 2)))
+        parts.append(frame.clipped("".join(lines)))
         return element(self.title, self.described, self.width, self.height, "".join(parts))
 
 
@@ -113,6 +115,17 @@ class _Frame:
     ) -> str:
         points = " ".join(f"{self.px(a) + shift:.1f},{self.py(b):.1f}" for a, b in zip(x, y, strict=True))
         return f'<polyline class="{name}" style="{how}" points="{points}"/>'
+
+    def clipped(self, content: str) -> str:
+        """Content that may leave the plot's area, cut off a marker's width beyond it."""
+        x, y, width, height = (
+            LEFT - 5,
+            TOP - 5,
+            self.width - LEFT - RIGHT + 10,
+            self.height - TOP - BOTTOM + 10,
+        )
+        box = f'x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{x} {y} {width} {height}"'
+        return f'<svg {box} overflow="hidden">{content}</svg>'
 
     def axes(self, x_label: str, y_label: str) -> str:
         right, floor = self.width - RIGHT, self.height - BOTTOM

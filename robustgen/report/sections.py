@@ -212,8 +212,16 @@ def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figu
     words = "; ".join(
         f"{s.name}: {', '.join(f'{y:+.1f} at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines
     )
-    chart = Chart(title, words, "noise σ (pixel units)", "error removed, %", lines, zero_line=True)
-    return _figure(title, chart) if lines else None
+    if not lines:
+        return None
+    low, high = min(y for s in lines for y in s.low), max(0.0, *(y for s in lines for y in s.high))
+    floor = -2 * max(high, 10.0)  # a gradient that means nothing can do harm without bounds
+    chart = Chart(
+        title, words, "noise σ (pixel units)", "error removed, %", lines,
+        y_range=(max(low, floor), 1.05 * high), zero_line=True,
+    )  # fmt: skip
+    note = "" if low >= floor else f"Lines that leave below {floor:.0f} % are cut off.".replace("-", "−")
+    return Figure(title, chart.svg(), [(s.name, s.index) for s in lines], note)
 
 
 def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:

@@ -146,6 +146,21 @@ class Flat(nn.Module):
         return x.flatten(1)[:, :10] * 0 + torch.arange(10).flip(0)
 
 
+class Constant(nn.Module):
+    """All logits equal for every picture."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :10] * 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_tie_of_all_logits_stops_no_part(digits: Dataset, norm: str) -> None:
+    constant = FixedBatch(PlainClassifier(Constant(), 10, (1, 8, 8)), 4)
+    x, y = digits.images[:4], torch.zeros(4, dtype=torch.int64)
+    attack = AutoAttack(ThreatModel(norm, EPS[norm]), n_iter=3, n_target_classes=1, n_queries=3)
+    assert attack(constant, x, y, Draws(0, "test", torch.arange(4))).broken_by == [None] * 4
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fewer_classes_than_targeted_dlr_needs(norm: str, classes: int) -> None:

@@ -75,6 +75,12 @@ def test_every_number_of_the_page(written: tuple[Path, Any], recomputed: dict[st
         shown.add(key)
         assert recomputed["mine"][key] == near([float(cell[k]) for k in ("value", "low", "high")]), key
     assert shown == recomputed["mine"].keys()  # the page leaves no number out
+    tests = [cell for cell in cells if "test" in cell]
+    assert tests
+    for cell in tests:
+        key = tuple(cell[k] for k in ("evaluation", "variant", "metric", "first", "second"))
+        mine = dict(zip(("difference", "low", "high", "p", "p_holm"), recomputed["tests"][key], strict=True))
+        assert mine[cell["test"]] == near(float(cell["value"])), key
     costs = [cell for cell in cells if "cost" in cell]
     assert len(costs) == 3 * len(summary["models"])
     for cell in costs:

@@ -10,8 +10,9 @@ from robustgen.classifiers.cdn import CDN, NoisySoftmax
 from robustgen.classifiers.denoisers import EDMDenoiser
 from robustgen.classifiers.softmax import Softmax
 from robustgen.errors import UserError
+from robustgen.training.augment import augment
 from robustgen.training.denoising import Denoising, draw_levels, level_weight
-from robustgen.training.recipe import DenoisingSpec
+from robustgen.training.recipe import Augment, DenoisingSpec
 from robustgen.types import ConditionalNoise
 
 SHAPE = (1, 8, 8)
@@ -142,3 +143,11 @@ def test_a_model_without_noise_levels_is_refused(digits):
     model = Softmax(10, SHAPE, width=4, blocks=(1,))
     with pytest.raises(UserError, match="noisy pictures"):
         objective(digits).loss(model, digits.images, digits.labels, generator())
+
+
+def test_augmentation_can_leave_a_share_of_the_pictures_alone(digits):
+    x = digits.images.repeat(5, 1, 1, 1)
+    some = augment(x, Augment(shift=1, share=0.5), generator())
+    assert torch.equal(augment(x, Augment(shift=1, share=0.0), generator()), x)
+    changed = float((some != x).flatten(1).any(1).float().mean())
+    assert changed == pytest.approx(0.5 * 8 / 9, abs=0.05)  # one shift in nine is by nothing
