@@ -11,20 +11,20 @@ of other kernels, which may turn a verdict or two.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from robustgen.report.render import render
 
-from robustgen import data, engine, registry
+from robustgen import data, registry
 from robustgen.config import Claim, ModelCard
-from robustgen.report.summary import summarise
-from robustgen.store import atomic
+from robustgen.store import atomic, read_json
 from robustgen.types import Metric
 
-OUT = Path("out/zoo")
 REPEAT = 4
 # What a card claims, by protocol: (metric, evaluation); "*" takes every evaluation of that metric.
 CLAIMED = {
@@ -34,32 +34,40 @@ CLAIMED = {
 
 
 def measure(protocol: str, names: list[str], source: str, out: Path) -> list[Metric]:
-    """Every metric of these models under a protocol, on the whole test split of their data."""
-    references = [reference for name in names for reference in registry.resolve(name)]
-    chosen = registry.load_protocol(protocol)
+    """Every metric of these models under a protocol, on the whole test split of their data.
+
+    The models are computed side by side, a process a core, by the command that anyone would type;
+    then the same command for all of them finds every chunk finished, and makes the page.
+    """
     n = len(data.load(source))
-    outcome = engine.evaluate(references, chosen, source, out, n=n)
-    if outcome.failures:
-        raise SystemExit("\n".join(f"{name}: {why}" for name, why in outcome.failures.items()))
-    content = summarise(out, outcome.runs, n, f"make zoo ({protocol})")
-    render(out)
-    return [Metric(**metric) for metric in content["metrics"]]
+    command = [sys.executable, "-m", "robustgen.cli", "report"]
+    options = ["--data", source, "--protocol", protocol, "--n", str(n), "--out", str(out)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = [pool.submit(subprocess.run, [*command, name, *options], check=True) for name in names]
+    for run in runs:
+        run.result()
+    subprocess.run([*command, *names, *options], check=True)
+    return [Metric(**metric) for metric in read_json(out / "summary.json")["metrics"]]
 
 
-def compare(claim: Claim, metrics: dict[tuple[str, str, str], Metric]) -> tuple[bool, str]:
-    """Whether a claim is reproduced, and the sentence that says so."""
-    key = (claim.metric, claim.evaluation, claim.variant)
-    name = " ".join(part for part in key if part)
-    if key not in metrics:
-        return False, f"{name}: claimed {claim.value:.4f}, not measured"
-    now = metrics[key]
-    tolerance = REPEAT / claim.n
-    same = claim.ci_low <= now.value <= claim.ci_high and abs(now.value - claim.value) <= tolerance
-    same = same and now.n == claim.n
-    return same, (
-        f"{'ok  ' if same else 'MISS'} {name}: claimed {claim.value:.4f} "
-        f"[{claim.ci_low:.4f}, {claim.ci_high:.4f}] (n = {claim.n}), measured {now.value:.4f} (n = {now.n})"
-    )
+def check(card: ModelCard, protocol: str, metrics: list[Metric]) -> list[str]:
+    """A sentence for each claim of a card under a protocol, beginning with ok or MISS."""
+    found = {(m.metric, m.evaluation, m.variant): m for m in metrics}
+    sentences = []
+    for claim in (claim for claim in card.claims if claim.protocol == protocol):
+        key = (claim.metric, claim.evaluation, claim.variant)
+        what = f"{card.name} {' '.join(part for part in key if part)}: claimed {claim.value:.4f}"
+        if key not in found:
+            sentences.append(f"MISS {what}, not measured")
+            continue
+        now = found[key]
+        same = now.n == claim.n and abs(now.value - claim.value) <= REPEAT / claim.n
+        same = same and claim.ci_low <= now.value <= claim.ci_high
+        sentences.append(
+            f"{'ok  ' if same else 'MISS'} {what} [{claim.ci_low:.4f}, {claim.ci_high:.4f}] (n = {claim.n}), "
+            f"measured {now.value:.4f} (n = {now.n})"
+        )
+    return sentences
 
 
 def claims_of(metrics: list[Metric], protocol: str) -> list[Claim]:
@@ -98,28 +106,24 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="?", default="*", help="a glob of zoo names")
+    parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="where the reports go")
     parser.add_argument("--write", action="store_true", help="replace the cards' claims by what is measured")
     arguments = parser.parse_args()
-    reproduced = claimed = 0
+    sentences = []
     for source, cards in cards_by_data(arguments.models).items():
-        names = [card.name for card in cards]
-        for protocol in CLAIMED:
-            if source not in registry.load_protocol(protocol).data:
-                continue
-            metrics = measure(protocol, names, source, OUT / f"{source}-{protocol}")
+        for protocol in (name for name in CLAIMED if source in registry.load_protocol(name).data):
+            names = [card.name for card in cards]
+            metrics = measure(protocol, names, source, arguments.out / f"{source}-{protocol}")
             for card in cards:
                 own = [metric for metric in metrics if metric.model == card.name]
                 if arguments.write:
                     write_claims(registry.model_folders()[card.name], claims_of(own, protocol))
-                    continue
-                print(card.name)
-                by_key = {(m.metric, m.evaluation, m.variant): m for m in own}
-                for claim in (claim for claim in card.claims if claim.protocol == protocol):
-                    same, sentence = compare(claim, by_key)
-                    print(f"  {sentence}")
-                    claimed, reproduced = claimed + 1, reproduced + same
-    print(f"{reproduced} of {claimed} claims reproduced")
-    return 0 if reproduced == claimed else 1
+                else:
+                    sentences += check(card, protocol, own)
+    print("\n".join(sentences))
+    missed = sum(sentence.startswith("MISS") for sentence in sentences)
+    print(f"{len(sentences) - missed} of {len(sentences)} claims reproduced")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def _print_table(content: dict[str, Any]) -> None:
 
 def _finish(outcome: Outcome) -> None:
     for model, message in outcome.failures.items():
-        console.print(f"\n{model} was not finished: {message}", style="red", markup=False)
+        console.print(f"\n{model} was not finished: {message}", style="red", markup=False, soft_wrap=True)
     if outcome.failures:
         console.print("\nThe same command tries again what is missing.")
         raise typer.Exit(1)
@@ -230,12 +230,17 @@ def _finish(outcome: Outcome) -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is one message without a traceback, exit code 2."""
+    import click
+
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
         console.print(f"robustgen: {error}", markup=False, style="red", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
         console.print("stopped; finished chunks are kept, the same command goes on from there")
         sys.exit(130)
     except BrokenPipeError:

@@ -1,135 +1,31 @@
-"""The way of the data: evaluations become chunks, and chunks become rows in a store.
+"""The way of the data: a protocol's evaluations become chunks, and chunks become rows in a store.
 
-Each chunk is computed by a Worker, which is all that an executor needs to run somewhere else: slice,
-perturb, verify, read out.
+Each chunk is computed by a Worker, which is all that an executor needs to run somewhere else.
 """
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor
 
 from robustgen.classifiers import fingerprint_model, load_model
-from robustgen.classifiers.base import Classifier, FixedBatch
-from robustgen.config import Protocol
+from robustgen.classifiers.base import Classifier, threads_for
+from robustgen.config import Protocol, fingerprint
 from robustgen.data import Dataset
-from robustgen.draws import Draws
-from robustgen.errors import UserError
+from robustgen.environment import environment
+from robustgen.errors import DiskFullError, UnsupportedError, UserError
 from robustgen.executors import Executor, LocalExecutor
-from robustgen.perturb import Attack, verify
 from robustgen.plan import Evaluation, Plan, load_data, plan
 from robustgen.registry import ModelRef, ZooModel, load_card
-from robustgen.store import Chunk, RunStore, environment, row_schema
+from robustgen.store import Chunk, RunStore
+from robustgen.worker import Worker
 
-# On pictures of a few hundred values a second thread costs more in waiting than it computes.
-SMALL, SMALL_THREADS = 1024, 1
 BATCH = 64
-
-
-class Reading(NamedTuple):
-    """What a chunk leaves: its rows, the tables beside them, the perturbed pictures of an attack."""
-
-    rows: pa.Table
-    tables: dict[str, pa.Table]
-    adversarial: pa.Table | None
-    seconds: float
-
-
-class Worker:
-    """Computes chunks of one model's run; holds the model and the data sets that it has needed."""
-
-    def __init__(
-        self,
-        model: Classifier,
-        evaluations: Iterable[Evaluation],
-        *,
-        source: str,
-        seed: int,
-        batch: int,
-        device: torch.device,
-        root: Path | None = None,
-    ) -> None:
-        self.model = FixedBatch(model.eval().requires_grad_(False).to(device), batch)
-        self.evaluations = {evaluation.name: evaluation for evaluation in evaluations}
-        self.source = source
-        self.seed = seed
-        self.device = device
-        self.root = root
-
-    def __call__(self, chunk: Chunk) -> Reading:
-        """slice > perturb > verify > read out."""
-        began = time.perf_counter()
-        evaluation = self.evaluations[chunk.evaluation]
-        part = self._pictures(evaluation).slice(chunk.start, chunk.stop)
-        draws = Draws(self.seed, evaluation.name, part.sample_ids)
-        x, y = part.images.to(self.device), part.labels.to(self.device)
-        self.model.begin(len(part))
-
-        perturbation = evaluation.perturbation
-        perturbed = perturbation(self.model, x, y, draws)
-        columns: dict[str, Any] = {"broken_by": perturbed.broken_by}
-        adversarial = None
-        images = perturbed.images
-        if isinstance(perturbation, Attack):
-            images, within, distance = verify(perturbation.threat, x, images)
-            columns |= {"within_budget": within.tolist(), "distance": distance.tolist()}
-            adversarial = _picture_table(part.sample_ids, images)
-        columns["seeded_by"] = ["chunk" if perturbation.seeded_by_chunk else "sample"] * len(part)
-        columns |= self._ask(images, y, part.sample_ids)
-        tables = {r.name: r(self.model, images, y, draws) for r in evaluation.readouts()}
-        columns |= {"forwards": self.model.forwards.tolist(), "backwards": self.model.backwards.tolist()}
-        schema = row_schema(self.model.num_classes)
-        rows = pa.table(
-            [pa.array(columns.get(f.name) or [None] * len(part), f.type) for f in schema], schema=schema
-        )
-        return Reading(rows, tables, adversarial, time.perf_counter() - began)
-
-    def _pictures(self, evaluation: Evaluation) -> Dataset:
-        if evaluation.kind == "ood":
-            return load_data(evaluation.data, "test", self.model.input_shape, self.root)
-        return load_data(self.source, evaluation.split, None, self.root)
-
-    @torch.no_grad()
-    def _ask(self, images: Tensor, y: Tensor, sample_ids: Tensor) -> dict[str, Any]:
-        """The verdict: one fresh forward in float32, never what an attack saw."""
-        logits = self.model.logits(images).float()
-        expected = (len(images), self.model.num_classes)
-        if tuple(logits.shape) != expected:
-            raise UserError(
-                "the model's output has the wrong shape", expected=expected, got=tuple(logits.shape),
-                remedy="'robustgen check MODEL' says more",
-            )  # fmt: skip
-        finite = torch.isfinite(logits).all(1)
-        if not bool(finite.all()):
-            raise UserError(
-                "the model returned NaN or infinite logits",
-                where=f"sample ids {sample_ids[~finite.cpu()].tolist()[:8]}",
-                remedy="'robustgen check MODEL' says more",
-            )
-        log_prob = self.model.log_prob(images).tolist() if "log_prob" in self.model.supports else None
-        correct = (logits.argmax(1) == y).int().tolist()
-        return {
-            "sample_id": sample_ids.tolist(),
-            "label": y.tolist(),
-            "logits": logits.cpu().numpy().tolist(),
-            "log_prob": log_prob,
-            "draws": [1] * len(images),
-            "draws_correct": correct,
-        }
-
-
-def _picture_table(sample_ids: Tensor, images: Tensor) -> pa.Table:
-    flat = images.cpu().numpy().reshape(len(images), -1)
-    values = pa.array(np.ascontiguousarray(flat).ravel(), pa.float32())
-    pictures = pa.FixedSizeListArray.from_arrays(values, flat.shape[1])
-    return pa.table({"sample_id": pa.array(sample_ids.numpy()), "image": pictures})
 
 
 class Outcome(NamedTuple):
@@ -169,9 +65,9 @@ def evaluate(
                 reference, protocol, dataset, planned, out, n=n, root=root, batch=batch, device=device,
                 executor=executor or LocalExecutor(), progress=progress,
             )  # fmt: skip
+        except DiskFullError:
+            raise
         except UserError as error:
-            if "the disk is full" in error.what:
-                raise
             outcome.failures[reference.name] = str(error)
             errors.append(error)
             continue
@@ -199,16 +95,22 @@ def _run_model(
 ) -> tuple[RunStore, str]:
     chip = _device(device)
     model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
+    if model.stochastic:
+        raise UnsupportedError(
+            f"{reference.name!r} is stochastic, and one draw must not decide a verdict",
+            expected="a deterministic model, until verdicts of several draws are built",
+            remedy="fix its noise: draw it once, with a seed of its own",
+        )
     path = out / "runs" / reference.name
-    batch = batch or min(BATCH, protocol.chunk)
-    spec = _spec(reference, model, protocol, dataset, planned, batch, chip, path)
-    store = RunStore.open(path, spec, environment() | {"reference": str(reference)})
-    torch.set_num_threads(spec["kernels"]["threads"])
+    kernels = _kernels(path, dataset, batch or min(BATCH, protocol.chunk), batch is not None, chip)
+    torch.set_num_threads(kernels["threads"])
+    spec = _spec(reference, model, protocol, dataset, planned, kernels)
+    store = RunStore.open(path, spec, _environment(reference, root))
     finished = store.done()
     every = [chunk for e in planned.evaluations for chunk in chunks(e, finished, protocol.chunk, n)]
     worker = Worker(
         model, planned.evaluations, source=dataset.source, seed=protocol.seed,
-        batch=spec["batch"], device=chip, root=root,
+        batch=kernels["batch"], device=chip, root=root,
     )  # fmt: skip
     failed = ""
     progress(reference.name, None, 0, len(every))
@@ -245,18 +147,40 @@ def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | Non
     return left
 
 
+def _kernels(path: Path, dataset: Dataset, batch: int, asked: bool, device: torch.device) -> dict[str, Any]:
+    """How the model is called; what a run began with is kept, since kernels are never switched midway."""
+    kernels = {
+        "batch": batch,
+        "precision": "float32",
+        "device": str(device),
+        "threads": threads_for(dataset.shape),
+    }
+    if (path / "run.json").exists():
+        begun = RunStore.read(path).spec["kernels"]
+        kernels["threads"] = begun["threads"]
+        kernels["batch"] = batch if asked else begun["batch"]
+    return kernels
+
+
 def _spec(
     reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    batch: int, device: torch.device, path: Path,
+    kernels: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """All that rows depend on: the content of run.json and, hashed, the run's identity."""
-    threads = SMALL_THREADS if dataset.images[0].numel() <= SMALL else torch.get_num_threads()
-    if (path / "run.json").exists():  # kernels are never switched midway
-        threads = RunStore.read(path).spec["kernels"]["threads"]
+    """What run.json says; its ``identity`` and the evaluations' descriptions are what rows depend on."""
+    packages = environment()
+    identity = {
+        "model": fingerprint_weights(reference, model),
+        "data": dataset.fingerprint,
+        "seed": protocol.seed,
+        "chunk": protocol.chunk,
+        "kernels": kernels,
+        "versions": {name: packages.get(name) for name in ("robustgen", "torch", "scipy", "pyautoattack")},
+    }
     return {
+        "identity": identity,
         "model": {
             "name": reference.name,
-            "fingerprint": fingerprint_model(reference),
+            "fingerprint": identity["model"],
             **_card_line(reference),
             "num_classes": model.num_classes,
             "input_shape": list(model.input_shape),
@@ -278,10 +202,27 @@ def _spec(
         "protocol": protocol.model_dump(mode="json", exclude={"n"}),
         "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
         "refused": planned.refused,
-        "batch": batch,
-        "precision": "float32",
-        "kernels": {"device": str(device), "torch": torch.__version__, "threads": threads},
+        "batch": kernels["batch"],
+        "precision": kernels["precision"],
+        "kernels": kernels,
     }
+
+
+def fingerprint_weights(reference: ModelRef, model: Classifier) -> str:
+    """A loaded model's identity: where its code is from, and everything that it has learned.
+
+    The weights are hashed as they are in memory, since a user's file may load them from anywhere.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return fingerprint([fingerprint_model(reference), digest.hexdigest()])
+
+
+def _environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
+    where = {"data_root": str(root.resolve())} if root else {}
+    return environment() | {"reference": str(reference)} | where
 
 
 def _card_line(reference: ModelRef) -> dict[str, str]:
@@ -298,4 +239,7 @@ def _device(name: str) -> torch.device:
         raise UserError(
             "no such device", where="--device", expected="auto, cpu, or cuda where there is one", got=name
         )
+    if name == "cuda":  # float32 means float32, and the same bits twice
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return torch.device(name)

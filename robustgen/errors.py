@@ -52,9 +52,21 @@ class UnsupportedError(UserError):
     """A model, a data set or an evaluation was asked for something that it does not have."""
 
 
+class DiskFullError(UserError):
+    """There is no room to write: nothing more can be computed, and nothing that is finished is lost."""
+
+    def __init__(self, what: str = "the disk is full", **details: object) -> None:
+        remedy = "free some room and run the same command again: what is finished is kept"
+        super().__init__(what, **({"remedy": remedy} | details))  # type: ignore[arg-type]
+
+
+class UnknownNameError(UserError):
+    """A name that nothing bears: a slip of the pen, never a thing that happens to be absent."""
+
+
 def unknown_name(
     kind: str, name: str, known: Iterable[str], *, where: object = None, also: str = ""
-) -> UserError:
+) -> UnknownNameError:
     """The error for a name that is not known, with the nearest ones as suggestions.
 
     ``also`` names what else would have been understood, such as a path.
@@ -66,7 +78,7 @@ def unknown_name(
         remedy = f"did you mean {' or '.join(near)}?"
     elif kind in LISTED:
         remedy = f"'robustgen list {LISTED[kind]}' shows what there is"
-    return UserError(
+    return UnknownNameError(
         f"there is no {kind} named {name!r}",
         where=where,
         expected=f"one of: {', '.join(known) or '(none found)'}{also and f'; or {also}'}",

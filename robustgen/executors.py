@@ -9,7 +9,7 @@ from robustgen.errors import unknown_name
 from robustgen.store import Chunk
 
 if TYPE_CHECKING:
-    from robustgen.engine import Reading
+    from robustgen.worker import Reading
 
 Result: TypeAlias = "Reading | Exception"
 

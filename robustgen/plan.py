@@ -14,9 +14,9 @@ from robustgen.classifiers.base import Denoiser
 from robustgen.config import AttackSpec, DataSettings, Protocol
 from robustgen.corruptions import Corruption, refusal
 from robustgen.data import Dataset
-from robustgen.errors import UserError
+from robustgen.errors import UnknownNameError, UserError, unknown_name
 from robustgen.perturb import Identity, Perturbation, Readout
-from robustgen.registry import ZooModel, model_folders
+from robustgen.registry import ZooModel, model_folders, slug
 from robustgen.threat import ThreatModel
 from robustgen.types import Split
 
@@ -78,15 +78,16 @@ def _plan_clean(planned: Plan, dataset: Dataset, root: Path | None) -> None:
         Evaluation("clean", "clean", dataset.name, "test", len(dataset), {}, perturbation=Identity())
     )
     try:
-        size = len(load_data(dataset.source, "calibration", None, root))
+        pictures = load_data(dataset.source, "calibration", None, root)
     except UserError as error:
         planned.refused.append({"evaluation": "calibration", "reason": error.what})
         return
     planned.evaluations.append(
         Evaluation(
-            "calibration", "calibration", dataset.name, "calibration", size, {}, perturbation=Identity()
+            "calibration", "calibration", dataset.name, "calibration", len(pictures),
+            {"fingerprint": pictures.fingerprint}, perturbation=Identity(),
         )
-    )
+    )  # fmt: skip
 
 
 def _plan_attack(planned: Plan, spec: AttackSpec, dataset: Dataset, settings: DataSettings) -> None:
@@ -125,26 +126,32 @@ def _plan_corruptions(planned: Plan, types: list[str], severities: list[int], da
 
 
 def _plan_foreign(planned: Plan, foreign: list[str], dataset: Dataset, root: Path | None) -> None:
-    for name in foreign:
+    for source in foreign:
         try:
-            pictures = load_data(name, "test", dataset.shape, root)
-        except UserError as error:
-            planned.refused.append({"evaluation": f"ood-{name}", "reason": error.what})
+            pictures = load_data(source, "test", dataset.shape, root)
+        except UnknownNameError:
+            raise
+        except UserError as error:  # not at hand here and now
+            planned.refused.append({"evaluation": f"ood-{slug(source)}", "reason": error.what})
             continue
         detail = {"provenance": pictures.provenance, "fingerprint": pictures.fingerprint}
+        name = f"ood-{slug(pictures.name)}"
         planned.evaluations.append(
-            Evaluation(f"ood-{name}", "ood", name, "test", len(pictures), detail, perturbation=Identity())
+            Evaluation(name, "ood", source, "test", len(pictures), detail, perturbation=Identity())
         )
 
 
 def _plan_gradients(
     planned: Plan, settings: DataSettings, pictures: int, dataset: Dataset, root: Path | None
 ) -> None:
-    folder = model_folders().get(settings.denoiser or "")
-    if folder is None or not settings.sigmas:
-        reason = f"the protocol names no reference denoiser of models/, or no sigmas, for {dataset.name!r}"
+    if not settings.denoiser or not settings.sigmas:
+        reason = f"the protocol names no reference denoiser, or no sigmas, for {dataset.name!r}"
         planned.refused.append({"evaluation": "gradients", "reason": reason})
         return
+    folders = model_folders()
+    if settings.denoiser not in folders:
+        raise unknown_name("model", settings.denoiser, folders, where="the protocol's reference denoiser")
+    folder = folders[settings.denoiser]
 
     @cache
     def readouts() -> tuple[Readout, ...]:

@@ -14,7 +14,7 @@ from robustgen import config
 from robustgen.config import ModelCard, Protocol
 from robustgen.errors import UserError, unknown_name
 
-OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
+OUTSIDE = ("robustbench", "timm", "torchvision")
 
 
 def roots(folder: Literal["models", "attacks", "reports"]) -> list[Path]:
@@ -94,9 +94,7 @@ class FileModel:
     attribute: str
 
     def __str__(self) -> str:
-        here = Path.cwd()
-        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
-        return f"{path}:{self.attribute}"
+        return f"{self.path}:{self.attribute}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class EntryPointModel:
 
 @dataclass(frozen=True)
 class OutsideModel:
-    """``robustbench:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``diffusers:NAME``."""
+    """``robustbench:NAME``, ``timm:NAME`` or ``torchvision:NAME``."""
 
     name: str
     library: str
@@ -131,12 +129,12 @@ def resolve(reference: str) -> list[ModelRef]:
         path = Path(head)
         if not path.is_file():
             raise UserError("there is no such file", where=path, got=reference, remedy="check the path")
-        return [FileModel(_slug(f"{path.stem}-{tail}"), path.resolve(), tail)]
+        return [FileModel(slug(f"{path.stem}-{tail}"), path.resolve(), tail)]
     library, colon, tail = reference.partition(":")
     if colon:
         if library not in OUTSIDE:
             raise unknown_name("model source", library, OUTSIDE, where=reference)
-        return [OutsideModel(_slug(f"{library}-{tail}"), library, tail)]
+        return [OutsideModel(slug(f"{library}-{tail}"), library, tail)]
     zoo = model_folders()
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
@@ -153,7 +151,15 @@ def resolve(reference: str) -> list[ModelRef]:
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data."""
     if references:
-        return list(dict.fromkeys(ref for reference in references for ref in resolve(reference)))
+        named: dict[str, ModelRef] = {}
+        for ref in (ref for reference in references for ref in resolve(reference)):
+            if named.setdefault(ref.name, ref) != ref:
+                raise UserError(
+                    f"two models would both be named {ref.name!r}",
+                    got=f"{named[ref.name]} and {ref}",
+                    remedy="rename one of the files, or the function in it",
+                )
+        return list(named.values())
     zoo = list(_classifiers(ZooModel(name, folder) for name, folder in model_folders().items()))
     fitting = [model for model in zoo if load_card(model.folder).data == data]
     if not fitting:
@@ -170,5 +176,8 @@ def _classifiers(models: Iterable[ZooModel]) -> Iterator[ZooModel]:
     return (model for model in models if load_card(model.folder).family != "denoiser")
 
 
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text.lower()).strip("-.")
+def slug(text: str) -> str:
+    """The text as a name of a folder: [a-z0-9._-] alone."""
+    return "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in text.lower()).strip(
+        "-."
+    )

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustgen.config import fingerprint
-from robustgen.errors import UserError
+from robustgen.errors import DiskFullError, UserError
 
 
 class Chunk(NamedTuple):
@@ -71,9 +69,9 @@ def row_schema(num_classes: int) -> pa.Schema:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path that becomes ``path``, whole and on disk, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -84,16 +82,16 @@ def atomic(path: Path) -> Iterator[Path]:
         finally:
             os.close(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                "the disk is full",
-                where=path.parent,
-                got=error.strerror,
-                remedy="free some room and run the same command again: finished chunks are kept",
-            ) from None
-        raise UserError("cannot write", where=path, got=error.strerror or error) from None
+        raise _cannot_write(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(where=path.parent)
+    return UserError("cannot write", where=path, got=error.strerror or error)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -112,34 +110,6 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def environment() -> dict[str, str]:
-    """What a run was computed with: versions, processor, cores. Recorded, not part of its identity."""
-    names = ("robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pyautoattack")
-    found = {name: _version(name) for name in names}
-    return {
-        **{name: version for name, version in found.items() if version},
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "cores": str(os.cpu_count()),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
 class RunStore:
     """The folder of one model's run: ``RunStore.open`` to write, ``RunStore.read`` to read."""
 
@@ -150,43 +120,69 @@ class RunStore:
 
     @classmethod
     def open(cls, path: Path, spec: dict[str, Any], environment: dict[str, Any]) -> RunStore:
-        """Begin a run or go on with it; a run of another specification is an error that says what changed."""
+        """Begin a run or go on with it.
+
+        ``spec`` is all that the report says of a run; rows depend on its ``identity``, and on each
+        evaluation's own description. Rows of another identity cannot be mixed with new ones: that
+        is an error that says what changed. Evaluations may come and go.
+        """
         file = path / "run.json"
-        if not file.exists():
-            content = {"spec": spec, "fingerprint": fingerprint(spec), "environment": environment}
-            write_json(file, content)
-            return cls(path, spec, environment)
-        store = cls.read(path)
-        if fingerprint(spec) != fingerprint(store.spec):
-            changes = list(_changes(store.spec, spec))
+        if file.exists():
+            old = cls.read(path).spec
+            changes = list(_changes(old["identity"], spec["identity"]))
+            before, now = (_by_name(s["evaluations"] + s.get("retired", [])) for s in (old, spec))
+            changes += [
+                c for name in before.keys() & now.keys() for c in _changes(before[name], now[name], name)
+            ]
+            if changes:
+                raise UserError(
+                    "this folder holds a run of another specification; its rows cannot be mixed with new ones",
+                    where=path,
+                    expected="the same model, data and protocol",
+                    got="; ".join(changes[:6]),
+                    remedy=f"choose another --out, or delete {path}",
+                )
+            # remembered, so that their rows are not taken for those of a later namesake
+            spec = spec | {"retired": [before[name] for name in sorted(before.keys() - now.keys())]}
+        elif any((path / "samples").glob("*/*")):
             raise UserError(
-                "this folder holds a run of another specification, whose rows cannot be mixed with new ones",
+                "this folder has rows but no run.json, so nobody knows what they are of",
                 where=path,
-                expected="the same model, data and protocol",
-                got="; ".join(changes[:6]),
                 remedy=f"choose another --out, or delete {path}",
             )
-        return store
+        write_json(file, {"spec": spec, "fingerprint": fingerprint(spec), "environment": environment})
+        return cls(path, spec, environment)
 
     @classmethod
     def read(cls, path: Path) -> RunStore:
-        """An existing run."""
+        """An existing run; a run.json that was edited by hand is refused."""
         content = read_json(path / "run.json")
         try:
-            return cls(path, content["spec"], content["environment"])
+            spec, environment, stated = content["spec"], content["environment"], content["fingerprint"]
         except (KeyError, TypeError) as error:
             raise UserError("this is no run of robustgen", where=path / "run.json", got=error) from None
+        if fingerprint(spec) != stated:
+            raise UserError(
+                "the specification is not the one that was written",
+                where=path / "run.json",
+                expected=f"fingerprint {stated}",
+                got=fingerprint(spec),
+                remedy=f"delete {path} and run again",
+            )
+        return cls(path, spec, environment)
 
     @property
     def model(self) -> str:
         return str(self.spec["model"]["name"])
 
     def done(self) -> set[Chunk]:
-        """The finished chunks, by their rows files."""
-        return {
-            Chunk(file.parent.name, *(int(part) for part in file.stem.split("-")))
-            for file in (self.path / "samples").glob("*/[0-9]*-[0-9]*.parquet")
-        }
+        """The finished chunks: those whose rows are there, and every side file that the rows name."""
+        found = set()
+        for file in (self.path / "samples").glob("*/[0-9]*-[0-9]*.parquet"):
+            if all((self.path / name).is_file() for name in json.loads(_metadata(file)[b"sha256"])):
+                start, stop = file.stem.split("-")
+                found.add(Chunk(file.parent.name, int(start), int(stop)))
+        return found
 
     def write(
         self,
@@ -223,31 +219,37 @@ class RunStore:
     def seconds(self, evaluation: str) -> float:
         """Wall time of an evaluation's chunks, added up."""
         files = (self.path / "samples" / evaluation).glob("*.parquet")
-        return sum(float(pq.read_metadata(file).metadata[b"seconds"]) for file in files)
+        return sum(float(_metadata(file)[b"seconds"]) for file in files)
 
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""
         file = self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet"
-        hashes = json.loads(pq.read_metadata(file).metadata[b"sha256"])
+        hashes = json.loads(_metadata(file)[b"sha256"])
         return [name for name, sha256 in hashes.items() if _sha256(self.path / name) != sha256]
 
     def fail(self, chunk: Chunk, message: str) -> None:
         """Note a chunk that raised."""
-        self.path.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"chunk": chunk._asdict(), "time": time.time(), "error": message})
-        with (self.path / "errors.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with (self.path / "errors.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise _cannot_write(self.path / "errors.jsonl", error) from None
 
     def _read(self, kind: str, name: str, n: int | None) -> pa.Table | None:
-        files = sorted((self.path / kind / name).glob("[0-9]*-[0-9]*.parquet"))
-        if not files:
+        covered: set[int] = set()
+        tables = []
+        for file in sorted((self.path / kind / name).glob("[0-9]*-[0-9]*.parquet")):
+            table = read_parquet(file)
+            ids = np.asarray(table["sample_id"])
+            # Two writers of different chunk borders leave the same samples twice, with the same rows.
+            keep = [i not in covered and (n is None or i < n) for i in ids.tolist()]
+            covered |= set(ids.tolist())
+            tables.append(table.replace_schema_metadata(None).filter(pa.array(keep, pa.bool_())))
+        if not tables:
             return None
-        table = pa.concat_tables([read_parquet(file) for file in files])
-        ids = np.asarray(table["sample_id"])
-        keep = np.argsort(ids, kind="stable")
-        if n is not None:
-            keep = keep[ids[keep] < n]
-        return table.take(pa.array(keep))
+        table = pa.concat_tables(tables)
+        return table.take(pa.array(np.argsort(np.asarray(table["sample_id"]), kind="stable")))
 
 
 def read_parquet(file: Path) -> pa.Table:
@@ -255,12 +257,27 @@ def read_parquet(file: Path) -> pa.Table:
     try:
         return pq.ParquetFile(file, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            "a stored chunk is damaged",
-            where=file,
-            got=str(error).splitlines()[0],
-            remedy="delete this file and run the same command again: only this chunk is computed anew",
-        ) from None
+        raise _damaged(file, str(error).splitlines()[0]) from None
+
+
+def _metadata(file: Path) -> dict[bytes, bytes]:
+    """What a rows file says of its chunk: sha256 of the side files, seconds."""
+    try:
+        metadata = pq.read_metadata(file).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, str(error).splitlines()[0]) from None
+    if not {b"sha256", b"seconds"} <= metadata.keys():
+        raise _damaged(file, "its metadata is gone")
+    return metadata
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        "a stored chunk is damaged",
+        where=file,
+        got=why,
+        remedy="delete this file and run the same command again: only this chunk is computed anew",
+    )
 
 
 def _write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> str:
@@ -275,6 +292,10 @@ def _write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | N
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "absent"
+
+
+def _by_name(evaluations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {evaluation["name"]: evaluation for evaluation in evaluations}
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:

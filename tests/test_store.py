@@ -9,7 +9,11 @@ from robustgen import store
 from robustgen.errors import UserError
 from robustgen.store import Chunk, RunStore, row_schema
 
-SPEC = {"model": {"name": "m", "fingerprint": "a"}, "data": {"name": "digits"}, "batch": 64}
+SPEC = {
+    "identity": {"model": "a", "kernels": {"batch": 64}},
+    "model": {"name": "m"},
+    "evaluations": [{"name": "clean"}, {"name": "ood-photos", "fingerprint": "x"}],
+}
 
 
 def rows(*ids: int) -> pa.Table:
@@ -54,12 +58,60 @@ def test_rows_come_in_the_order_of_samples_and_up_to_n(run: RunStore):
     assert run.rows("other") is None
 
 
-def test_the_same_specification_goes_on_and_another_is_refused_with_what_changed(run: RunStore):
+def test_the_same_identity_goes_on_and_another_is_refused_with_what_changed(run: RunStore):
     RunStore.open(run.path, SPEC, {})
-    changed = SPEC | {"model": {"name": "m", "fingerprint": "b"}, "batch": 32}
+    changed = SPEC | {"identity": {"model": "b", "kernels": {"batch": 32}}}
     with pytest.raises(UserError) as caught:
         RunStore.open(run.path, changed, {})
-    assert 'batch: 64 -> 32; model.fingerprint: "a" -> "b"' in str(caught.value)
+    assert 'kernels.batch: 64 -> 32; model: "a" -> "b"' in str(caught.value)
+
+
+def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(run: RunStore):
+    words = SPEC | {"model": {"name": "m", "summary": "better words"}}
+    fewer = words | {"evaluations": [{"name": "clean"}]}
+    more = words | {"evaluations": [{"name": "clean"}, {"name": "ood-letters"}]}
+    for spec in (words, fewer, more):
+        RunStore.open(run.path, spec, {})
+    assert RunStore.read(run.path).spec["model"]["summary"] == "better words"
+    # its rows may still be there: a namesake of other data is refused even later
+    other = words | {"evaluations": [{"name": "ood-photos", "fingerprint": "y"}]}
+    with pytest.raises(UserError, match=r'ood-photos\.fingerprint: "x" -> "y"'):
+        RunStore.open(run.path, other, {})
+    assert RunStore.open(run.path, SPEC, {}).spec["evaluations"] == SPEC["evaluations"]
+
+
+def test_rows_without_a_specification_are_not_adopted(run: RunStore):
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    (run.path / "run.json").unlink()
+    with pytest.raises(UserError, match=r"rows but no run\.json"):
+        RunStore.open(run.path, SPEC, {})
+
+
+def test_a_specification_that_was_edited_is_refused(run: RunStore):
+    file = run.path / "run.json"
+    file.write_text(file.read_text().replace('"batch": 64', '"batch": 65'))
+    with pytest.raises(UserError, match="not the one that was written"):
+        RunStore.read(run.path)
+
+
+def test_a_chunk_without_one_of_its_side_files_is_not_done(run: RunStore):
+    chunk = Chunk("gradients", 0, 2)
+    run.write(chunk, rows(0, 1), tables={"guidance": rows(0, 1)})
+    assert run.done() == {chunk}
+    (run.path / "tables" / "gradients" / "guidance" / f"{chunk.stem}.parquet").unlink()
+    assert run.done() == set()
+
+
+def test_samples_that_two_writers_left_twice_count_once(run: RunStore):
+    run.write(Chunk("clean", 0, 3), rows(0, 1, 2))
+    run.write(Chunk("clean", 2, 4), rows(2, 3))
+    assert run.rows("clean").equals(rows(0, 1, 2, 3))
+
+
+def test_an_output_path_through_a_file_is_one_message(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        RunStore.open(tmp_path / "file" / "m", SPEC, {})
 
 
 def test_side_files_are_written_before_the_rows_and_their_hashes_are_kept(run: RunStore, monkeypatch):

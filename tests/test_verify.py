@@ -85,6 +85,49 @@ def test_a_picture_that_is_no_longer_misclassified_is_caught(report: Path):
     assert f"sample {index} is stored as misclassified and is not" in finding.breaches
 
 
+def rows_file(report: Path) -> Path:
+    (file,) = report.glob("runs/*/samples/*linf*/*.parquet")
+    return file
+
+
+def linf(report: Path) -> list[str]:
+    (finding,) = [f for f in verify_report(report) if "-linf-" in f.evaluation]
+    return finding.breaches
+
+
+def test_what_is_gone_is_not_confirmed(report: Path):
+    pictures(report, "linf").unlink()
+    assert any("nothing is stored" in breach for breach in linf(report))
+    rows_file(report).unlink()
+    assert any("nothing is stored" in breach for breach in linf(report))
+
+
+def test_rows_that_were_falsified_are_caught(report: Path):
+    file = rows_file(report)
+    table = pq.read_table(file)
+    flattered = table["logits"].to_pylist()
+    flattered[4] = [0.0] * 10
+    column = pa.array(flattered, table.schema.field("logits").type)
+    index = table.column_names.index("logits")
+    pq.write_table(table.set_column(index, table.schema.field("logits"), column), file)
+    assert "sample 4 has other logits than are stored" in linf(report)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not parquet at all"])
+def test_a_damaged_file_is_a_breach_and_not_the_end(report: Path, damage: bytes):
+    pictures(report, "linf").write_bytes(damage)
+    findings = verify_report(report)
+    assert len(findings) == 2
+    assert any("damaged" in breach for breach in linf(report))
+
+
+def test_a_larger_eps_written_into_the_specification_is_refused(report: Path):
+    (file,) = report.glob("runs/*/run.json")
+    file.write_text(file.read_text().replace('"eps": 0.15', '"eps": 0.9'))
+    with pytest.raises(UserError, match="not the one that was written"):
+        verify_report(report)
+
+
 def test_a_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="there is no run here"):
         verify_report(tmp_path)

@@ -15,6 +15,8 @@ from robustgen.metrics.rows import log_softmax
 
 Array = np.ndarray
 BINS = 15
+BIASED_UPWARDS = ("ece", "adaptive_ece")
+"""Sums of absolute values, which noise raises: their intervals are basic ones, cut off at 0."""
 
 
 class Resampled(NamedTuple):

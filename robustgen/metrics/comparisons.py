@@ -10,8 +10,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from robustgen.metrics.calibration import BIASED_UPWARDS
 from robustgen.metrics.estimates import Estimate
-from robustgen.metrics.intervals import bootstrap_p, holm, mcnemar, percentile_interval, resampled_sums
+from robustgen.metrics.intervals import (
+    basic_interval,
+    bootstrap_p,
+    holm,
+    mcnemar,
+    percentile_interval,
+    resampled_sums,
+)
 
 
 class Key(NamedTuple):
@@ -81,13 +89,17 @@ def _mcnemar(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
 
 
 def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
-    """Models on the same samples share their resamples, so the replicates' difference is paired."""
-    if a.replicates is None or b.replicates is None or not np.array_equal(a.ids, b.ids):
+    """On their common samples models share their resamples, so the replicates' difference is paired."""
+    ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
+    if a.replicates is None or b.replicates is None or not len(ids):
         return None
-    gap = a.metric.value - b.metric.value
-    replicates = a.replicates - b.replicates
-    low, high = percentile_interval(replicates)
+    ours, theirs = a.at(np.sort(in_a)), b.at(np.sort(in_b))
+    gap, replicates = ours.value - theirs.value, ours.replicates - theirs.replicates
+    if not np.isfinite(replicates).all():
+        return None
+    biased = key.metric in BIASED_UPWARDS
+    low, high = basic_interval(gap, replicates) if biased else percentile_interval(replicates)
     return Comparison(
-        *key, a.metric.model, b.metric.model, gap, low, high, len(a.ids),
+        *key, a.metric.model, b.metric.model, gap, low, high, len(ids),
         "bootstrap", None, None, bootstrap_p(gap, replicates),
     )  # fmt: skip

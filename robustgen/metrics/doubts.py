@@ -13,12 +13,17 @@ from robustgen.types import Flag
 SQUARE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
 WIDE = 0.05
 ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
+DEPENDENT = {
+    "letters": "letters are the same few shapes in ten fonts",
+    "photos": "photos are half-overlapping windows of two photographs",
+}
 
 
 def find_doubts(run: Run) -> list[Flag]:
     """All flags of a run, the gravest first."""
     parts = (
         _incomplete,
+        _lost_tables,
         _refused,
         _chance,
         _budget,
@@ -27,6 +32,8 @@ def find_doubts(run: Run) -> list[Flag]:
         _undefended,
         _chunk_seed,
         _temperature,
+        _unknown_training,
+        _dependent,
         _few,
     )
     found = [flag for part in parts for flag in part(run)]
@@ -51,6 +58,21 @@ def _incomplete(run: Run) -> Iterator[Flag]:
             run, evaluation.name, "incomplete", "error",
             f"{have} of {evaluation.wanted} evaluated.{reason} The same command tries again what is missing.",
         )  # fmt: skip
+
+
+def _lost_tables(run: Run) -> Iterator[Flag]:
+    """Gradients are read from a table beside the rows, which may be lost while the rows are there."""
+    for evaluation, rows in run.of_kind("gradients"):
+        table = run.guidance.get(evaluation.name)
+        sigmas = len(evaluation.detail["sigmas"])
+        counts = table["sample_id"].value_counts() if table is not None else {}
+        have = sum(counts.get(i, 0) >= sigmas for i in rows.ids.tolist())
+        if have < len(rows):
+            yield _flag(
+                run, evaluation.name, "incomplete", "error",
+                f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "
+                f"Delete the folder samples/{evaluation.name} of this run and run the same command again.",
+            )  # fmt: skip
 
 
 def _refused(run: Run) -> Iterator[Flag]:
@@ -149,6 +171,26 @@ def _temperature(run: Run) -> Iterator[Flag]:
             f"All {len(fitted)} calibration samples are right, so the likelihood has no best "
             "temperature; 1 was taken. A larger calibration split would decide.",
         )  # fmt: skip
+
+
+def _unknown_training(run: Run) -> Iterator[Flag]:
+    if run.spec["model"]["family"] == "custom" and run.first("calibration") is not None:
+        yield _flag(
+            run, "calibration", "unknown_training", "info",
+            "This model is not of the zoo, and calibration pictures may have been among its training "
+            "pictures: its numbers with a fitted temperature may be too good. "
+            'Train on load_data(NAME, "train") alone to be sure.',
+        )  # fmt: skip
+
+
+def _dependent(run: Run) -> Iterator[Flag]:
+    for evaluation, _ in run.of_kind("ood"):
+        why = DEPENDENT.get(evaluation.detail["data"])
+        if why:
+            yield _flag(
+                run, evaluation.name, "dependent_samples", "info",
+                f"Foreign pictures that are not independent of each other make intervals too narrow: {why}.",
+            )  # fmt: skip
 
 
 def _few(run: Run) -> Iterator[Flag]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from robustgen.metrics import calibration, denoising, ood
-from robustgen.metrics.calibration import Resampled
-from robustgen.metrics.intervals import percentile_interval, wilson
+from robustgen.metrics.calibration import BIASED_UPWARDS, Resampled
+from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
 from robustgen.metrics.rows import Evaluation, Rows, Run, log_softmax
 from robustgen.threat import ThreatModel
 from robustgen.types import Metric
 
 Array = np.ndarray
+Statistic = Callable[[Array], Resampled]
 NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 
 
@@ -24,14 +26,23 @@ NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_n
 class Estimate:
     """A metric and what lies behind it.
 
-    ``ids``: the samples that it was read from; ``right`` bool (n,) for a rate, else ``replicates``
-    (1000,), its values over bootstrap resamples, which models on the same samples share.
+    ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
+    rate, else ``replicates`` (1000,), its values over bootstrap resamples, which models on the same
+    samples share, and ``again``, the statistic of the samples at some of the places in ``ids``.
     """
 
     metric: Metric
     ids: Array
     right: Array | None = None
     replicates: Array | None = None
+    again: Statistic | None = None
+
+    def at(self, places: Array) -> Resampled:
+        """The same statistic of the samples at these places of ``ids`` only, in rising order."""
+        assert self.replicates is not None
+        if len(places) == len(self.ids) or self.again is None:
+            return Resampled(self.metric.value, self.replicates)
+        return self.again(places)
 
 
 def measure(run: Run) -> list[Estimate]:
@@ -50,12 +61,17 @@ def _rate(run: Run, evaluation: str, metric: str, ids: Array, right: Array, vari
 
 
 def _resampled(
-    run: Run, evaluation: str, variant: str, metric: str, found: Resampled, ids: Array,
-    *, unit: str = "", higher: bool | None,
+    run: Run, evaluation: str, variant: str, metric: str, statistic: Statistic, ids: Array,
+    *, found: Resampled | None = None, unit: str = "", higher: bool | None,
 ) -> Estimate:  # fmt: skip
-    ends = percentile_interval(found.replicates)
-    content = Metric(run.model, evaluation, variant, metric, found.value, *ends, len(ids), unit, higher)
-    return Estimate(content, ids, replicates=found.replicates)
+    """``statistic`` of all samples, which is ``found`` where it is known already."""
+    found = found or statistic(np.arange(len(ids)))
+    low, high = percentile_interval(found.replicates)
+    if metric in BIASED_UPWARDS:
+        low, high = basic_interval(found.value, found.replicates)
+        low = max(0.0, low)
+    content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
+    return Estimate(content, ids, replicates=found.replicates, again=statistic)
 
 
 def _clean(run: Run) -> Iterator[Estimate]:
@@ -160,8 +176,8 @@ def _mean_over(run: Run, variant: str, cells: list[tuple[Evaluation, Rows]]) -> 
     ids = common_ids([rows for _, rows in cells])
     if len(ids):
         share = np.mean([at_ids(rows, ids) for _, rows in cells], axis=0)
-        found = calibration.mean(share)
-        yield _resampled(run, "corruptions", variant, "corruption_accuracy", found, ids, higher=True)
+        mean = partial(_mean_of, share)
+        yield _resampled(run, "corruptions", variant, "corruption_accuracy", mean, ids, higher=True)
 
 
 # --- calibration -----------------------------------------------------------------------------------
@@ -185,16 +201,16 @@ def _calibration(run: Run) -> Iterator[Estimate]:
 
 def _calibration_of(run: Run, name: str, variant: str, rows: Rows, logits: Array) -> Iterator[Estimate]:
     log_p = log_softmax(logits)
-    p = np.exp(log_p)
-    found = {
-        "ece": calibration.ece(p, rows.labels),
-        "adaptive_ece": calibration.adaptive_ece(p, rows.labels),
-        "nll": calibration.nll(log_p, rows.labels),
-        "brier": calibration.brier(p, rows.labels),
+    p, labels = np.exp(log_p), rows.labels
+    statistics: dict[str, Statistic] = {
+        "ece": lambda k: calibration.ece(p[k], labels[k]),
+        "adaptive_ece": lambda k: calibration.adaptive_ece(p[k], labels[k]),
+        "nll": lambda k: calibration.nll(log_p[k], labels[k]),
+        "brier": lambda k: calibration.brier(p[k], labels[k]),
     }
-    for metric, value in found.items():
+    for metric, statistic in statistics.items():
         unit = "nats" if metric == "nll" else ""
-        yield _resampled(run, name, variant, metric, value, rows.ids, unit=unit, higher=False)
+        yield _resampled(run, name, variant, metric, statistic, rows.ids, unit=unit, higher=False)
 
 
 # --- foreign pictures ------------------------------------------------------------------------------
@@ -207,16 +223,22 @@ def _foreign(run: Run) -> Iterator[Estimate]:
         return
     own = ood.scores(clean)
     for evaluation, rows in run.of_kind("ood"):
-        ids = np.concatenate([clean.ids, rows.ids])
+        ids = np.concatenate([clean.ids, -1 - rows.ids])
         for score, foreign in ood.scores(rows).items():
             if score not in own:
                 continue
-            values = ood.detection(own[score], foreign)
-            resampled = ood.detection_resampled(own[score], foreign)
+            found = ood.resampled(own[score], foreign)
             for metric in ood.Detection._fields:
-                found = Resampled(float(getattr(values, metric)), getattr(resampled, metric))
-                higher = not metric.startswith("fpr95")
-                yield _resampled(run, evaluation.name, score, metric, found, ids, higher=higher)
+                again = partial(_detection_at, own[score], foreign, metric)
+                yield _resampled(
+                    run, evaluation.name, score, metric, again, ids,
+                    found=found[metric], higher=not metric.startswith("fpr95"),
+                )  # fmt: skip
+
+
+def _detection_at(own: Array, foreign: Array, metric: str, places: Array) -> Resampled:
+    chosen, others = places[places < len(own)], places[places >= len(own)] - len(own)
+    return ood.resampled(own[chosen], foreign[others])[metric]
 
 
 # --- gradients and likelihood ----------------------------------------------------------------------
@@ -232,19 +254,23 @@ def _gradients(run: Run) -> Iterator[Estimate]:
 def _at_sigma(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iterator[Estimate]:
     guided = part.dropna(subset="guided_error")
     if len(guided):
-        found = denoising.guidance_gain(guided)
         ids = guided["sample_id"].to_numpy()
-        yield _resampled(run, evaluation, sigma, "guidance_gain", found, ids, higher=True)
+        gain = partial(_of_rows, guided, denoising.guidance_gain)
+        yield _resampled(run, evaluation, sigma, "guidance_gain", gain, ids, higher=True)
     for who in ("model", "wiener", "reference"):
         known = part.dropna(subset=f"{who}_error")
         if len(known):
-            found = denoising.psnr(known, f"{who}_error")
+            psnr = partial(_of_rows, known, partial(denoising.psnr, column=f"{who}_error"))
             ids = known["sample_id"].to_numpy()
-            yield _resampled(run, evaluation, f"{who}-{sigma}", "psnr", found, ids, unit="dB", higher=True)
+            yield _resampled(run, evaluation, f"{who}-{sigma}", "psnr", psnr, ids, unit="dB", higher=True)
     both = part.dropna(subset=["model_error", "wiener_error"])
     if len(both):
-        found, ids = denoising.psnr_gain(both), both["sample_id"].to_numpy()
-        yield _resampled(run, evaluation, sigma, "psnr_gain", found, ids, unit="dB", higher=True)
+        gain, ids = partial(_of_rows, both, denoising.psnr_gain), both["sample_id"].to_numpy()
+        yield _resampled(run, evaluation, sigma, "psnr_gain", gain, ids, unit="dB", higher=True)
+
+
+def _of_rows(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], Resampled], places: Array) -> Resampled:
+    return statistic(table.iloc[places])
 
 
 def _likelihood(run: Run) -> Iterator[Estimate]:
@@ -257,10 +283,15 @@ def _likelihood(run: Run) -> Iterator[Estimate]:
     dims = math.prod(run.spec["data"]["shape"])
     for evaluation, rows in run.of_kind("clean"):
         if np.isfinite(rows.log_prob).all():
-            found = calibration.mean(8 - rows.log_prob / (dims * math.log(2)))
+            bits = 8 - rows.log_prob / (dims * math.log(2))
+            statistic = partial(_mean_of, bits)
             yield _resampled(
-                run, evaluation.name, "", "bits_per_dim", found, rows.ids, unit="bits", higher=False
+                run, evaluation.name, "", "bits_per_dim", statistic, rows.ids, unit="bits", higher=False
             )
+
+
+def _mean_of(values: Array, places: Array) -> Resampled:
+    return calibration.mean(values[places])
 
 
 def is_finite(metric: Metric) -> bool:

@@ -66,6 +66,16 @@ def percentile_interval(replicates: Array) -> Interval:
     return Interval(float(low), float(high))
 
 
+def basic_interval(value: float, replicates: Array) -> Interval:
+    """The basic bootstrap interval (2 v - q97.5, 2 v - q2.5), stretched to the estimate v where it misses it.
+
+    For a statistic that resampling biases, such as a sum of absolute values: percentiles would add
+    the bias once more, and a biased estimate may lie outside of them; here it is taken off.
+    """
+    low, high = percentile_interval(replicates)
+    return Interval(min(value, 2 * value - high), max(value, 2 * value - low))
+
+
 def bootstrap_p(difference: float, replicates: Array) -> float:
     """Two-sided p of "no difference": normal approximation with the bootstrap's standard error.
 

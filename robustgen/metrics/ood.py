@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.intervals import RESAMPLES, resamples
 from robustgen.metrics.rows import Rows
 
@@ -72,6 +73,17 @@ def detection(own: Array, foreign: Array) -> Detection:
     """The measures of scores own (n,) and foreign (m,), each a float array of shape ()."""
     found = _measures(*_cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign)))
     return Detection(*(value[0] for value in found))
+
+
+def resampled(own: Array, foreign: Array) -> dict[str, Resampled]:
+    """Each measure with its bootstrap replicates; NaN where there are no own or no foreign pictures."""
+    if not len(own) or not len(foreign):
+        return dict.fromkeys(Detection._fields, Resampled(np.nan, np.full(RESAMPLES, np.nan)))
+    values, replicates = detection(own, foreign), detection_resampled(own, foreign)
+    return {
+        metric: Resampled(float(getattr(values, metric)), getattr(replicates, metric))
+        for metric in Detection._fields
+    }
 
 
 def detection_resampled(own: Array, foreign: Array) -> Detection:

@@ -16,6 +16,12 @@ SHARES = frozenset(
      "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain"]
 )  # fmt: skip
 
+SCORES = (
+    ("energy", "energy", "the logsumexp of the logits (energy; not every joint model's log p(x))"),
+    ("log_prob", "log p(x)", "the model's own log p(x), empty for models without one,"),
+)
+"""The scores of foreign pictures that the main table shows: variant, title, meaning."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -50,10 +56,12 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
         "share right; lower is better", Key("clean", "", "ece"), False,
     )  # fmt: skip
     for detail in _of_kind(content, "ood"):
-        yield Column(
-            "Foreign, AUROC", detail["data"], f"how well the logsumexp of the logits tells the data from "
-            f"{detail['data']}: 50 is chance, 100 perfect", Key(detail["name"], "energy", "auroc"), True,
-        )  # fmt: skip
+        for score, title, called in SCORES:
+            yield Column(
+                "Foreign, AUROC", f"{detail['data']} by {title}",
+                f"how well {called} tells the data from {detail['data']}: 50 is chance, 100 perfect",
+                Key(detail["name"], score, "auroc"), True,
+            )  # fmt: skip
     yield from _gradients(content)
 
 

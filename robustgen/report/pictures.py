@@ -61,11 +61,14 @@ def signed_png(picture: Array, scale: float) -> str:
     return png(picture, -scale, scale)
 
 
-def clean_pictures(data: dict[str, Any]) -> Array:
-    """The test pictures (n, channels, height, width) that the runs were made on, or a UserError."""
+def clean_pictures(data: dict[str, Any], root: str | None = None) -> Array:
+    """The test pictures (n, channels, height, width) that the runs were made on, or a UserError.
+
+    ``root``: the data root of the run, None for the usual one.
+    """
     from robustgen.data import load
 
-    dataset = load(data.get("source") or data["name"])
+    dataset = load(data.get("source") or data["name"], root=root)
     if dataset.fingerprint != data["fingerprint"]:
         raise UserError("the data at hand are not those of the run", got=dataset.fingerprint)
     return dataset.images.numpy()

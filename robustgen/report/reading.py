@@ -75,13 +75,15 @@ def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
         return f"{best} {alone} {value}."
     if top.text == bottom.text:
         return f"All models alike: {value}."
-    level = [name for name, cell in ordered[1:] if cell.mark]
+    level = [name for name, cell in ordered[1:] if cell.mark in ("best", "tied")]
+    untested = [name for name, cell in ordered[1:] if cell.mark == "untested"]
     if len(level) == len(ordered) - 1:
         return (
             f"{best} {first} {value}, but the paired tests tell no other from it; "
             f"last {worst}, {bottom.text}{unit}."
         )
     told = f" Level with it: {', '.join(level)}." if level else ""
+    told += f" On other samples, so not tested against it: {', '.join(untested)}." if untested else ""
     return f"{best} {first} {value}.{told} Last is {worst}: {bottom.text}{unit}."
 
 

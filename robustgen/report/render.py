@@ -89,7 +89,8 @@ def _galleries(
 ) -> tuple[list[pictures.Gallery], str]:
     """The example pictures, and why there are none."""
     try:
-        clean = pictures.clean_pictures(content["data"])
+        roots = [store.environment.get("data_root") for store, _ in pairs]
+        clean = pictures.clean_pictures(content["data"], next(filter(None, roots), None))
     except UserError as error:
         return [], f"No example pictures: {error.what}."
     shown = pictures.galleries(content, pairs, clean)
@@ -116,7 +117,8 @@ def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[st
     """Versions and machine, once for all models that share them."""
     found: list[tuple[dict[str, Any], list[str]]] = []
     for model in content["models"]:
-        versions = {key: value for key, value in model["environment"].items() if key != "reference"}
+        elsewhere = ("reference", "data_root")  # of the machine, not of how it was computed
+        versions = {key: value for key, value in model["environment"].items() if key not in elsewhere}
         versions |= {"device": model["run"]["kernels"]["device"], "batch": model["run"]["batch"]}
         known = next((names for other, names in found if other == versions), None)
         if known is None:

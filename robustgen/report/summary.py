@@ -55,11 +55,11 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
 
     Reports on other data or under another protocol are a UserError, as are two runs of one name.
     """
-    summaries = {folder: read_json(folder / "summary.json") for folder in folders}
+    summaries = [(folder, *_contents(folder / "summary.json")) for folder in folders]
     runs: dict[str, RunStore] = {}
-    for folder, summary in summaries.items():
-        for model in summary["models"]:
-            store = RunStore.read(folder / model["path"])
+    for folder, paths, _ in summaries:
+        for path in paths:
+            store = RunStore.read(folder / path)
             if store.model in runs:
                 raise UserError(
                     f"two reports have a model named {store.model!r}",
@@ -68,9 +68,22 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
                 )
             runs[store.model] = store
     _check_alike(list(runs.values()))
-    asked = [summary["n"] for summary in summaries.values() if summary["n"] is not None]
+    asked = [n for _, _, n in summaries if n is not None]
     out.mkdir(parents=True, exist_ok=True)
     return list(runs.values()), min(asked, default=None)
+
+
+def _contents(file: Path) -> tuple[list[str], int | None]:
+    """The paths of a report's runs, and its n."""
+    content = read_json(file)
+    try:
+        return [str(model["path"]) for model in content["models"]], content["n"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "this is no summary of a report", where=file, expected="summary.json as 'robustgen report' writes it",
+            got=f"no {error}" if isinstance(error, KeyError) else error,
+            remedy="name the folder of a report",
+        ) from None  # fmt: skip
 
 
 def _check_alike(runs: list[RunStore]) -> None:

@@ -14,7 +14,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table; ``mark`` is best, tied (with the best) or empty."""
+    """A number of a table; ``mark`` is best, tied (with the best), untested (against it) or empty."""
 
     metric: dict[str, Any]
     text: str
@@ -56,18 +56,26 @@ def cell(metric: dict[str, Any] | None, mark: str = "") -> Cell | None:
 
 
 def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
-    """Who is best in a column, and who is not different from the best by the corrected paired test."""
+    """Who is best in a column, who is not different from the best by the corrected paired test, and of
+    whom there is no test, for lack of common samples."""
     values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
     if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
     best = {model for model, value in values.items() if value == top}
-    tied = set()
-    for test in content["comparisons"]:
-        pair = {test["model_a"], test["model_b"]}
-        if _key(test) == column.key and len(pair & best) == 1 and test["p_holm"] >= ALPHA:
-            tied |= pair - best
-    return dict.fromkeys(tied, "tied") | dict.fromkeys(best, "best")
+    p_of = {
+        frozenset([test["model_a"], test["model_b"]]): test["p_holm"]
+        for test in content["comparisons"]
+        if _key(test) == column.key
+    }
+    marks = dict.fromkeys(best, "best")
+    for model in values.keys() - best:
+        found = [p_of.get(frozenset([model, other])) for other in best]
+        if any(p is not None and p >= ALPHA for p in found):
+            marks[model] = "tied"
+        elif None in found:
+            marks[model] = "untested"
+    return marks
 
 
 def _key(entry: dict[str, Any]) -> Key:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustgen import config, data
 from robustgen.classifiers import build
+from robustgen.classifiers.base import threads_for
 from robustgen.errors import UserError
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
@@ -38,8 +39,7 @@ def train(
 
     ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>);
     ``root``: where data sets lie. An unfinished training goes on from its last checkpoint, and ends
-    with the same bits as one that was never interrupted (on the same kind of machine, with as many
-    threads); ``fresh`` starts anew. Raises UserError for a wrong recipe and where the loss diverges.
+    with the same bits as one that was never interrupted (on the same kind of machine); ``fresh`` starts anew. Raises UserError for a wrong recipe and where the loss diverges.
     """
     recipe_path = Path(recipe_path)
     recipe = config.read(Recipe, recipe_path)
@@ -48,6 +48,7 @@ def train(
     if fresh:
         checkpoint.cache_folder(recipe).joinpath(checkpoint.FILE).unlink(missing_ok=True)
     samples = data.load(recipe.data, "train", root=root)
+    torch.set_num_threads(threads_for(samples.shape))
     console = console or Console(stderr=True)
     with torch.random.fork_rng(devices=[]):
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)

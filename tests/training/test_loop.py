@@ -207,7 +207,7 @@ def test_wrong_recipes_are_explained(tmp_path, changes, message):
 def test_absent_recipe_and_wrong_name_of_the_folder(tmp_path):
     with pytest.raises(UserError, match="cannot read the file"):
         train(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="ModelCard is not valid at the key 'name'"):
+    with pytest.raises(UserError, match="the value of 'name' is not valid"):
         train(write(tmp_path, tiny()), tmp_path / "My Model")
 
 

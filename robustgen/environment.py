@@ -1,0 +1,36 @@
+"""With what a run was computed: versions, processor, cores."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+
+def environment() -> dict[str, str]:
+    """What a run was computed with: versions, processor, cores. Recorded, not part of its identity."""
+    names = ("robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pyautoattack")
+    found = {name: _version(name) for name in names}
+    return {
+        **{name: version for name, version in found.items() if version},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _processor(),
+        "cores": str(os.cpu_count()),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
