@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robustgen.classifiers import instantiate
+from robustgen.classifiers import check_attributes, instantiate
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.errors import UserError
@@ -32,11 +32,11 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     module = instantiate(reference)
     if isinstance(module, Denoiser):
         raise UserError(f"{reference.name!r} is a denoiser, not a classifier", remedy="name a classifier")
-    model = (
-        module
-        if isinstance(module, Classifier)
-        else PlainClassifier(module, len(dataset.class_names), dataset.shape)
-    )
+    if isinstance(module, Classifier):
+        check_attributes(module, reference)
+        model = module
+    else:
+        model = PlainClassifier(module, len(dataset.class_names), dataset.shape)
     x, y = dataset.images[:n], dataset.labels[:n]
     found = list(_mode(model, x))
     model.eval()

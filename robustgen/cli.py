@@ -84,11 +84,12 @@ def train(
         Path | None, typer.Option("--out", help="The model's folder; default: models/<name>.")
     ] = None,
     data_root: RootOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, from no checkpoint.")] = False,
 ) -> None:
     """Train a model from its recipe; a training that was cut off goes on from its last checkpoint."""
     from robustgen.training.loop import train as run
 
-    folder = run(recipe, out=out, root=data_root)
+    folder = run(recipe, out=out, root=data_root, fresh=fresh)
     console.print(f"\n{folder.resolve()}", style="bold")
 
 
@@ -200,8 +201,10 @@ class _progress:
                 f"{model}: {total} chunks computed" if total else f"{model}: nothing left to compute"
             )
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.bar.stop()
+        if kind is KeyboardInterrupt:
+            console.print("stopped; finished chunks are kept, and the same command goes on from there")
 
 
 def _command() -> str:
@@ -230,19 +233,11 @@ def _finish(outcome: Outcome) -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is one message without a traceback, exit code 2."""
-    import click
-
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()
     except UserError as error:
         console.print(f"robustgen: {error}", markup=False, style="red", soft_wrap=True)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        console.print("stopped; finished chunks are kept, the same command goes on from there")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

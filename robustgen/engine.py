@@ -202,8 +202,6 @@ def _spec(
         "protocol": protocol.model_dump(mode="json", exclude={"n"}),
         "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
         "refused": planned.refused,
-        "batch": kernels["batch"],
-        "precision": kernels["precision"],
         "kernels": kernels,
     }
 

@@ -136,7 +136,7 @@ class RunStore:
             ]
             if changes:
                 raise UserError(
-                    "this folder holds a run of another specification; its rows cannot be mixed with new ones",
+                    "this folder holds another run, whose rows cannot be mixed with new ones",
                     where=path,
                     expected="the same model, data and protocol",
                     got="; ".join(changes[:6]),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,26 @@ def test_a_protocol_with_a_wrong_key_names_it(tmp_path: Path):
         "name: mine\nversion: 1\nsummary: s\nsead: 3\ndata: {any: {}}\nevaluations: [{kind: clean}]\n"
     )
     refused("report", "--protocol", file, says=["'sead'", "did you mean seed", str(file)])
+
+
+def test_mistakes_in_options():
+    for arguments in (("--protocoll", "quick"), ("--n", "0"), ("--batch", "many")):
+        result = robustgen("report", *arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path):
+    command = [sys.executable, "-m", "robustgen.cli", "report", "pgd-at-digits", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/*/samples/*/*.parquet")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finished chunks are kept" in errors
+    assert "Traceback" not in errors
 
 
 CUSTOM = """import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import numbers
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,15 @@ def build(
         raise unknown_name("architecture", arch, ARCHITECTURES, where=where)
     try:
         return make(**options)
-    except TypeError as error:  # an argument that is not known, or of a wrong type
+    except UserError:
+        raise
+    except Exception as error:  # an argument that is not known, of a wrong type, or that torch refuses
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
-            expected=error,
-            got=", ".join(f"{k}={v!r}" for k, v in options.items()),
+            expected=", ".join(f"{k}={v!r}" for k, v in options.items()) + " to make a model",
+            got=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
+            remedy="mend the options",
         ) from None
 
 
@@ -130,6 +134,7 @@ def load_model(
         raise UserError(f"{ref.name!r} is a denoiser, not a classifier", remedy="name a classifier")
     if not isinstance(model, Classifier):
         model = PlainClassifier(model, num_classes, input_shape).eval()
+    check_attributes(model, ref)
     wanted, got = (num_classes, tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
     if wanted != got:
         raise UserError(
@@ -141,6 +146,24 @@ def load_model(
     if not isinstance(ref, ZooModel):
         _try_out(model, ref)
     return model
+
+
+def check_attributes(model: Classifier, ref: ModelRef) -> None:
+    """UserError where a Classifier of somebody's own code lacks what the contract only declares."""
+    classes, shape = (getattr(model, key, None) for key in ("num_classes", "input_shape"))
+    fits = isinstance(shape, tuple | list | torch.Size) and len(shape) == 3
+    for key, got, good, expected in (
+        ("num_classes", classes, isinstance(classes, numbers.Integral), "the number of classes, such as 10"),
+        ("input_shape", shape, fits, "(channels, height, width), such as (1, 28, 28)"),
+    ):
+        if not good:
+            raise UserError(
+                f"the classifier {ref.name!r} does not say its {key}",
+                where=f"{type(model).__name__}.{key}",
+                expected=expected,
+                got="no such attribute" if got is None else repr(got),
+                remedy=f"set self.{key} in its __init__, after super().__init__()",
+            )
 
 
 def _one(reference: str) -> ModelRef:

@@ -13,6 +13,19 @@ from robustgen.errors import UnsupportedError
 from robustgen.types import ConditionalNoise, Density, Noise, NoNoise
 
 
+def check_level(sigma: float | Tensor, levels: ConditionalNoise) -> None:
+    """Raise UnsupportedError unless every ``sigma`` lies within the levels that a model was trained on."""
+    lowest, highest = (float(value) for value in torch.as_tensor(sigma).detach().aminmax())
+    rounding = 1 + 1e-6  # a level may come as float32
+    if not (lowest * rounding >= levels.low and highest <= levels.high * rounding):  # NaN is refused too
+        raise UnsupportedError(
+            "sigma lies outside the noise levels that the model was trained on",
+            expected=f"from {levels.low:g} to {levels.high:g}",
+            got=f"{lowest:g} to {highest:g}",
+            remedy="leave sigma out for a picture without noise",
+        )
+
+
 class Denoiser(nn.Module):
     """An estimate of E[x | x + sigma n], with or without the label known.
 
@@ -93,14 +106,7 @@ class Classifier(nn.Module):
                 f"{type(self).__name__} has no denoiser: it is no density of noisy pictures",
                 expected="a noise-conditional model, such as cdn",
             )
-        lowest, highest = (float(value) for value in torch.as_tensor(sigma).aminmax())
-        rounding = 1 + 1e-6  # a level may come as float32
-        if not (lowest * rounding >= self.noise.low and highest <= self.noise.high * rounding):
-            raise UnsupportedError(
-                "sigma lies outside the noise levels that the model was trained on",
-                expected=f"from {self.noise.low:g} to {self.noise.high:g}",
-                got=f"{lowest:g} to {highest:g}",
-            )
+        check_level(sigma, self.noise)
 
     def reseed(self, seed: int) -> None:
         """Set the seed of a stochastic model's own generator; nothing to do for the others."""

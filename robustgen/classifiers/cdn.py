@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, check_level
 from robustgen.classifiers.energy import NoisyBackbone, per_sample, scale_of
 from robustgen.types import ConditionalNoise, Density
 
@@ -53,7 +53,11 @@ class NoisyClassifier(Classifier):
         return self._heads(x, self._levels(x, sigma))[0]
 
     def _levels(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-        return per_sample(self.noise.low if sigma is None else sigma, x)  # type: ignore[union-attr]
+        """sigma (batch,); UnsupportedError outside the levels of the training."""
+        assert isinstance(self.noise, ConditionalNoise)
+        if sigma is not None and len(x):
+            check_level(sigma, self.noise)
+        return per_sample(self.noise.low if sigma is None else sigma, x)
 
     def _heads(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits l_c (batch, classes) and energy E (batch,) of pictures at sigma (batch,)."""

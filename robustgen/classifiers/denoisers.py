@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.classifiers.base import Denoiser
+from robustgen.classifiers.base import Denoiser, check_level
 from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, Stage, per_sample, scale_of
 from robustgen.errors import UnsupportedError
 from robustgen.types import ConditionalNoise
@@ -90,14 +90,8 @@ class EDMDenoiser(Denoiser):
         self.sigma_data.copy_(deviation)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        check_level(sigma, self.levels)
         levels = per_sample(sigma, x)
-        lowest, highest = levels.aminmax()
-        if lowest < self.levels.low * (1 - 1e-6) or highest > self.levels.high * (1 + 1e-6):
-            raise UnsupportedError(
-                "sigma lies outside the noise levels that the denoiser was trained on",
-                expected=f"from {self.levels.low:g} to {self.levels.high:g}",
-                got=f"{float(lowest):g} to {float(highest):g}",
-            )
         labels = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y
         s = levels[:, None, None, None]
         total = s**2 + self.sigma_data**2

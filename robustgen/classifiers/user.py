@@ -8,7 +8,9 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -17,29 +19,41 @@ from robustgen.errors import UserError, unknown_name
 
 
 def import_file(path: Path, attribute: str) -> Any:
-    """The attribute of a Python file, which is run as a module of a name of its own, once a process.
+    """The attribute of a Python file, which is run as a module of a name of its own.
 
-    While it runs, its folder is importable, so that it may import its neighbours.
+    It runs once a process, and anew where its content has changed; what it imports does not. While
+    it runs, its folder is importable, so that it may import its neighbours.
     """
     path = path.resolve()
-    name = f"robustgen_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    module = sys.modules.get(name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise UserError("there is no such Python file", where=path, remedy="check the path")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and the like look their module up there
-        try:
-            with _importable(path.parent):
-                spec.loader.exec_module(module)
-        except Exception as error:  # the user's code: anything may come
-            del sys.modules[name]
-            raise failure("this file cannot be imported", error, path) from None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "there is no such Python file", where=path, got=error.strerror, remedy="check the path"
+        ) from None
+    digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:12]
+    name = f"robustgen_user_{path.stem}_{digest}"
+    module = sys.modules.get(name) or _run(path, content, name)
     if not hasattr(module, attribute):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_name("model", attribute, names, where=path)
     return getattr(module, attribute)
+
+
+def _run(path: Path, content: bytes, name: str) -> ModuleType:
+    """The module that this content of the file makes, kept under ``name``."""
+    spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and the like look their module up there
+    try:
+        with _importable(path.parent):
+            # not by the loader: it would take stale bytecode for a file edited within a second
+            exec(compile(content, str(path), "exec"), module.__dict__)
+    except Exception as error:  # the user's code: anything may come
+        del sys.modules[name]
+        raise failure("this file cannot be imported", error, path) from None
+    return module
 
 
 def construct(thing: Any, *, where: str, **options: Any) -> Any:
@@ -58,7 +72,9 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
             with _importable(path.parent):
                 thing = thing(**options)
         except Exception as error:  # the user's code: anything may come
-            raise failure("this model cannot be made", error, path, where=where) from None
+            what = f"this model cannot be made{' with ' if options else ''}"
+            what += ", ".join(f"{key}={value!r}" for key, value in options.items())
+            raise failure(what, error, path, where=where) from None
     if not isinstance(thing, nn.Module):
         raise UserError("this is no model", where=where, expected=wanted, got=type(thing).__name__)
     return thing

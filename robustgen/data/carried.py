@@ -31,6 +31,9 @@ FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol"),
 )
+LETTERS = "ACEFHJKLMNPRTUVWXYdfhkmnprtw"
+"""Without those that could pass for a digit: B D G I O Q S Z a b e g i j l o q s y z, and without c u v x,
+which are their capitals once more."""
 
 
 def letters(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dataset:
@@ -43,7 +46,7 @@ def letters(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dat
     pictures = []
     for font_name in FONTS:
         font = ImageFont.truetype(str(folder / f"{font_name}.ttf"), 128)
-        for letter in "ABCDEFGHJKLMNPQRTUVWXYabdefghkmnpqrtwy":  # without those that look like digits
+        for letter in LETTERS:
             canvas = Image.new("L", (256, 256))
             ImageDraw.Draw(canvas).text((48, 48), letter, font=font, fill=255)
             ink = canvas.crop(canvas.getbbox())
@@ -52,7 +55,10 @@ def letters(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dat
             square.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
             pictures.append(np.asarray(square.resize((width, height), Image.Resampling.BOX)))
     images = _shuffled(np.stack(pictures))[:, None].repeat(channels, axis=1)
-    provenance = f"Letters drawn from {len(FONTS)} fonts that matplotlib carries; no digits look-alikes."
+    provenance = (
+        f"The letters {LETTERS} in {len(FONTS)} fonts that matplotlib carries, cropped to their ink; "
+        "letters that could pass for a digit (among them B D G O Q b g q) are left out."
+    )
     return make("letters", images, np.full(len(images), UNLABELLED), (), provenance)
 
 

@@ -14,6 +14,7 @@ from robustgen.errors import UserError
 from robustgen.types import UNLABELLED
 
 SPLIT_SEED = 0  # of every split that is ours to make; changing it changes every fingerprint
+MOST_CLASSES = 100_000  # above it, what is called a label is something else
 
 
 @dataclass(frozen=True)
@@ -71,44 +72,94 @@ class Dataset:
 
 
 def make(
-    name: str, images: Tensor | np.ndarray, labels: Tensor | np.ndarray, class_names: Any, provenance: str
+    name: str,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    class_names: Any,
+    provenance: str,
+    *,
+    where: object = None,
 ) -> Dataset:
-    """A Dataset from pictures (n, channels, height, width), uint8 or float in [0, 1], checked."""
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels).to(torch.int64)
+    """A Dataset from pictures (n, channels, height, width), uint8 or float in [0, 1], checked.
+
+    ``labels``: integers (n,), each the place of its class in ``class_names``; where there are no
+    classes (a foreign set), all are -1. ``where``, the file, is for the messages. Raises UserError.
+    """
+    pictures = _pictures(name, images, where)
+    numbers = _labels(name, labels, len(pictures), len(class_names), where)
+    digest = hashlib.sha256(pictures.numpy().tobytes() + numbers.numpy().tobytes())
+    digest.update(str(tuple(pictures.shape)).encode())
+    ids = torch.arange(len(pictures))
+    return Dataset(name, pictures, numbers, tuple(class_names), ids, digest.hexdigest()[:16], provenance)
+
+
+def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
+    """Pictures as float32 in [0, 1]."""
+    given = given if isinstance(given, Tensor) else np.asarray(given)
+    wrong = UserError(
+        f"data set {name!r}: these are no pictures",
+        where=where,
+        expected="uint8 or float, shape (n, channels, height, width), none of them 0",
+        got=f"{given.dtype}, shape {tuple(given.shape)}",
+    )
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "uf":
+            raise wrong
+        given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))  # torch knows no other order
+    images = torch.as_tensor(given)
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    if not images.is_floating_point() or images.ndim != 4:
-        raise UserError(
-            f"data set {name!r}: these are no pictures",
-            expected="uint8 or float, shape (n, channels, height, width)",
-            got=f"{images.dtype}, shape {tuple(images.shape)}",
-        )
+    if not images.is_floating_point() or images.ndim != 4 or 0 in images.shape[1:]:
+        raise wrong
     images = images.float().contiguous()
-    if len(images) == 0 or len(images) != len(labels):
-        raise UserError(
-            f"data set {name!r}: as many labels as pictures are needed, and at least one",
-            expected=f"{len(images)} labels",
-            got=len(labels),
-        )
-    low, high = (float(v) for v in images.aminmax())
+    low, high = (float(v) for v in images.aminmax()) if len(images) else (0.0, 1.0)
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise UserError(
             f"data set {name!r}: pixels must lie in [0, 1] (or be uint8)",
+            where=where,
             expected="[0, 1]",
             got=f"[{low:g}, {high:g}]",
             remedy="divide by 255, or undo the normalisation: it belongs inside the model",
         )
-    images = images.clamp(0, 1)
-    if int(labels.max()) >= len(class_names) or int(labels.min()) < UNLABELLED:
+    return images.clamp(0, 1)
+
+
+def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, where: object) -> Tensor:
+    """Labels as int64 (pictures,): 0 to classes - 1, or -1 throughout where there are no classes."""
+    array = np.asarray(given)
+    if pictures == 0 or (array.ndim and len(array) != pictures):
+        raise UserError(
+            f"data set {name!r}: as many labels as pictures are needed, and at least one",
+            where=where,
+            expected=f"labels of shape ({max(pictures, 1)},)",
+            got=f"{pictures} pictures, labels of shape {array.shape}",
+        )
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"data set {name!r}: labels must be integers, one a picture",
+            where=where,
+            expected=f"an integer type, shape ({pictures},)",
+            got=f"{array.dtype}, shape {array.shape}",
+            remedy="number the classes from 0, and store the numbers as int64",
+        )
+    lowest, highest = int(array.min()), int(array.max())
+    allowed = (0, classes - 1) if classes else (UNLABELLED, UNLABELLED)
+    if lowest < allowed[0] or highest > allowed[1]:
         raise UserError(
             f"data set {name!r}: a label is out of range",
-            expected=f"0 to {len(class_names) - 1}, or -1 for none",
-            got=f"{int(labels.min())} to {int(labels.max())}",
+            where=where,
+            expected=f"0 to {classes - 1}" if classes else f"{UNLABELLED}, since there are no classes",
+            got=f"{lowest} to {highest}",
+            remedy="leave the pictures without a label out" if lowest == UNLABELLED else None,
         )
-    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes())
-    digest.update(str(tuple(images.shape)).encode())
-    ids = torch.arange(len(images))
-    return Dataset(name, images, labels, tuple(class_names), ids, digest.hexdigest()[:16], provenance)
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def numbered(labels: np.ndarray) -> list[str]:
+    """Class names "0", "1", ... up to the largest label; none where these are no labels of classes."""
+    if labels.dtype.kind not in "iu" or not labels.size:
+        return []
+    return [str(k) for k in range(min(int(labels.max()) + 1, MOST_CLASSES))]
 
 
 def no_split(name: str, split: str) -> UserError:

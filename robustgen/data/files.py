@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split
+from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split, numbered
 from robustgen.errors import UserError
 from robustgen.types import Split
+
+
+@contextmanager
+def _reading(what: str, where: object, expected: str, remedy: str | None = None) -> Iterator[None]:
+    """Turns whatever a wrong or damaged file makes a library raise into one message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # zip, zlib, pickle, struct, assertions: each reader has its own
+        got = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        raise UserError(what, where=where, expected=expected, got=got, remedy=remedy) from None
 
 
 def from_torchvision(name: str, split: Split, root: Path) -> Dataset:
@@ -28,23 +41,36 @@ def from_torchvision(name: str, split: Split, root: Path) -> Dataset:
         "svhn": lambda down: datasets.SVHN(root / "svhn", split=part, download=down),
     }
     source = _obtain(name, makers[name], root)
-    images = np.asarray(source.data)
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.shape[-1] == 3:
-        images = images.transpose(0, 3, 1, 2)
-    labels = np.asarray(source.targets if hasattr(source, "targets") else source.labels)
-    class_names = getattr(source, "classes", [str(k) for k in range(10)])
-    keep = _part_of_training(split, len(images))
-    provenance = f"{name}, {split}: {len(images[keep])} pictures, read through torchvision."
-    return make(name, images[keep], labels[keep], class_names, provenance)
+    with _torchvision(name, root):
+        images = np.asarray(source.data)
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[-1] == 3:
+            images = images.transpose(0, 3, 1, 2)
+        labels = np.asarray(source.targets if hasattr(source, "targets") else source.labels)
+        class_names = getattr(source, "classes", [str(k) for k in range(10)])
+        keep = _part_of_training(split, len(images))
+        provenance = f"{name}, {split}: {len(keep)} pictures, read through torchvision."
+        return make(name, images[keep], labels[keep], class_names, provenance, where=root)
+
+
+def _torchvision(name: str, root: Path) -> AbstractContextManager[None]:
+    return _reading(
+        f"the files of the data set {name!r} cannot be read",
+        root,
+        "its files as torchvision expects them",
+        "delete its files there, and fetch them again",
+    )
 
 
 def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
-    try:
-        return maker(False)
-    except RuntimeError:
-        pass
+    """A data set of torchvision, from its files or, where they are not there, downloaded."""
+    with _torchvision(name, root):
+        try:
+            return maker(False)
+        except RuntimeError as error:  # torchvision's word for files that are absent, among others
+            if not str(error).startswith("Dataset not found"):
+                raise
     try:
         root.mkdir(parents=True, exist_ok=True)
         return maker(True)
@@ -83,46 +109,42 @@ def textures(split: Split, shape: Any, root: Path) -> Dataset:
 
     source = _obtain("textures", lambda down: DTD(root, split="test", download=down), root)
     size = (64, 64)
-    images = [np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX)) for picture, _ in source]
-    labels = [label for _, label in source]
-    stacked = np.stack(images).transpose(0, 3, 1, 2)
-    return make("textures", stacked, np.asarray(labels), source.classes, "DTD test split, scaled to 64x64.")
+    with _torchvision("textures", root):
+        pairs = [(np.asarray(p.convert("RGB").resize(size, Image.Resampling.BOX)), y) for p, y in source]
+        images, labels = (np.stack(part) for part in zip(*pairs, strict=True))
+    provenance = "DTD test split, scaled to 64x64."
+    return make("textures", images.transpose(0, 3, 1, 2), labels, source.classes, provenance, where=root)
 
 
 def _parquet(name: str, path: Path, split: Split) -> Dataset:
-    import pyarrow
     import pyarrow.parquet as pq
 
-    try:
+    what = f"data set {name!r}: this is no Hugging Face image parquet"
+    expected = "the columns img or image {bytes, path}, and label; pictures of one size"
+    with _reading(what, path, expected, "fetch the file again"):
         table = pq.read_table(path)
-        column = next(c for c in ("img", "image") if c in table.column_names)
+        column = next((c for c in ("img", "image") if c in table.column_names), "img")
         encoded = [row["bytes"] for row in table[column].to_pylist()]
         labels = np.asarray(table["label"])
-    except (pyarrow.ArrowException, OSError, StopIteration, KeyError) as error:
-        raise UserError(
-            f"data set {name!r}: this is no Hugging Face image parquet",
-            where=path,
-            expected="the columns img or image {bytes, path}, and label",
-            got=f"{type(error).__name__}: {str(error)[:200]}",
-        ) from None
-    keep = _part_of_training(split, len(encoded))
-    pictures = [_decode(encoded[i], f"{path}, row {i}") for i in keep]
+        class_names = _class_names(table, labels)
+        keep = _part_of_training(split, len(encoded))
+        pictures = [_decode(encoded[i], f"{path}, row {i}") for i in keep]
+        images = np.stack([picture for picture, _ in pictures]).transpose(0, 3, 1, 2)
     formats = {kind for _, kind in pictures}
-    images = np.stack([picture for picture, _ in pictures]).transpose(0, 3, 1, 2)
     provenance = f"{name}, {split}: {len(keep)} pictures from a parquet of {'/'.join(sorted(formats))} files."
     if all(kind.startswith("JPEG") for kind in formats):
         provenance += " A JPEG copy: lossy, not the original pictures."
-    return make(name, images, labels[keep], _class_names(table, labels), provenance)
+    return make(name, images, labels[keep], class_names, provenance, where=path)
 
 
 def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str]:
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            return np.asarray(picture.convert("RGB")), _format(picture)
-    except OSError as error:
-        raise UserError("cannot decode the picture", where=where, got=error) from None
+    with (
+        _reading("cannot decode the picture", where, "a picture that Pillow reads", "fetch the file again"),
+        Image.open(io.BytesIO(encoded)) as picture,
+    ):
+        return np.asarray(picture.convert("RGB")), _format(picture)
 
 
 def _format(picture: Any) -> str:
@@ -136,7 +158,7 @@ def _format(picture: Any) -> str:
 def _class_names(table: Any, labels: np.ndarray) -> list[str]:
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     features = json.loads(metadata)["info"]["features"] if metadata else {}
-    return features.get("label", {}).get("names") or [str(k) for k in range(int(labels.max()) + 1)]
+    return features.get("label", {}).get("names") or numbered(labels)
 
 
 # --- the user's own ----------------------------------------------------------------------------------
@@ -149,16 +171,9 @@ def image_folder(path: Path, split: Split) -> Dataset:
     folder = path / split if (path / split).is_dir() else path
     if folder == path and split != "test":
         raise no_split(f"imagefolder:{path}", split)
-    try:
+    with _reading("this is no folder of pictures", folder, "one folder a class, with pictures in it"):
         source = ImageFolder(str(folder))
         pictures = [np.asarray(picture.convert("RGB")) for picture, _ in source]
-    except (FileNotFoundError, OSError) as error:
-        raise UserError(
-            "this is no folder of pictures",
-            where=folder,
-            expected="one folder a class, with pictures in it",
-            got=error,
-        ) from None
     sizes = {picture.shape for picture in pictures}
     if len(sizes) > 1:
         raise UserError(
@@ -170,27 +185,24 @@ def image_folder(path: Path, split: Split) -> Dataset:
     images = np.stack(pictures).transpose(0, 3, 1, 2)
     if (images == images[:, :1]).all():
         images = images[:, :1]  # grey pictures that were opened as colour
-    return make(path.name, images, np.asarray(source.targets), source.classes, f"Image folder, {split}.")
+    labels, provenance = np.asarray(source.targets), f"Image folder, {split}."
+    return make(path.name, images, labels, source.classes, provenance, where=folder)
 
 
 def npz(path: Path, split: Split) -> Dataset:
     """An .npz with images and labels, and train_images, calibration_labels, ... for the other splits."""
     prefix = "" if split == "test" else f"{split}_"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if split != "test" and f"{prefix}images" not in arrays:
-                raise no_split(str(path), split)
-            images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            "cannot read the data set",
-            where=path,
-            expected="an .npz with the arrays images and labels (and train_images, calibration_images, ...)",
-            got=error,
-        ) from None
+    expected = "an .npz with the arrays images and labels (and train_images, calibration_images, ...)"
+    remedy = "write it anew with numpy.savez(FILE, images=..., labels=...)"
+    with (
+        _reading("cannot read the data set", path, expected, remedy),
+        np.load(path, allow_pickle=False) as arrays,
+    ):
+        if split != "test" and f"{prefix}images" not in arrays:
+            raise no_split(str(path), split)
+        images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    classes = [str(k) for k in range(int(labels.max()) + 1)] if labels.size else []
-    return make(path.stem, images, labels, classes, f"{path.name}, {split}.")
+    return make(path.stem, images, labels, numbered(labels), f"{path.name}, {split}.", where=path)

@@ -71,7 +71,7 @@ def _lost_tables(run: Run) -> Iterator[Flag]:
             yield _flag(
                 run, evaluation.name, "incomplete", "error",
                 f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "
-                f"Delete the folder samples/{evaluation.name} of this run and run the same command again.",
+                "Run the same command again: it computes the chunks whose tables are gone.",
             )  # fmt: skip
 
 

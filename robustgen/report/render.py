@@ -90,7 +90,8 @@ def _galleries(
     """The example pictures, and why there are none."""
     try:
         roots = [store.environment.get("data_root") for store, _ in pairs]
-        clean = pictures.clean_pictures(content["data"], next(filter(None, roots), None))
+        root = next((root for root in roots if root and Path(root).is_dir()), None)
+        clean = pictures.clean_pictures(content["data"], root)
     except UserError as error:
         return [], f"No example pictures: {error.what}."
     shown = pictures.galleries(content, pairs, clean)
@@ -119,7 +120,7 @@ def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[st
     for model in content["models"]:
         elsewhere = ("reference", "data_root")  # of the machine, not of how it was computed
         versions = {key: value for key, value in model["environment"].items() if key not in elsewhere}
-        versions |= {"device": model["run"]["kernels"]["device"], "batch": model["run"]["batch"]}
+        versions |= {key: model["kernels"][key] for key in ("device", "batch", "precision", "threads")}
         known = next((names for other, names in found if other == versions), None)
         if known is None:
             found.append((versions, [model["name"]]))

@@ -80,7 +80,7 @@ def _contents(file: Path) -> tuple[list[str], int | None]:
         return [str(model["path"]) for model in content["models"]], content["n"]
     except (KeyError, TypeError) as error:
         raise UserError(
-            "this is no summary of a report", where=file, expected="summary.json as 'robustgen report' writes it",
+            "this is no summary of a report", where=file, expected="what 'robustgen report' writes",
             got=f"no {error}" if isinstance(error, KeyError) else error,
             remedy="name the folder of a report",
         ) from None  # fmt: skip
@@ -118,7 +118,7 @@ def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
     return {
         **store.spec["model"],
         "path": Path(os.path.relpath(store.path, out)).as_posix(),
-        "run": {key: store.spec.get(key) for key in ("batch", "precision", "kernels")},
+        "kernels": store.spec["kernels"],
         "environment": store.environment,
         "evaluations": [e.detail for e in run.evaluations.values()],
         "costs": [

@@ -30,6 +30,11 @@ class MainTable:
     groups: list[tuple[str, int]]
     rows: list[tuple[dict[str, Any], list[Cell | None]]]
 
+    @property
+    def untested(self) -> bool:
+        """Whether any cell could not be tested against the best."""
+        return any(cell is not None and cell.mark == "untested" for _, cells in self.rows for cell in cells)
+
 
 def main_table(content: dict[str, Any]) -> MainTable:
     """The one table of models against evaluations."""

@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from robustgen.errors import UserError
+from robustgen.errors import DiskFullError, UserError
+from robustgen.store import atomic
 from robustgen.training.recipe import Recipe
 
 FILE = "checkpoint.pt"
 
 
-def cache_folder(recipe: Recipe) -> Path:
-    """The folder of one training's checkpoints; another recipe of the same name has another."""
+def cache_folder(recipe: Recipe, folder: Path) -> Path:
+    """The folder of one training's checkpoints, by all that its recipe and its own code say of the weights.
+
+    Another recipe of the same name has another folder, and so has the same recipe beside another
+    ``model.py``; what such a file imports is not looked at. ``folder``: where the recipe lies.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "robustgen" / "training" / f"{recipe.name}-{recipe.fingerprint()}"
+    file = recipe.code_file
+    code = None if file is None else _sha256(folder / file)
+    return cache / "robustgen" / "training" / f"{recipe.name}-{recipe.fingerprint(code)}"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is either whole or absent: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _sha256(path: Path) -> str:
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            "cannot read the file of the architecture",
+            where=path,
+            expected="the Python file that the recipe's arch names, beside the recipe",
+            got=error.strerror,
+        ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or as it was; a full disk and the like are UserErrors."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers and strings."""
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()  # torch.save to a file tells a full disk as a RuntimeError without a reason
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any] | None:
@@ -68,15 +78,21 @@ class Curve:
         """Open the curve and drop the lines after the step ``upto``, which will be done again."""
         kept = []
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     kept += [line] if json.loads(line)["step"] <= upto else []
                 except (ValueError, KeyError, TypeError):
                     continue  # the line that a crash cut short
-        write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.path = path
 
     def add(self, step: int, parts: dict[str, float]) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | {k: float(f"{v:.6g}") for k, v in parts.items()}) + "\n")
+        line = json.dumps({"step": step} | {k: float(f"{v:.6g}") for k, v in parts.items()})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(where=self.path) from None
+            raise UserError("cannot write", where=self.path, got=error.strerror) from None

@@ -39,14 +39,15 @@ def train(
 
     ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>);
     ``root``: where data sets lie. An unfinished training goes on from its last checkpoint, and ends
-    with the same bits as one that was never interrupted (on the same kind of machine); ``fresh`` starts anew. Raises UserError for a wrong recipe and where the loss diverges.
+    with the same bits as one that was never interrupted (on the same kind of machine); ``fresh``
+    starts anew. Raises UserError for a wrong recipe, where the loss diverges, and where the disk is full.
     """
     recipe_path = Path(recipe_path)
     recipe = config.read(Recipe, recipe_path)
     folder = Path(out) if out is not None else Path("models") / recipe.name
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
     if fresh:
-        checkpoint.cache_folder(recipe).joinpath(checkpoint.FILE).unlink(missing_ok=True)
+        checkpoint.cache_folder(recipe, recipe_path.parent).joinpath(checkpoint.FILE).unlink(missing_ok=True)
     samples = data.load(recipe.data, "train", root=root)
     torch.set_num_threads(threads_for(samples.shape))
     console = console or Console(stderr=True)
@@ -90,7 +91,7 @@ class Run:
         self.x, self.y = samples.images.to(device), samples.labels.to(device)
         self.total = recipe.total_steps(len(samples))
         self.done, self.restarts = 0, 0  # steps; times that it went back after the loss diverged
-        self.folder = checkpoint.cache_folder(recipe)
+        self.folder = checkpoint.cache_folder(recipe, folder)
         self.file = self.folder / checkpoint.FILE
         if self.restore() and self.done < self.total:
             step = f"step {self.done} of {self.total}"

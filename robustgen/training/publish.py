@@ -12,7 +12,7 @@ from torch import nn
 
 from robustgen import config
 from robustgen.config import ModelCard, Weights
-from robustgen.training.checkpoint import write_atomically
+from robustgen.training.checkpoint import write_bytes
 from robustgen.training.recipe import Recipe
 
 
@@ -42,15 +42,14 @@ def publish(model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: P
     content = card | {"weights": entry.model_dump(), "claims": claims}
     order = [key for key in ModelCard.model_fields if key in content]
     text = yaml.safe_dump({k: content[k] for k in order}, sort_keys=False, allow_unicode=True, width=110)
-    write_atomically(folder / entry.file, lambda target: target.write(weights))
+    write_bytes(folder / entry.file, weights)
     _copy(recipe_path, folder / "recipe.yaml")
     code, _, attribute = card["arch"].partition(":")
     if attribute:
         _copy(recipe_path.parent / code, folder / code)
-    write_atomically(file, lambda target: target.write(text.encode()))
+    write_bytes(file, text.encode())
 
 
 def _copy(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
-        content = source.read_bytes()
-        write_atomically(target, lambda file: file.write(content))
+        write_bytes(target, source.read_bytes())

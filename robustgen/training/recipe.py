@@ -148,7 +148,20 @@ class Recipe(Strict):
         """Full batches only, so that every step sees the same number of pictures."""
         return max(1, samples // self.batch)
 
-    def fingerprint(self) -> str:
-        """sha256 of what decides the weights: words and the rhythm of checkpoints are left out."""
-        words = {"summary", "reference", "licence", "tried", "checkpoint_every"}
-        return fingerprint(self.model_dump(mode="json", exclude=words))
+    @property
+    def code_file(self) -> str | None:
+        """The Python file beside the recipe that ``arch: model.py:NAME`` names; None for a built-in one."""
+        file, _, attribute = self.arch.partition(":")
+        return file if attribute and file.endswith(".py") else None
+
+    def fingerprint(self, code: str | None = None) -> str:
+        """sha256 of what decides the weights; ``code`` is the sha256 of ``code_file``.
+
+        Words are left out, and so is the rhythm of checkpoints, unless there may be ``restarts``:
+        a training that diverged goes back to its last checkpoint.
+        """
+        left_out = {"summary", "reference", "licence", "tried"}
+        if not self.restarts:
+            left_out.add("checkpoint_every")
+        content = self.model_dump(mode="json", exclude=left_out)
+        return fingerprint(content if code is None else content | {"code": code})

@@ -98,3 +98,21 @@ def test_the_control_has_no_density_and_no_denoiser():
 def test_denoising_outside_the_levels_is_an_error():
     with pytest.raises(UnsupportedError, match="outside the noise levels"):
         random_cdn().denoise(torch.rand(1, 1, 8, 8, dtype=torch.float64), 1.5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.5, float("nan"), torch.tensor([0.1, 0.0])])
+@pytest.mark.parametrize("method", ["logits", "log_joint", "log_prob", "denoise"])
+def test_outside_the_levels_nothing_is_said_of_a_picture(method, sigma):
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match="outside the noise levels") as error:
+        getattr(random_cdn(), method)(x, sigma)
+    assert "from 0.01 to 1" in str(error.value)
+
+
+def test_the_control_speaks_at_its_levels_and_not_outside():
+    control = NoisySoftmax(4, (1, 8, 8), widths=(6, 8), blocks=1)
+    x = torch.rand(2, 1, 8, 8)
+    for sigma in (None, 0.01, 1.0, torch.tensor([0.01, 1.0]), torch.tensor(0.3)):
+        assert control.logits(x, sigma).isfinite().all()
+    with pytest.raises(UnsupportedError, match="outside the noise levels"):
+        control.logits(x, 0.0)

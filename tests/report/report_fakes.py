@@ -69,8 +69,8 @@ def spec(
             "data": {"any": {"eps": {"linf": 0.15, "l2": 1.0}, "foreign": ["letters"], "sigmas": SIGMAS}},
             "evaluations": [],
         },
-        "evaluations": evaluations(size), "refused": [], "batch": 32, "precision": "float32",
-        "kernels": {"device": "cpu", "threads": 2},
+        "evaluations": evaluations(size), "refused": [],
+        "kernels": {"device": "cpu", "batch": 32, "precision": "float32", "threads": 2},
         **more,
     }  # fmt: skip
 

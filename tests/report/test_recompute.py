@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from report_page import Page, plain
 
 SNIPPETS = Path(__file__).parents[2] / "docs" / "recompute.md"
 
 
-class Cells(HTMLParser):
-    """The data attributes of every element that has a data-value, with those of its row."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[dict[str, str]] = []
-        self.row: dict[str, str] = {}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        data = {key.removeprefix("data-"): value or "" for key, value in attrs if key.startswith("data-")}
-        if tag == "tr":
-            self.row = data
-        if "value" in data:
-            self.found.append(self.row | data)
-
-
 @pytest.fixture(scope="module")
-def recomputed(written: tuple[Path, Any]) -> dict[str, Any]:
+def recomputed(report: Path) -> dict[str, Any]:
     """What the snippets leave behind when they are run in the report's folder."""
-    out, _ = written
     source = "\n\n".join(
         re.findall(r"^```python\n(.*?)^```", SNIPPETS.read_text(encoding="utf-8"), re.M | re.S)
     )
     space: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(out)
+        patch.chdir(report)
         exec(compile(source, str(SNIPPETS), "exec"), space)
     return space
 
 
-def test_every_metric_with_its_interval(written: tuple[Path, Any], recomputed: dict[str, Any]) -> None:
-    out, _ = written
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+def test_every_metric_with_its_interval(summary: dict[str, Any], recomputed: dict[str, Any]) -> None:
     theirs = {
         (m["model"], m["evaluation"], m["variant"], m["metric"]): (m["value"], m["ci_low"], m["ci_high"])
         for m in summary["metrics"]
@@ -56,8 +36,7 @@ def test_every_metric_with_its_interval(written: tuple[Path, Any], recomputed: d
     assert not wrong
 
 
-def test_every_paired_test(written: tuple[Path, Any], recomputed: dict[str, Any]) -> None:
-    _, summary = written
+def test_every_paired_test(summary: dict[str, Any], recomputed: dict[str, Any]) -> None:
     assert summary["comparisons"]
     for test in summary["comparisons"]:
         key = (test["evaluation"], test["variant"], test["metric"], test["model_a"], test["model_b"])
@@ -65,26 +44,51 @@ def test_every_paired_test(written: tuple[Path, Any], recomputed: dict[str, Any]
         assert recomputed["tests"][key] == near(expected), key
 
 
-def test_every_number_of_the_page(written: tuple[Path, Any], recomputed: dict[str, Any]) -> None:
-    out, summary = written
-    cells = Cells((out / "index.html").read_text(encoding="utf-8")).found
-    metrics = [cell for cell in cells if "low" in cell]
+def test_every_number_of_the_page(page: Page, summary: dict[str, Any], recomputed: dict[str, Any]) -> None:
+    metrics = [cell for cell in page.cells if "low" in cell]
     shown = set()
     for cell in metrics:
         key = (cell["model"], cell["evaluation"], cell["variant"], cell["metric"])
         shown.add(key)
         assert recomputed["mine"][key] == near([float(cell[k]) for k in ("value", "low", "high")]), key
     assert shown == recomputed["mine"].keys()  # the page leaves no number out
-    tests = [cell for cell in cells if "test" in cell]
+    tests = [cell for cell in page.cells if "test" in cell]
     assert tests
     for cell in tests:
         key = tuple(cell[k] for k in ("evaluation", "variant", "metric", "first", "second"))
         mine = dict(zip(("difference", "low", "high", "p", "p_holm"), recomputed["tests"][key], strict=True))
         assert mine[cell["test"]] == near(float(cell["value"])), key
-    costs = [cell for cell in cells if "cost" in cell]
+    costs = [cell for cell in page.cells if "cost" in cell]
     assert len(costs) == 3 * len(summary["models"])
     for cell in costs:
         assert recomputed["costs"][cell["model"], cell["cost"]] == near(float(cell["value"]))
+        assert plain(cell["text"]) == [(pytest.approx(float(cell["value"]), abs=0.5), 0)]
+
+
+def test_the_reliability_diagrams(page: Page, recomputed: dict[str, Any]) -> None:
+    found = {k.removeprefix("Reliability of "): v for k, v in page.charts.items() if "Reliability" in k}
+    assert found.keys() == recomputed["bins"].keys()
+    for model, chart in found.items():
+        said = [value for value, _ in plain(chart.words)]
+        assert said == pytest.approx(np.ravel([b[:2] for b in recomputed["bins"][model]]), abs=0.00501)
+        sizes = [2 + 9 * share**0.5 for _, _, share in recomputed["bins"][model]]
+        assert chart.radii == pytest.approx(sizes, abs=0.0501)
+
+
+def test_the_roc_curves(page: Page, summary: dict[str, Any], recomputed: dict[str, Any]) -> None:
+    areas = {(m["model"], m["evaluation"]): m for m in summary["metrics"] if m["metric"] == "auroc"
+             and m["variant"] == "energy"}  # fmt: skip
+    assert recomputed["roc"].keys() == areas.keys()
+    for (model, evaluation), points in recomputed["roc"].items():
+        chart = page.charts[f"{summary['data']['name']} against {evaluation.removeprefix('ood-')}"]
+        # the plot's area: from 46 to 428 rightwards, from 240 to 10 upwards
+        there = np.stack([46 + 3.82 * points[:, 0], 240 - 2.3 * points[:, 1]], 1)
+        drawn = np.asarray(chart.lines[model])
+        assert np.abs(drawn[:, None] - there).max(2).min(1).max() < 0.0501
+        assert f"{model}: AUROC {100 * areas[model, evaluation]['value']:.1f}" in chart.words
+        # a straight line that leaves out a corner would pass the check above
+        area = np.trapezoid(240 - drawn[:, 1], drawn[:, 0]) / (382 * 230)
+        assert area == pytest.approx(areas[model, evaluation]["value"], abs=0.005)
 
 
 def near(expected: Any) -> Any:

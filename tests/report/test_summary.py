@@ -170,3 +170,10 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
     summarise(tmp_path / "c", [fakes.write_run(tmp_path / "c", "model-c", data=other)], None, "")
     with pytest.raises(UserError, match="another data"):
         gather([tmp_path / "a", tmp_path / "c"], tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"models": [{}], "n": 3}', '{"models": []}', "null"])
+def test_gather_of_what_is_no_summary_is_a_users_mistake(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match="no summary of a report"):
+        gather([tmp_path], tmp_path / "out")

@@ -1,5 +1,6 @@
 """Small recipes for the tests: networks of a few hundred weights on digits."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,14 @@ def write(folder: Path, recipe: dict[str, Any]) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def sha256(folder: Path) -> str:
+    """Of the weights."""
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def only_checkpoint(cache: Path) -> Path:
+    """The checkpoint of the one training of this test."""
+    (found,) = cache.glob("robustgen/training/*/checkpoint.pt")
+    return found

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import signal
@@ -10,32 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from recipes import tiny, tiny_jem, write
+from recipes import only_checkpoint, sha256, tiny, tiny_jem, write
 
 from robustgen import classifiers
-from robustgen.errors import UserError
 from robustgen.training import Diverged, checkpoint
 from robustgen.training.cross_entropy import CrossEntropy
 from robustgen.training.loop import Run, learning_rate, train
 from robustgen.training.recipe import Optimiser
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "cache"
-    torch.set_num_threads(threads)
-
-
-def sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-
-
-def only_checkpoint(cache: Path) -> Path:
-    (found,) = cache.glob("robustgen/training/*/checkpoint.pt")
-    return found
 
 
 def steps_of_curve(cache: Path) -> list[int]:
@@ -125,20 +105,6 @@ def classifiers_data(split):
     return data.load("digits", split)
 
 
-def test_claims_stay_only_with_their_weights(tmp_path):
-    claim = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
-    claim |= {"ci_low": 0.8, "ci_high": 1.0, "n": 400}
-    folder = train(write(tmp_path, tiny()), tmp_path / "tiny")
-    card = yaml.safe_load((folder / "card.yaml").read_text())
-    (folder / "card.yaml").write_text(yaml.safe_dump(card | {"claims": [claim]}))
-    train(write(tmp_path, tiny(summary="Other words.")), folder)
-    again = yaml.safe_load((folder / "card.yaml").read_text())
-    assert again["summary"] == "Other words."
-    assert again["claims"][0]["value"] == 0.9
-    train(write(tmp_path, tiny(seed=1)), folder)
-    assert yaml.safe_load((folder / "card.yaml").read_text())["claims"] == []
-
-
 def test_diverged_training_stops_at_its_last_good_checkpoint(tmp_path, cache, monkeypatch):
     loss, calls = CrossEntropy.loss, []
 
@@ -182,83 +148,6 @@ def test_huge_learning_rate_is_divergence_not_a_model(tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epoch": 3}, "did you mean epochs"),
-        ({"epochs": 3}, "either epochs or steps"),
-        ({"steps": None}, "either epochs or steps"),
-        ({"objective": {"kind": "magic"}}, "objective"),
-        ({"objective": {"kind": "adversarial", "eps": 0.1}}, "step_size"),
-        ({"data": "digitz"}, "digits"),
-        ({"arch": "resnet"}, "resnet-softmax"),
-        ({"options": {"widht": 3}}, "widht"),
-        ({"options": {"norm": "layer"}}, "batch, group, none"),
-        ({"optimiser": {"lr": 0}}, "optimiser.lr"),
-    ],
-)
-def test_wrong_recipes_are_explained(tmp_path, changes, message):
-    with pytest.raises(UserError) as error:
-        train(write(tmp_path, tiny(**changes)), tmp_path / "tiny")
-    assert message in str(error.value)
-    assert not (tmp_path / "tiny").exists()
-
-
-def test_absent_recipe_and_wrong_name_of_the_folder(tmp_path):
-    with pytest.raises(UserError, match="cannot read the file"):
-        train(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="the value of 'name' is not valid"):
-        train(write(tmp_path, tiny()), tmp_path / "My Model")
-
-
-def test_other_data_under_the_same_recipe_is_refused(tmp_path, cache):
-    recipe = write(tmp_path, tiny())
-    train(recipe, tmp_path / "tiny")
-    file = only_checkpoint(cache)
-    content = checkpoint.load(file, torch.device("cpu"))
-    checkpoint.save(file, content | {"data": "0123456789abcdef"})
-    with pytest.raises(UserError) as error:
-        train(recipe, tmp_path / "tiny")
-    assert "begun on other data" in str(error.value)
-    assert "0123456789abcdef" in str(error.value)
-
-
-def test_damaged_checkpoint_is_explained(tmp_path, cache):
-    recipe = write(tmp_path, tiny())
-    train(recipe, tmp_path / "tiny")
-    file = only_checkpoint(cache)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot read the checkpoint") as error:
-        train(recipe, tmp_path / "tiny")
-    assert str(file) in str(error.value)
-    train(recipe, tmp_path / "tiny", fresh=True)
-
-
-def test_checkpoint_never_runs_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    torch.save({"step": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="cannot read the checkpoint"):
-        checkpoint.load(tmp_path / "checkpoint.pt", torch.device("cpu"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_learning_rate_warms_up_and_falls_to_zero():
     spec = Optimiser(lr=1.0, warm_up=10)
     rates = [learning_rate(spec, step, 110) for step in range(111)]
@@ -280,12 +169,3 @@ def test_weights_that_are_no_numbers_are_never_published(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match="stopped at step 30: the weights have diverged"):
         train(write(tmp_path, tiny()), tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
-
-
-def test_architecture_of_a_users_own_file(tmp_path):
-    source = tmp_path / "source"
-    path = write(source, tiny(arch="model.py:Mine"))
-    (source / "model.py").write_text("from robustgen.classifiers.softmax import Softmax as Mine\n")
-    folder = train(path, tmp_path / "mine")
-    assert (folder / "model.py").read_text() == (source / "model.py").read_text()
-    assert classifiers.load(folder).num_classes == 10

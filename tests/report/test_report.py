@@ -71,7 +71,7 @@ def test_one_model_alone_colour_pictures_three_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = np.random.default_rng(0).random((60, 3, 4, 4)).astype(np.float32)
-    monkeypatch.setattr(pictures, "clean_pictures", lambda data: clean)
+    monkeypatch.setattr(pictures, "clean_pictures", lambda data, root=None: clean)
     page = page_of(tmp_path, fakes.write_run(tmp_path, "alone", classes=3, shape=(3, 4, 4)))
     assert "adversarial picture" in page
     assert 'class="number best"' not in page
@@ -79,7 +79,7 @@ def test_one_model_alone_colour_pictures_three_classes(
 
 
 def test_missing_evaluations_and_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(data: Any) -> Any:
+    def gone(data: Any, root: Any) -> Any:
         raise UserError("the data are gone")
 
     monkeypatch.setattr(pictures, "clean_pictures", gone)

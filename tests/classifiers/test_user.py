@@ -1,0 +1,149 @@
+"""Models from a file of the user."""
+
+import os
+import textwrap
+
+import pytest
+import torch
+
+from robustgen.classifiers import build, load_model
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.user import import_file
+from robustgen.errors import UserError
+
+DIGITS = {"num_classes": 10, "input_shape": (1, 8, 8)}
+
+
+def message(error):
+    return str(error.value)
+
+
+def write_file(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+@pytest.mark.parametrize("name", ["INSTANCE", "Net", "make"])
+def test_files_of_a_user(tmp_path, name):
+    path = write_file(
+        tmp_path,
+        """
+        import torch
+
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dropout = torch.nn.Dropout(0.5)
+                self.linear = torch.nn.Linear(64, 10)
+
+            def forward(self, x):
+                return self.linear(self.dropout(x.flatten(1)))
+
+        INSTANCE = Net()
+
+        def make():
+            return Net()
+        """,
+    )
+    model = load_model(f"{path}:{name}", **DIGITS)
+    assert isinstance(model, PlainClassifier)
+    assert model.supports == {"logits"}
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(model(x), model(x))
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_two_files_of_one_name_do_not_mix(tmp_path):
+    for width, folder in ((1, "a"), (2, "b")):
+        (tmp_path / folder).mkdir()
+        text = f"import torch\nnet = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, {width}))"
+        (tmp_path / folder / "mine.py").write_text(text)
+        model = load_model(f"{tmp_path / folder / 'mine.py'}:net", num_classes=width, input_shape=(1, 8, 8))
+        assert model(torch.rand(1, 1, 8, 8)).shape == (1, width)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("def net(:", ["cannot be imported", "line 1", "SyntaxError"]),
+        ("import torch\nimport no_such_package", ["line 2", "No module named 'no_such_package'"]),
+        ("def net():\n    return 1 / 0", ["cannot be made", ":net, line 2", "ZeroDivisionError"]),
+        ("def nett():\n    return 1", ["no model named 'net'", "did you mean nett"]),
+        ("net = 3", ["this is no model", "int"]),
+        ("def net():\n    return 3", ["this is no model", "int"]),
+        ("import torch\nnet = torch.nn.Linear(9, 10)", ["fails on a batch", "(2, 1, 8, 8)", "RuntimeError"]),
+        ("import torch\nnet = torch.nn.Flatten()", ["something else than logits", "(2, 10)", "(2, 64)"]),
+    ],
+)
+def test_mistakes_in_a_users_file_are_told_without_traceback(tmp_path, text, parts):
+    path = write_file(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        load_model(f"{path}:net", **DIGITS)
+    for part in parts:
+        assert part in message(error)
+    assert error.value.__suppress_context__ or error.value.__cause__ is None
+    assert "Traceback" not in message(error)
+
+
+def test_edited_file_is_imported_anew_and_an_equal_one_is_not(tmp_path):
+    path = write_file(tmp_path, "class Net:\n    value = 1\n")
+    before, stamp = import_file(path, "Net"), path.stat()
+    assert import_file(path, "Net") is before
+    write_file(tmp_path, "class Net:\n    value = 2\n")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # by size and time nothing has changed
+    assert import_file(path, "Net").value == 2
+    assert before.value == 1
+
+
+def test_file_that_failed_can_be_mended_in_the_same_process(tmp_path):
+    path = write_file(tmp_path, "net = missing")
+    for _ in range(2):
+        with pytest.raises(UserError, match="line 1"):
+            import_file(path, "net")
+    assert import_file(write_file(tmp_path, "net = 3"), "net") == 3
+
+
+def test_options_that_a_users_architecture_refuses_are_named(tmp_path):
+    write_file(tmp_path, "import torch\ndef make(width):\n    return torch.nn.Linear(width, 10)")
+    with pytest.raises(UserError, match="width=-1") as error:
+        build("mine.py:make", {"width": -1}, where="card.yaml", folder=tmp_path)
+    assert "mine.py:make, line 3" in message(error)
+
+
+CLASSIFIER = """
+    import torch
+    from robustgen.classifiers.base import Classifier
+
+    class Net(Classifier):
+        def __init__(self):
+            super().__init__()
+            {attributes}
+
+        def logits(self, x, sigma=None):
+            return x.flatten(1)[:, :10]
+"""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "parts"),
+    [
+        ("self.num_classes = 10", ["does not say its input_shape", "Net.input_shape", "(1, 28, 28)"]),
+        ("self.input_shape = (1, 8, 8)", ["does not say its num_classes", "such as 10", "no such attribute"]),
+        ("self.num_classes, self.input_shape = 10, 8", ["its input_shape", "got:      8"]),
+        ("self.num_classes, self.input_shape = '10', (1, 8, 8)", ["its num_classes", "got:      '10'"]),
+    ],
+)
+def test_classifier_without_its_attributes_is_told_which(tmp_path, attributes, parts):
+    path = write_file(tmp_path, CLASSIFIER.format(attributes=attributes))
+    with pytest.raises(UserError) as error:
+        load_model(f"{path}:Net", **DIGITS)
+    for part in parts:
+        assert part in message(error)
+
+
+def test_classifier_with_its_attributes_is_taken_as_it_is(tmp_path):
+    path = write_file(
+        tmp_path, CLASSIFIER.format(attributes="self.num_classes, self.input_shape = 10, [1, 8, 8]")
+    )
+    assert load_model(f"{path}:Net", **DIGITS)(torch.rand(2, 1, 8, 8)).shape == (2, 10)

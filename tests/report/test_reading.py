@@ -1,0 +1,126 @@
+"""What the page shows as text, cell by cell and sentence by sentence, against summary.json."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from report_page import Page, plain, shows
+
+Key = tuple[str, str, str]
+
+
+def numbers(summary: dict[str, Any]) -> dict[Key, dict[str, dict[str, Any]]]:
+    found: dict[Key, dict[str, dict[str, Any]]] = {}
+    for metric in summary["metrics"]:
+        key = (metric["evaluation"], metric["variant"], metric["metric"])
+        found.setdefault(key, {})[metric["model"]] = metric
+    return found
+
+
+def test_the_text_of_every_cell_is_its_number(page: Page, summary: dict[str, Any]) -> None:
+    known, cells = numbers(summary), [cell for cell in page.cells if "low" in cell]
+    assert cells
+    for cell in cells:
+        metric = known[cell["evaluation"], cell["variant"], cell["metric"]][cell["model"]]
+        texts = plain(cell["text-value"]) + plain(cell["text-interval"])
+        assert len(texts) == 3, cell
+        for text, end in zip(texts, ("value", "ci_low", "ci_high"), strict=True):
+            assert shows(text, metric, metric[end]), (cell, metric)
+
+
+def test_the_text_of_every_paired_test_is_its_number(page: Page, summary: dict[str, Any]) -> None:
+    known = {
+        (t["evaluation"], t["variant"], t["metric"], t["model_a"], t["model_b"]): t
+        for t in summary["comparisons"]
+    }
+    for cell in [cell for cell in page.cells if "test" in cell]:
+        test = known[tuple(cell[k] for k in ("evaluation", "variant", "metric", "first", "second"))]  # type: ignore[index]
+        if cell["test"] == "difference":
+            texts = plain(cell["text-value"]) + plain(cell["text-interval"])
+            ends = [test[k] for k in ("difference", "ci_low", "ci_high")]
+            assert all(shows(text, test, end) for text, end in zip(texts, ends, strict=True)), (cell, test)
+        elif cell["text"] == "< 0.001":
+            assert test[cell["test"]] < 0.001
+        else:
+            assert float(cell["text"]) == pytest.approx(test[cell["test"]], abs=0.000501)
+
+
+def spoken(opening: str) -> Key:
+    """What a sentence of "In short" is about."""
+    first, _, about = opening.partition(", ")
+    if first == "Under attack":
+        norm, _, eps = about.partition(" ≤ ")
+        name = {"L∞": "linf", "L2": "l2", "L1": "l1"}[norm]
+        return f"worst-{name}-{eps.replace('/', '-')}", "", "robust_accuracy"
+    if first == "Foreign pictures":
+        data, _, score = about.partition(" by ")
+        return f"ood-{data}", {"energy": "energy", "log p(x)": "log_prob"}[score], "auroc"
+    return {
+        "On clean pictures": ("clean", "", "accuracy"),
+        "On corrupted pictures": ("corruptions", "all", "corruption_accuracy"),
+        "Confidence": ("clean", "", "ece"),
+    }[opening]
+
+
+def test_the_sentences_in_short_give_the_best_and_the_last(page: Page, summary: dict[str, Any]) -> None:
+    known = numbers(summary)
+    sentences = [(o, s) for o, s in page.reading if o not in ("Class gradients", "Denoising")]
+    assert len(sentences) >= 6
+    for opening, sentence in sentences:
+        metrics = known[spoken(opening)]
+        higher = next(iter(metrics.values()))["higher_is_better"]
+        ordered = sorted(metrics.values(), key=lambda m: m["value"], reverse=higher)
+        best, last = ordered[0], ordered[-1]
+        expected = [(best, "value"), (best, "ci_low"), (best, "ci_high")]
+        if sentence.startswith("All models alike"):
+            assert len(plain(sentence)) == 3
+        elif len(ordered) > 1:
+            expected.append((last, "value"))
+            assert re.search(rf"[Ll]ast (is )?{last['model']}", sentence)
+        if not sentence.startswith("All models alike"):
+            assert sentence.startswith(best["model"])
+        said = plain(sentence)
+        assert len(said) == len(expected), sentence
+        assert all(shows(s, m, m[k]) for s, (m, k) in zip(said, expected, strict=True)), sentence
+
+
+@pytest.mark.parametrize(
+    ("opening", "metric", "verbs"),
+    [
+        ("Class gradients", "guidance_gain", ("improve the reference denoiser", "harm it")),
+        ("Denoising", "psnr_gain", ("beats the Wiener filter", "falls behind it")),
+    ],
+)
+def test_the_sentences_on_gradients_name_who_differs_from_0(
+    page: Page, summary: dict[str, Any], opening: str, metric: str, verbs: tuple[str, str]
+) -> None:
+    sentence = dict(page.reading).get(opening, "")
+    expected = {
+        (m["model"], m["variant"].removeprefix("sigma-"), m["ci_low"] > 0)
+        for m in summary["metrics"]
+        if m["metric"] == metric and (m["ci_low"] > 0 or m["ci_high"] < 0)
+        and (metric == "guidance_gain" or m["variant"] == "sigma-0.25")
+    }  # fmt: skip
+    said, better = set(), verbs[0] in sentence
+    for part in sentence.split("; "):
+        for names, sigmas in re.findall(r"([\w, -]+) at σ ([\d., ]*\d)", part):
+            said |= {(name, sigma, better) for name in names.split(", ") for sigma in sigmas.split(", ")}
+        better = better and verbs[0] not in part
+    assert said == expected
+
+
+def test_every_doubt_is_shown_with_its_numbers(page: Page, summary: dict[str, Any]) -> None:
+    flags = summary["flags"]
+    assert flags
+    for flag in flags:
+        fact, _, remedy = flag["message"].partition(". ")
+        where = f"{flag['model']} ({flag['evaluation']})" if flag["evaluation"] else flag["model"]
+        assert any(
+            any(p.startswith(fact.rstrip(".") + ". ") and where in p for p in shown)
+            and (not remedy or remedy in shown)
+            for shown in page.flags
+        ), flag
+    said = {number for shown in page.flags for p in shown for number in plain(p)}
+    assert said <= {number for flag in flags for number in plain(flag["message"])}

@@ -1,0 +1,70 @@
+"""Which cells of the main table are shown as told apart from the best, and which are not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fakes as fakes
+
+from robustgen.report import tables
+from robustgen.report.columns import columns
+from robustgen.report.reading import reading
+from robustgen.report.render import render
+from robustgen.report.summary import summarise
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Two models without a common clean sample: one has the first half, the other the second."""
+    runs = [fakes.write_run(tmp_path, "a", skill=1), fakes.write_run(tmp_path, "b", skill=6, seed=1)]
+    for run, chunk in zip(runs, ("000000-000030", "000030-000060"), strict=True):
+        (run.path / "samples" / "clean" / f"{chunk}.parquet").unlink()
+    return tmp_path, summarise(tmp_path, runs, None, "")
+
+
+def marks(content: dict[str, Any], metric: str) -> dict[str, str]:
+    table = tables.main_table(content)
+    (place,) = (i for i, c in enumerate(table.columns) if c.key[::2] == ("clean", metric))
+    return {model["name"]: cells[place].mark for model, cells in table.rows if cells[place]}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "ece"])
+def test_a_pair_without_a_test_is_not_shown_as_told_apart(
+    apart: tuple[Path, dict[str, Any]], metric: str
+) -> None:
+    assert set(marks(apart[1], metric).values()) == {"best", "untested"}
+
+
+def test_the_page_says_that_a_pair_was_not_tested(apart: tuple[Path, dict[str, Any]]) -> None:
+    page = render(apart[0]).read_text(encoding="utf-8")
+    assert "(not tested against the best)" in page
+    assert re.search(r'key untested">framed</span> could not be tested', page)
+    sentences = dict(reading(tables.main_table(apart[1])))
+    assert "not tested against it: a" in sentences["On clean pictures"]
+
+
+def test_models_that_share_half_of_their_samples_are_tested(tmp_path: Path) -> None:
+    runs = [fakes.write_run(tmp_path, "a", skill=1), fakes.write_run(tmp_path, "b", skill=6, seed=1)]
+    (runs[0].path / "samples" / "clean" / "000000-000030.parquet").unlink()
+    content = summarise(tmp_path, runs, None, "")
+    assert {t["n"] for t in content["comparisons"] if t["metric"] == "ece"} == {30}
+    assert "untested" not in marks(content, "ece").values()
+
+
+def test_told_apart_needs_a_test_against_every_best(written: tuple[Path, dict[str, Any]]) -> None:
+    content = {**written[1], "comparisons": []}
+    found = marks(content, "accuracy")
+    assert sorted(found.values())[0] == "best"
+    assert set(found.values()) <= {"best", "untested"}
+    assert "framed" not in (written[0] / "index.html").read_text(encoding="utf-8")
+
+
+def test_foreign_pictures_have_a_column_a_score(written: tuple[Path, dict[str, Any]]) -> None:
+    titles = [c.title for c in columns(written[1]) if c.group == "Foreign, AUROC"]
+    assert titles == ["letters by energy", "letters by log p(x)"]
+    table = tables.main_table(written[1])
+    (place,) = (i for i, c in enumerate(table.columns) if c.key.variant == "log_prob")
+    assert [model["name"] for model, cells in table.rows if cells[place]] == ["cdn-digits"]

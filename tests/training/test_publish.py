@@ -1,0 +1,49 @@
+import hashlib
+
+import torch
+import yaml
+from recipes import TINY, tiny, write
+
+from robustgen import classifiers
+from robustgen.classifiers import build
+from robustgen.training import publish
+from robustgen.training.loop import train
+from robustgen.training.recipe import Recipe
+
+
+def test_claims_stay_only_with_their_weights(tmp_path):
+    claim = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
+    claim |= {"ci_low": 0.8, "ci_high": 1.0, "n": 400}
+    folder = train(write(tmp_path, tiny()), tmp_path / "tiny")
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    (folder / "card.yaml").write_text(yaml.safe_dump(card | {"claims": [claim]}))
+    train(write(tmp_path, tiny(summary="Other words.")), folder)
+    again = yaml.safe_load((folder / "card.yaml").read_text())
+    assert again["summary"] == "Other words."
+    assert again["claims"][0]["value"] == 0.9
+    train(write(tmp_path, tiny(seed=1)), folder)
+    assert yaml.safe_load((folder / "card.yaml").read_text())["claims"] == []
+
+
+def test_architecture_of_a_users_own_file(tmp_path):
+    source = tmp_path / "source"
+    path = write(source, tiny(arch="model.py:Mine"))
+    (source / "model.py").write_text("from robustgen.classifiers.softmax import Softmax as Mine\n")
+    folder = train(path, tmp_path / "mine")
+    assert (folder / "model.py").read_text() == (source / "model.py").read_text()
+    assert classifiers.load(folder).num_classes == 10
+
+
+def test_published_folder_loads_as_the_model_that_was_given(tmp_path):
+    options = TINY | {"num_classes": 10, "input_shape": [1, 8, 8]}
+    model = build("resnet-softmax", options, where="test").eval()
+    path, folder = write(tmp_path / "source", tiny(tried=["nothing"])), tmp_path / "my-tiny"
+    card = publish.draft(Recipe(**tiny(tried=["nothing"])), folder)
+    publish.publish(model, card | {"options": options}, folder, path)
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(classifiers.load(folder)(x), model(x))
+    assert sorted(p.name for p in folder.iterdir()) == ["card.yaml", "recipe.yaml", "weights.safetensors"]
+    written = yaml.safe_load((folder / "card.yaml").read_text())
+    assert (written["name"], written["tried"], written["claims"]) == ("my-tiny", ["nothing"], [])
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert written["weights"]["sha256"] == digest
