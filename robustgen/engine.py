@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from robustgen.store import Chunk, RunStore
 from robustgen.worker import Worker
 
 BATCH = 64
+Progress: TypeAlias = Callable[[str, Chunk | None, int, int], None]
 
 
 class Outcome(NamedTuple):
@@ -46,25 +48,25 @@ def evaluate(
     batch: int | None = None,
     device: str = "auto",
     executor: Executor | None = None,
-    progress: Callable[[str, Chunk | None, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Outcome:
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
     ``source`` is a data set's name, ``imagefolder:PATH`` or an .npz; ``n`` takes the first n test
-    samples; ``progress(model, chunk, done, all)`` is called as chunks finish. A model that fails is
+    samples; ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the
+    model takes; ``progress(model, chunk, done, all)`` is called as chunks finish. A model that fails is
     noted and the others go on. Raises UserError if none could be run.
     """
     dataset = load_data(source, "test", None, root)
-    planned = plan(protocol, dataset, root)
-    n = n or protocol.n
+    job = _Job(
+        protocol, dataset, plan(protocol, dataset, root), out, n or protocol.n, root, batch,
+        _device(device), executor or LocalExecutor(), progress,
+    )  # fmt: skip
     outcome = Outcome([], {})
     errors: list[UserError] = []
     for reference in models:
         try:
-            store, failed = _run_model(
-                reference, protocol, dataset, planned, out, n=n, root=root, batch=batch, device=device,
-                executor=executor or LocalExecutor(), progress=progress,
-            )  # fmt: skip
+            store, failed = job.run(reference)
         except DiskFullError:
             raise
         except UserError as error:
@@ -79,56 +81,76 @@ def evaluate(
     return outcome
 
 
-def _run_model(
-    reference: ModelRef,
-    protocol: Protocol,
-    dataset: Dataset,
-    planned: Plan,
-    out: Path,
-    *,
-    n: int | None,
-    root: Path | None,
-    batch: int | None,
-    device: str,
-    executor: Executor,
-    progress: Callable[[str, Chunk | None, int, int], None],
-) -> tuple[RunStore, str]:
-    chip = _device(device)
-    model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
-    if model.stochastic:
-        raise UnsupportedError(
-            f"{reference.name!r} is stochastic, and one draw must not decide a verdict",
-            expected="a deterministic model, until verdicts of several draws are built",
-            remedy="fix its noise: draw it once, with a seed of its own",
-        )
-    path = out / "runs" / reference.name
-    kernels = _kernels(path, dataset, batch or min(BATCH, protocol.chunk), batch is not None, chip)
-    torch.set_num_threads(kernels["threads"])
-    spec = _spec(reference, model, protocol, dataset, planned, kernels)
-    store = RunStore.open(path, spec, _environment(reference, root))
-    finished = store.done()
-    every = [chunk for e in planned.evaluations for chunk in chunks(e, finished, protocol.chunk, n)]
-    worker = Worker(
-        model, planned.evaluations, source=dataset.source, seed=protocol.seed,
-        batch=kernels["batch"], device=chip, root=root,
-    )  # fmt: skip
-    failed = ""
-    progress(reference.name, None, 0, len(every))
-    for done, (chunk, result) in enumerate(executor.run(worker, every), start=1):
-        if isinstance(result, Exception):
-            message = str(result) if isinstance(result, UserError) else f"{type(result).__name__}: {result}"
-            store.fail(chunk, message)
-            failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {message}"
-        else:
-            store.write(
-                chunk,
-                result.rows,
-                tables=result.tables,
-                adversarial=result.adversarial,
-                seconds=result.seconds,
+@dataclass(frozen=True)
+class _Job:
+    """What is asked of every model."""
+
+    protocol: Protocol
+    dataset: Dataset
+    planned: Plan
+    out: Path
+    n: int | None
+    root: Path | None
+    batch: int | None
+    device: torch.device
+    executor: Executor
+    progress: Progress
+
+    def run(self, reference: ModelRef) -> tuple[RunStore, str]:
+        """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
+        dataset = self.dataset
+        model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
+        if model.stochastic:
+            raise UnsupportedError(
+                f"{reference.name!r} is stochastic, and one draw must not decide a verdict",
+                expected="a deterministic model, until verdicts of several draws are built",
+                remedy="fix its noise: draw it once, with a seed of its own",
             )
-        progress(reference.name, chunk, done, len(every))
-    return store, failed
+        path = self.out / "runs" / reference.name
+        kernels = self._kernels(path)
+        torch.set_num_threads(kernels["threads"])
+        spec = _spec(reference, model, self.protocol, dataset, self.planned, kernels)
+        store = RunStore.open(path, spec, _environment(reference, self.root))
+        worker = Worker(
+            model, self.planned.evaluations, source=dataset.source, seed=self.protocol.seed,
+            batch=kernels["batch"], device=self.device, root=self.root,
+        )  # fmt: skip
+        failed = self._compute(store, worker)
+        store.check([evaluation.name for evaluation in self.planned.evaluations])
+        return store, failed
+
+    def _compute(self, store: RunStore, worker: Worker) -> str:
+        """Compute and store every chunk that is not finished; returns the last failure, if any."""
+        finished, size = store.done(), self.protocol.chunk
+        left = [c for e in self.planned.evaluations for c in chunks(e, finished, size, self.n)]
+        failed = ""
+        self.progress(store.model, None, 0, len(left))
+        for count, (chunk, result) in enumerate(self.executor.run(worker, left), start=1):
+            if isinstance(result, Exception):
+                known = isinstance(result, UserError)
+                message = str(result) if known else f"{type(result).__name__}: {result}"
+                store.fail(chunk, message)
+                failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {message}"
+            else:
+                store.write(
+                    chunk, result.rows, tables=result.tables, adversarial=result.adversarial,
+                    seconds=result.seconds,
+                )  # fmt: skip
+            self.progress(store.model, chunk, count, len(left))
+        return failed
+
+    def _kernels(self, path: Path) -> dict[str, Any]:
+        """How the model is called; what a run began with is kept, since kernels are never switched midway."""
+        kernels = {
+            "batch": self.batch or min(BATCH, self.protocol.chunk),
+            "precision": "float32",
+            "device": str(self.device),
+            "threads": threads_for(self.dataset.shape),
+        }
+        if (path / "run.json").exists():
+            begun = RunStore.read(path).spec["kernels"]
+            kernels |= {"threads": begun["threads"], "batch": self.batch or begun["batch"]}
+        return kernels
 
 
 def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | None) -> list[Chunk]:
@@ -145,21 +167,6 @@ def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | Non
         else:
             left.append(Chunk(evaluation.name, index, index + 1))
     return left
-
-
-def _kernels(path: Path, dataset: Dataset, batch: int, asked: bool, device: torch.device) -> dict[str, Any]:
-    """How the model is called; what a run began with is kept, since kernels are never switched midway."""
-    kernels = {
-        "batch": batch,
-        "precision": "float32",
-        "device": str(device),
-        "threads": threads_for(dataset.shape),
-    }
-    if (path / "run.json").exists():
-        begun = RunStore.read(path).spec["kernels"]
-        kernels["threads"] = begun["threads"]
-        kernels["batch"] = batch if asked else begun["batch"]
-    return kernels
 
 
 def _spec(

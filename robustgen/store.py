@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,6 +220,13 @@ class RunStore:
         """Wall time of an evaluation's chunks, added up."""
         files = (self.path / "samples" / evaluation).glob("*.parquet")
         return sum(float(_metadata(file)[b"seconds"]) for file in files)
+
+    def check(self, evaluations: Iterable[str]) -> None:
+        """Read every row of these evaluations once: a damaged file is a UserError, here and not later."""
+        for name in evaluations:
+            self.rows(name)
+            for table in (self.path / "tables" / name).glob("*"):
+                self.table(name, table.name)
 
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""

@@ -193,6 +193,29 @@ def test_a_damaged_chunk_is_one_message_and_costs_only_itself(tmp_path: Path):
     assert second.stat().st_mtime_ns == kept
 
 
+def test_a_damaged_chunk_of_one_model_leaves_the_others_their_page(tmp_path: Path):
+    arguments = (
+        "report",
+        "softmax-digits",
+        "pgd-at-digits",
+        "--protocol",
+        "clean",
+        "--n",
+        64,
+        "--out",
+        tmp_path,
+    )
+    assert robustgen(*arguments).returncode == 0
+    (file,) = tmp_path.glob("runs/softmax-digits/samples/clean/*.parquet")
+    content = bytearray(file.read_bytes())
+    content[60] ^= 0xFF  # within the first data page: the file opens, and its checksum does not hold
+    file.write_bytes(content)
+    result = robustgen(*arguments)
+    assert result.returncode == 1, result.stderr
+    assert "a stored chunk is damaged" in result.stderr
+    assert "pgd-at-digits" in (tmp_path / "index.html").read_text()
+
+
 def test_compare_puts_several_reports_on_one_page(tmp_path: Path):
     for name in ("softmax-digits", "pgd-at-digits"):
         assert (
