@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from robustgen.errors import UserError
@@ -90,8 +89,3 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # pixels centred on 0; a constant, not the mean of the data: the box [0, 1] becomes [-1, 1]
         return self.head(self.features(2 * x - 1))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that are trained."""
-    return sum(p.numel() for p in model.parameters() if isinstance(p, torch.Tensor))
