@@ -30,10 +30,23 @@ class Draws:
         self.scope = scope
         self.sample_ids = np.asarray(sample_ids, dtype=np.int64)
         digest = hashlib.sha256(f"{seed}/{scope}".encode()).digest()
-        base = np.frombuffer(digest[:8], dtype="<u8")[0]
-        with np.errstate(over="ignore"):
-            self._keys = _mix(base + _mix(self.sample_ids.astype(np.uint64) * _GOLDEN + _GOLDEN))
+        self._keys = _child(np.frombuffer(digest[:8], dtype="<u8")[0], self.sample_ids)
         self._drawn = 0
+
+    def at(self, rows: Tensor, *place: Tensor | int) -> Draws:
+        """The streams of some samples (indices of the batch) at a ``place`` of their own.
+
+        A place is one or more integers, such as the number of a restart and of a step, one for all
+        rows or one a row; other places are other streams, and what was drawn before does not matter.
+        """
+        index = rows.cpu().numpy()
+        streams = object.__new__(Draws)
+        streams.seed, streams.scope, streams.sample_ids = self.seed, self.scope, self.sample_ids[index]
+        keys = self._keys[index]
+        for number in place:
+            keys = _child(keys, number.cpu().numpy() if isinstance(number, Tensor) else np.asarray(number))
+        streams._keys, streams._drawn = keys, 0
+        return streams
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -41,6 +54,10 @@ class Draws:
     def uniform(self, *shape: int) -> Tensor:
         """float32 draws from [0, 1), shape (batch, \\*shape)."""
         return torch.from_numpy(self._uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
+
+    def shared(self, *shape: int) -> Tensor:
+        """As ``uniform``: what the reference's code draws once for a batch belongs to a sample here."""
+        return self.uniform(*shape)
 
     def normal(self, *shape: int) -> Tensor:
         """float32 draws from N(0, 1), shape (batch, \\*shape)."""
@@ -62,6 +79,32 @@ class Draws:
         with np.errstate(over="ignore"):
             bits = _mix(self._keys[:, None] + (counter[None, :] + np.uint64(1)) * _GOLDEN)
         return ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(len(self), *shape)
+
+
+class ReferenceDraws:
+    """Draws as the reference implementations of attacks make them: from torch's global generator,
+    for a whole batch in one go. They belong to the batch, so nothing but comparisons uses them."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draws from [0, 1), shape (rows, \*shape)."""
+        return torch.rand(self.rows, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draws from N(0, 1), shape (rows, \*shape)."""
+        return torch.randn(self.rows, *shape)
+
+    def shared(self, *shape: int) -> Tensor:
+        """Draws from [0, 1), shape (rows, \*shape), the same for all rows."""
+        return torch.rand(*shape).expand(self.rows, *shape)
+
+
+def _child(keys: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The keys of the streams that ``number`` leads to from ``keys``."""
+    with np.errstate(over="ignore"):
+        return _mix(keys + _mix(number.astype(np.uint64) * _GOLDEN + _GOLDEN))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

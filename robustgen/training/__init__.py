@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, str] = {
     "cross-entropy": "robustgen.training.cross_entropy:CrossEntropy",
     "adversarial": "robustgen.training.adversarial:Adversarial",
+    "n-fgsm": "robustgen.training.adversarial:FastAdversarial",
     "sgld": "robustgen.training.sgld:Sgld",
     "denoising": "robustgen.training.denoising:Denoising",
 }

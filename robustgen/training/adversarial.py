@@ -1,6 +1,7 @@
 """Adversarial training: the loss is taken at perturbed pictures inside the threat's ball.
 
 PGD-AT (Madry et al. 2018, equation 2.1): min_theta E max_{|d| <= eps} -log p(y | x + d).
+N-FGSM (de Jorge et al. 2022, algorithm 1): one step d = u + eps sign(grad), u uniform in 2 eps, not projected.
 TRADES (Zhang et al. 2019, equation 5): min_theta E [-log p(y | x) + beta max_d KL(p(. | x) || p(. | x + d))].
 """
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 from robustgen.classifiers.base import Classifier
 from robustgen.threat import ThreatModel
 from robustgen.training import Objective, accuracy, frozen
-from robustgen.training.recipe import AdversarialSpec
+from robustgen.training.recipe import AdversarialSpec, FastAdversarialSpec
 
 
 def ascend(
@@ -86,6 +87,31 @@ class Adversarial(Objective):
 
             step_size = self.spec.step_size * threat.eps / self.spec.eps
             return ascend(gain, x, threat, self.spec.steps, step_size, generator)
+
+
+class FastAdversarial(Objective):
+    """N-FGSM: adversarial training for about the price of one extra gradient.
+
+    Noise wider than the ball, and no projection, keep the single step from the catastrophic
+    overfitting of plain FGSM (de Jorge et al. 2022, arXiv:2202.01181). The step is taken in
+    evaluation mode.
+    """
+
+    spec: FastAdversarialSpec
+
+    def loss(
+        self, model: Classifier, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        share = min(1.0, self.progress / self.spec.warm_up) if self.spec.warm_up else 1.0
+        eps = self.spec.eps * share
+        start = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
+        start = (x + self.spec.noise * eps * start).requires_grad_()
+        with frozen(model):
+            climbed = functional.cross_entropy(model.logits(start), y, reduction="sum")
+            grad = torch.autograd.grad(climbed, start)[0]
+        x_adv = (start.detach() + eps * grad.sign()).clamp(0, 1)
+        adversarial = model.logits(x_adv)
+        return functional.cross_entropy(adversarial, y), {"robust_accuracy": accuracy(adversarial, y)}
 
 
 def _divergence(clean: Tensor, adversarial: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class Run:
         self.options = recipe.options | shape
         torch.manual_seed(recipe.seed)
         self.model: Any = build(recipe.arch, self.options, where=recipe.name, folder=folder).to(device)
+        self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimiser = make_optimiser(recipe.optimiser, self.model)
         self.objective: Objective = make_objective(recipe.objective, samples)
@@ -131,7 +133,9 @@ class Run:
             group["lr"] = learning_rate(recipe.optimiser, self.done, self.total)
         self.model.train()
         self.objective.progress = self.done / self.total
-        loss, parts = self.objective.loss(self.model, x, self.y[rows], generator)
+        x = x.contiguous(memory_format=self.layout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss, parts = self.objective.loss(self.model, x, self.y[rows], generator)
         value = float(loss.detach())
         if not abs(value) <= LARGEST_LOSS:  # true for NaN
             raise Diverged(

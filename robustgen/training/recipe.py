@@ -35,6 +35,18 @@ class AdversarialSpec(Strict):
     """Share of the training during which eps grows linearly to its value."""
 
 
+class FastAdversarialSpec(Strict):
+    """N-FGSM: one gradient step from a wide random start; see training/adversarial.py."""
+
+    kind: Literal["n-fgsm"]
+    eps: Positive
+    """In Linf and pixel units; also the size of the step."""
+    noise: Positive = 2.0
+    """The random start reaches that many eps, and nothing is projected back to the ball."""
+    warm_up: Share = 0.0
+    """Share of the training during which eps grows linearly to its value."""
+
+
 class SgldSpec(Strict):
     """JEM: cross-entropy and maximum likelihood by SGLD samples; see training/sgld.py."""
 
@@ -70,7 +82,8 @@ class DenoisingSpec(Strict):
 
 
 ObjectiveSpec = Annotated[
-    CrossEntropySpec | AdversarialSpec | SgldSpec | DenoisingSpec, Field(discriminator="kind")
+    CrossEntropySpec | AdversarialSpec | FastAdversarialSpec | SgldSpec | DenoisingSpec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -121,6 +134,8 @@ class Recipe(Strict):
     ema: Share | None = None
     """Decay of the moving average of the weights, which becomes the model; None means the last weights."""
     augment: Augment = Augment()
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast, in channels_last; not for losses that differentiate twice."""
     seed: int = 0
     restarts: int = Field(default=0, ge=0)
     """How often a diverged training goes back to its last checkpoint and on, with other draws."""

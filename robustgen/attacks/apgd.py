@@ -1,0 +1,266 @@
+"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1): PGD that finds its step size itself.
+
+Linf and L2 as there; L1 with sparse steps and a shrinking ball as in Croce and Hein 2021
+(arXiv:2103.01208). Where paper and reference code differ, the code is followed.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
+from robustgen.attacks.projections import project_l1_box
+from robustgen.attacks.search import Search, Start, State
+from robustgen.attacks.victim import Answer, Victim
+from robustgen.draws import Draws
+from robustgen.threat import ThreatModel
+from robustgen.types import Norm
+
+MOMENTUM = 0.75  # alpha of equation 2
+RHO = 0.75  # a smaller share of steps upwards halves the step size
+
+
+@dataclass
+class Climb(State):
+    """Rows of APGD: where each has been, and what its step size is decided by."""
+
+    target: Tensor
+    before: Tensor  # the point that the step before left from
+    here: Tensor  # the point that the next step leaves from, and the gradient there
+    gradient: Tensor
+    best: Tensor  # the point of highest loss so far, its gradient and its loss
+    best_gradient: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    size: Tensor  # of the step
+
+    def take_in(self, answer: Answer, first: Tensor, zero: float) -> Tensor:
+        """Note the answer at ``point``, and the best one; returns where the loss rose. ``first``: rows
+        whose climb begins with this answer."""
+        assert answer.loss is not None and answer.gradient is not None
+        self.before = torch.where(wide(first), self.point, self.here)
+        self.here, self.gradient = self.point, answer.gradient
+        better = first | (answer.loss > self.best_loss)
+        self.best = torch.where(wide(better), self.here, self.best)
+        self.best_gradient = torch.where(wide(better), self.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, answer.loss, self.best_loss)
+        rose = (answer.loss > self.last_loss) & ~first
+        # The reference compares the loss after the first step with 0, not with the loss before it.
+        self.last_loss = torch.where(first, zero, answer.loss)
+        return rose
+
+    def go_back(self, rows: Tensor) -> None:
+        """Let the next step of these rows (a mask) leave from the best point."""
+        self.here = torch.where(wide(rows), self.best, self.here)
+        self.gradient = torch.where(wide(rows), self.best_gradient, self.gradient)
+
+
+class APGD(Search, ABC):
+    """APGD on a loss of ``losses.LOSSES``. Job k aims a targeted loss at the class that the clean
+    picture's logits rank (k + 2)th, and is a restart otherwise."""
+
+    def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
+        self.threat = threat
+        self.loss = LOSSES[loss]
+        self.zero = ZERO[loss]
+        self.targeted = loss in TARGETED
+        self.jobs = jobs
+        self.n_iter = n_iter
+
+    def ask(self, victim: Victim, state: State) -> Answer:
+        assert isinstance(state, Climb)
+        return victim.gradient(state.point, lambda logits: self.loss(logits, state.y, state.target))
+
+    def _climb(self, start: Start, point: Tensor) -> dict[str, Any]:
+        unknown = torch.zeros_like(point[:, 0, 0, 0])
+        none = torch.zeros_like(point)
+        return {
+            **start.fields(), "point": point, "target": targets(start, self.targeted), "before": point,
+            "here": point, "gradient": none, "best": point, "best_gradient": none, "best_loss": unknown,
+            "last_loss": unknown, "size": unknown,
+        }  # fmt: skip
+
+
+@dataclass
+class DenseClimb(Climb):
+    """Rows of APGD in Linf and L2."""
+
+    rises: Tensor  # steps upwards since the last checkpoint
+    best_then: Tensor  # the best loss at the last checkpoint
+    halved_then: Tensor  # whether the step was halved there
+
+
+class DenseAPGD(APGD):
+    """APGD in Linf and L2: steps of all pixels, with momentum, halved where they no longer climb."""
+
+    def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
+        super().__init__(threat, loss, jobs=jobs, n_iter=n_iter)
+        self.intervals = checkpoint_intervals(n_iter)
+
+    def begin(self, start: Start, draws: Draws) -> DenseClimb:
+        shape = start.x.shape[1:]
+        noise = draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else draws.normal(*shape)
+        point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(*self.threat.box)
+        climb = self._climb(start, point)
+        return DenseClimb(
+            **climb, rises=torch.zeros_like(start.job), best_then=climb["best_loss"],
+            halved_then=torch.ones_like(climb["over"]),
+        )  # fmt: skip
+
+    def step(self, state: State, answer: Answer) -> None:
+        assert isinstance(state, DenseClimb)
+        first = state.step == 0
+        state.rises = state.rises + state.take_in(answer, first, self.zero)
+        state.best_then = torch.where(first, state.best_loss, state.best_then)
+        state.size = torch.where(first, 2 * self.threat.eps, state.size)
+        self._adapt(state)
+        state.point = self._next(state)
+        state.step = state.step + 1
+        state.over = state.step > self.n_iter
+
+    def _adapt(self, state: DenseClimb) -> None:
+        """At a checkpoint, halve the step of rows that do not climb any more (conditions 1 and 2)."""
+        interval = self.intervals.to(state.step.device)[state.step]  # 0 between checkpoints
+        checked = interval > 0
+        stuck = state.rises <= RHO * interval
+        idle = ~state.halved_then & (state.best_then >= state.best_loss)
+        halved = checked & (stuck | idle)
+        state.size = torch.where(halved, state.size / 2, state.size)
+        state.go_back(halved)
+        state.halved_then = torch.where(checked, halved, state.halved_then)
+        state.best_then = torch.where(checked, state.best_loss, state.best_then)
+        state.rises = torch.where(checked, 0, state.rises)
+
+    def _next(self, state: DenseClimb) -> Tensor:
+        """Equation 2: a step along the gradient, then a mean with the way that came before."""
+        x, here, size = state.x, state.here, wide(state.size)
+        if self.threat.norm == "linf":
+            stepped = self._project(x, here + size * state.gradient.sign())
+        else:
+            stepped = self._project(x, here + size * unit(state.gradient, self.threat.norm))
+        a = wide(torch.where(state.step == 0, 1.0, MOMENTUM)).to(x.dtype)
+        return self._project(x, here + (stepped - here) * a + (here - state.before) * (1 - a))
+
+    def _project(self, x: Tensor, point: Tensor) -> Tensor:
+        eps, box = self.threat.eps, self.threat.box
+        if self.threat.norm == "linf":
+            return torch.minimum(torch.maximum(point, x - eps), x + eps).clamp(*box)
+        delta = point - x
+        norm = delta.flatten(1).norm(dim=1).clamp_max(eps)
+        return (x + unit(delta, "l2") * wide(norm)).clamp(*box)
+
+
+@dataclass
+class SparseClimb(Climb):
+    """Rows of APGD in L1; ``share`` of the pixels moves in a step, ``moved`` pixels of the best point
+    differ from the clean picture."""
+
+    share: Tensor
+    moved: Tensor
+
+
+class SparseAPGD(APGD):
+    """APGD in L1: steps of the pixels of largest gradient, in balls of 3, 2 and 1 eps one after another.
+
+    Only the last ball is the threat's; what was best in one is where the next begins.
+    """
+
+    discarded = 3  # the reference draws a start for every ball, and does not use it
+
+    def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
+        super().__init__(threat, loss, jobs=jobs, n_iter=n_iter)
+        early = math.ceil(0.3 * n_iter)
+        lengths = [early, early, n_iter - 2 * early]
+        # Of every step: the ball's radius, whether its climb begins or ends there, whether it is checked.
+        self.eps = torch.tensor([e for e, n in zip((3, 2, 1), lengths, strict=True) for _ in range(n + 1)])
+        self.eps = self.eps * threat.eps
+        self.first = torch.tensor([i == 0 for n in lengths for i in range(n + 1)])
+        self.last = torch.tensor([i == n for n in lengths for i in range(n + 1)])
+        self.checked = torch.tensor([i > 0 and i % max(int(0.04 * n), 1) == 0 for n in lengths for i in range(n + 1)])
+
+    def begin(self, start: Start, draws: Draws) -> SparseClimb:
+        noise = draws.normal(*start.x.shape[1:]).to(start.x)
+        point = self._project(start.x, start.x + noise, torch.full_like(start.job, 0))
+        climb = self._climb(start, point)
+        return SparseClimb(**climb, share=climb["size"], moved=climb["size"])
+
+    def allowed(self, state: State) -> Tensor:
+        return self.eps.to(state.x.device)[state.step] <= self.threat.eps
+
+    def step(self, state: State, answer: Answer) -> None:
+        assert isinstance(state, SparseClimb)
+        step, device = state.step, state.step.device
+        eps = self.eps.to(state.x)[step]
+        first, last = self.first.to(device)[step], self.last.to(device)[step]
+        state.take_in(answer, first, self.zero)
+        moved = (state.best != state.x).flatten(1).sum(1).to(state.x.dtype)
+        checked = self.checked.to(device)[step]
+        fewer = checked & (moved / state.moved < 0.95)
+        state.size = torch.where(fewer | first, eps, torch.where(checked, state.size / 1.5, state.size))
+        state.size = state.size.clamp(eps / 10, eps)
+        state.share = torch.where(checked | first, moved / state.x[0].numel() / 1.5, state.share)
+        state.moved = torch.where(checked | first, moved, state.moved)
+        state.go_back(fewer)
+        follows = (step + 1).clamp_max(len(self.eps) - 1)
+        point = torch.where(wide(last), state.best, self._stepped(state))
+        state.point = self._project(state.x, point, follows)
+        state.step = step + 1
+        state.over = state.step >= len(self.eps)
+
+    def _stepped(self, state: SparseClimb) -> Tensor:
+        """The point one sparse step on: its length in L1 is ``size``."""
+        magnitude = state.gradient.abs().flatten(1)
+        pixels = magnitude.shape[1]
+        place = ((1 - state.share) * pixels).clamp(0, pixels - 1).long()
+        least = magnitude.sort(1).values.gather(1, place[:, None])
+        sign = torch.where(magnitude >= least, state.gradient.flatten(1).sign(), 0.0)
+        direction = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(state.gradient)
+        return state.here + wide(state.size) * direction
+
+    def _project(self, x: Tensor, point: Tensor, step: Tensor) -> Tensor:
+        return project_l1_box(x, point, self.eps.to(x)[step], self.threat.box)
+
+
+def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> APGD:
+    """APGD in the norm of the threat."""
+    kind = SparseAPGD if threat.norm == "l1" else DenseAPGD
+    return kind(threat, loss, jobs=jobs, n_iter=n_iter)
+
+
+def targets(start: Start, targeted: bool) -> Tensor:
+    """The class that a job aims at, (rows,): the (job + 2)th of the clean picture's, by its logits."""
+    if not targeted:
+        return start.y
+    order = start.clean.sort(1, descending=False).indices
+    return order.gather(1, order.shape[1] - 2 - start.job[:, None]).squeeze(1)
+
+
+def checkpoint_intervals(n_iter: int) -> Tensor:
+    """For every step 0 .. n_iter the length of the interval that ends there, 0 where none does.
+
+    The intervals are 22 %, 19 %, 16 %, ... of the steps, 6 % at least (Croce and Hein 2020, section 3.2).
+    """
+    length, end = max(int(0.22 * n_iter), 1), 0
+    intervals = torch.zeros(n_iter + 1, dtype=torch.long)
+    while end + length <= n_iter:
+        end += length
+        intervals[end] = length
+        length = max(length - max(int(0.03 * n_iter), 1), max(int(0.06 * n_iter), 1))
+    return intervals
+
+
+def unit(x: Tensor, norm: Norm) -> Tensor:
+    """x (batch, ...) scaled to norm 1."""
+    order = torch.inf if norm == "linf" else 2
+    return x / (wide(x.flatten(1).norm(p=order, dim=1)) + 1e-12)
+
+
+def wide(per_row: Tensor) -> Tensor:
+    """(rows,) to (rows, 1, 1, 1)."""
+    return per_row.view(-1, 1, 1, 1)

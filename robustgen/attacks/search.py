@@ -1,0 +1,164 @@
+"""How a search for adversarial pictures runs over a batch: row by row, each at its own step.
+
+A search is a loop for one picture: ask the model about a point, take the next point. Rows that are
+broken, or that have spent their budget, leave at once and others take their place, so the model is
+always asked about as many points as it likes best. Since a row's way depends on nothing but its
+own picture and draws, what it finds does not depend on who its neighbours are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.victim import Answer, Victim
+from robustgen.draws import Draws, ReferenceDraws
+
+
+@dataclass
+class State:
+    """Rows of a search; every field has them as its first dimension.
+
+    ``row``: place in the batch; ``x``, ``y``: clean picture and label; ``clean``: the model's logits
+    there; ``job``: which restart or target class; ``step``: how many points were asked about in this
+    job; ``point``: the next one; ``over``: whether the job's budget is spent.
+    """
+
+    row: Tensor
+    x: Tensor
+    y: Tensor
+    clean: Tensor
+    job: Tensor
+    step: Tensor
+    point: Tensor
+    over: Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, rows: Tensor) -> Self:
+        """Some rows, by mask or index."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def join(self, other: Self) -> Self:
+        """These rows, then the other's."""
+        both = {f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
+        return replace(self, **both)
+
+
+class Start(NamedTuple):
+    """Rows whose next job is to begin; fields as of ``State``."""
+
+    row: Tensor
+    x: Tensor
+    y: Tensor
+    clean: Tensor
+    job: Tensor
+
+    def fields(self) -> dict[str, Tensor]:
+        """What a new State takes over as it is, its counters at 0."""
+        zeros = torch.zeros_like(self.job)
+        return {**self._asdict(), "step": zeros, "over": zeros.bool()}
+
+
+class Search(ABC):
+    """One attack as a loop for one picture. ``jobs``: how often it starts anew from the clean picture,
+    with other draws or another target class, while the picture is not broken."""
+
+    jobs: int = 1
+    discarded: int = 0
+    """How many pictures of normal draws the reference's code makes after ``begin`` and does not use."""
+
+    @abstractmethod
+    def begin(self, start: Start, draws: Draws) -> State:
+        """The state before the first question; ``draws`` are streams of these rows and jobs."""
+
+    @abstractmethod
+    def ask(self, victim: Victim, state: State) -> Answer:
+        """Ask about ``state.point``: the one call of the model in a step."""
+
+    @abstractmethod
+    def step(self, state: State, answer: Answer) -> None:
+        """Take in the answer: move ``state.point``, count ``state.step``, set ``state.over``."""
+
+    def allowed(self, state: State) -> Tensor:
+        """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
+        return torch.ones_like(state.over)
+
+
+class Found(NamedTuple):
+    """What a search found: pictures, the clean one where it found nothing, and where it did."""
+
+    images: Tensor
+    broken: Tensor
+
+
+def run(
+    search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None
+) -> Found:
+    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) at a time."""
+    found, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    everyone = torch.arange(len(x), device=x.device)
+    width = width or len(x)
+    with victim.serving(everyone):
+        clean = victim.logits(x).logits
+
+    def begin(rows: Tensor, job: Tensor) -> State:
+        start = Start(rows, x[rows], y[rows], clean[rows], job)
+        return search.begin(start, draws.at(rows, job))
+
+    waiting = everyone[width:]
+    state = begin(everyone[:width], torch.zeros_like(everyone[:width]))
+    while len(state):
+        with victim.serving(state.row):
+            answer = search.ask(victim, state)
+        hit = (answer.logits.argmax(1) != state.y) & search.allowed(state)
+        if bool(hit.any()):
+            at = hit.nonzero().squeeze(1)
+            with victim.serving(state.row[at]):
+                at = at[victim.confirm(state.point[at], state.y[at])]
+            found[state.row[at]] = state.point[at]
+            broken[state.row[at]] = True
+        search.step(state, answer)
+        gone = broken[state.row]
+        ended = gone | state.over
+        if bool(ended.any()):
+            again = ended & ~gone & (state.job + 1 < search.jobs)
+            rows, job = state.row[again], state.job[again] + 1
+            state = state.take(~ended)
+            room = width - len(state) - len(rows)
+            rows, job = torch.cat([rows, waiting[:room]]), torch.cat([job, torch.zeros_like(waiting[:room])])
+            waiting = waiting[room:]
+            if len(rows):
+                state = state.join(begin(rows, job))
+    return Found(found, broken)
+
+
+def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
+    """The same search as the reference's code runs it, for comparison with it: one batch in step.
+
+    Rows stay until the job is over, the last misclassified point counts, and draws come from torch's
+    global generator, seeded anew, in the reference's order.
+    """
+    found, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for job in range(search.jobs):
+            rows = (~broken).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            clean = victim.logits(x[rows]).logits
+            draws = ReferenceDraws(len(rows))
+            state = search.begin(Start(rows, x[rows], y[rows], clean, torch.full_like(rows, job)), draws)
+            for _ in range(search.discarded):
+                draws.normal(*x.shape[1:])
+            while not bool(state.over.all()):
+                answer = search.ask(victim, state)
+                hit = (answer.logits.argmax(1) != state.y) & search.allowed(state) & ~state.over
+                found[rows[hit]], broken[rows[hit]] = state.point[hit], True
+                search.step(state, answer)
+    return Found(found, broken)
