@@ -177,8 +177,9 @@ class FixedBatch(Classifier):
 
     @contextmanager
     def serving(self, rows: Tensor) -> Iterator[None]:
-        """Within the block, calls are for these rows (indices) of the batch alone."""
-        before, self._served = self._served, rows.cpu()
+        """Within the block, calls are for these rows alone: indices of those served so far."""
+        before = self._served
+        self._served = before[rows.cpu()]
         try:
             yield
         finally:
