@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robustgen.attacks.dropin import AutoAttack
     from robustgen.classifiers.base import Classifier
     from robustgen.config import Protocol
     from robustgen.data import Dataset
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from robustgen.types import Split
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_data", "load_model", "load_protocol", "render"]
+__all__ = ["AutoAttack", "evaluate", "load_data", "load_model", "load_protocol", "render"]
+
+
+def __getattr__(name: str) -> type[AutoAttack]:
+    """``robustgen.AutoAttack``, imported when it is asked for."""
+    if name == "AutoAttack":
+        from robustgen.attacks.dropin import AutoAttack
+
+        return AutoAttack
+    raise AttributeError(f"module 'robustgen' has no attribute {name!r}")
 
 
 def load_model(reference: str, data: str = "") -> Classifier:

@@ -18,9 +18,10 @@ def entries(what: str) -> list[tuple[str, str]]:
             protocols = [registry.load_protocol(name) for name in registry.protocol_files()]
             return [(protocol.name, protocol.summary) for protocol in protocols]
         case "attacks":
-            from robustgen.attacks import ATTACKS
+            from robustgen.attacks import ATTACKS, outside
 
-            return [(name, entry.summary) for name, entry in ATTACKS.items()]
+            own = [(name, entry.summary) for name, entry in ATTACKS.items()]
+            return [*own, *outside.known().items()]
         case "corruptions":
             from robustgen.corruptions import CORRUPTIONS
 

@@ -54,6 +54,7 @@ def report(
     data_root: RootOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a call of the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local.")] = "local",
 ) -> None:
     """Measure models and write OUT/index.html; finished chunks are not computed again."""
@@ -68,7 +69,7 @@ def report(
     with _progress() as show:
         outcome = engine.evaluate(
             references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
-            executor=executors.by_name(executor), progress=show,
+            precision=precision, executor=executors.by_name(executor), progress=show,
         )  # fmt: skip
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command())
     page = render.render(out)

@@ -91,8 +91,15 @@ class GradientsSpec(Strict):
     """How many samples, counted from the first, also get their pictures stored."""
 
 
+class ProbesSpec(Strict):
+    """What the model's gradients are like at each picture: flags are read from it."""
+
+    kind: Literal["probes"]
+
+
 EvaluationSpec = Annotated[
-    CleanSpec | AttackSpec | CorruptionsSpec | OodSpec | GradientsSpec, Field(discriminator="kind")
+    CleanSpec | AttackSpec | CorruptionsSpec | OodSpec | GradientsSpec | ProbesSpec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -113,6 +120,8 @@ class Protocol(Strict):
     version: int = Field(ge=1)
     summary: str
     reference: str = ""
+    cost: str = ""
+    """What a run takes, in words: measured, with the hardware."""
     n: int | None = Field(default=None, gt=0)
     """How many test samples, from the first; None means all."""
     seed: int = 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Draws:
@@ -59,6 +60,11 @@ class Draws:
         """As ``uniform``: what the reference's code draws once for a batch belongs to a sample here."""
         return self.uniform(*shape)
 
+    def keys(self) -> Tensor:
+        """What is left of the streams, int64 (batch,): ``uniform_at`` draws from it on any device."""
+        with np.errstate(over="ignore"):
+            return torch.from_numpy((self._keys + np.uint64(self._drawn) * _GOLDEN).view(np.int64))
+
     def normal(self, *shape: int) -> Tensor:
         """float32 draws from N(0, 1), shape (batch, \\*shape)."""
         from scipy.special import ndtri
@@ -81,24 +87,53 @@ class Draws:
         return ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(len(self), *shape)
 
 
-class ReferenceDraws:
+def uniform_at(keys: Tensor, first: Tensor, n: int) -> Tensor:
+    """Draws ``first`` to ``first`` + n - 1 of the streams with these keys, as ``Draws.uniform`` would
+    make them; ``keys`` and ``first`` are int64 (batch,), the result float32 (batch, n).
+
+    Nothing but the keys' own device is needed, so a loop on a GPU does not wait for the host.
+    """
+    turns = first[:, None] + torch.arange(1, n + 1, device=keys.device)
+    z = turns.mul_(_signed(_GOLDEN)).add_(keys[:, None])
+    z = z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(_FACTORS[0]))
+    z = z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(_FACTORS[1]))
+    z = z.bitwise_xor_(_shifted(z, 31))
+    return _shifted(z, 11).double().mul_(2.0**-53).float().clamp_max_(1 - 2**-24)
+
+
+class ReferenceDraws(Draws):
     """Draws as the reference implementations of attacks make them: from torch's global generator,
-    for a whole batch in one go. They belong to the batch, so nothing but comparisons uses them."""
+    for a whole batch in one go. They belong to the batch, so nothing but comparisons uses them.
+
+    ``left``, (rows,), says which rows there are numbers for: all to begin with. The others get 0.
+    """
 
     def __init__(self, rows: int) -> None:
-        self.rows = rows
+        self.left = torch.ones(rows, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.left)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Draws from [0, 1), shape (rows, \*shape)."""
-        return torch.rand(self.rows, *shape)
+        """Draws from [0, 1), shape (rows, \\*shape)."""
+        return self._spread(torch.rand(int(self.left.sum()), *shape))
 
     def normal(self, *shape: int) -> Tensor:
-        """Draws from N(0, 1), shape (rows, \*shape)."""
-        return torch.randn(self.rows, *shape)
+        """Draws from N(0, 1), shape (rows, \\*shape)."""
+        return self._spread(torch.randn(int(self.left.sum()), *shape))
 
     def shared(self, *shape: int) -> Tensor:
-        """Draws from [0, 1), shape (rows, \*shape), the same for all rows."""
-        return torch.rand(*shape).expand(self.rows, *shape)
+        """Draws from [0, 1), shape (rows, \\*shape), the same for all rows."""
+        return torch.rand(*shape).expand(len(self), *shape)
+
+    def keys(self) -> Tensor:
+        """No streams are behind these draws: ``Search.redraw`` asks for those of a step."""
+        return torch.zeros(len(self), dtype=torch.long)
+
+    def _spread(self, drawn: Tensor) -> Tensor:
+        everyone = torch.zeros(len(self), *drawn.shape[1:])
+        everyone[self.left] = drawn
+        return everyone
 
 
 def _child(keys: np.ndarray, number: np.ndarray) -> np.ndarray:
@@ -109,6 +144,16 @@ def _child(keys: np.ndarray, number: np.ndarray) -> np.ndarray:
 
 def _mix(z: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser on uint64, which wraps around by design."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(30))) * _FACTORS[0]
+    z = (z ^ (z >> np.uint64(27))) * _FACTORS[1]
     return z ^ (z >> np.uint64(31))
+
+
+def _signed(z: np.uint64) -> int:
+    """The int64 of the same bits: torch multiplies no unsigned numbers, but wraps around as they do."""
+    return int(z.view(np.int64))
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """int64 z shifted to the right as if it had no sign."""
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -19,12 +19,13 @@ from robustgen.classifiers.base import Classifier, threads_for
 from robustgen.config import Protocol, fingerprint
 from robustgen.data import Dataset
 from robustgen.environment import environment
-from robustgen.errors import DiskFullError, UnsupportedError, UserError
+from robustgen.errors import DiskFullError, UserError
 from robustgen.executors import Executor, LocalExecutor
+from robustgen.pilot import pilot
 from robustgen.plan import Evaluation, Plan, load_data, plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
-from robustgen.worker import Worker
+from robustgen.worker import VERDICT_DRAWS, Worker, is_random
 
 BATCH = 64
 Progress: TypeAlias = Callable[[str, Chunk | None, int, int], None]
@@ -47,6 +48,7 @@ def evaluate(
     root: Path | None = None,
     batch: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     executor: Executor | None = None,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
@@ -54,13 +56,14 @@ def evaluate(
 
     ``source`` is a data set's name, ``imagefolder:PATH`` or an .npz; ``n`` takes the first n test
     samples; ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the
-    model takes; ``progress(model, chunk, done, all)`` is called as chunks finish. A model that fails is
-    noted and the others go on. Raises UserError if none could be run.
+    model takes; ``precision`` (float32, bf16 or auto) that of attacks' gradients;
+    ``progress(model, chunk, done, all)`` is called as chunks finish. A model that fails is noted and the
+    others go on. Raises UserError if none could be run.
     """
     dataset = load_data(source, "test", None, root)
     job = _Job(
         protocol, dataset, plan(protocol, dataset, root), out, n or protocol.n, root, batch,
-        _device(device), executor or LocalExecutor(), progress,
+        _device(device), precision, executor or LocalExecutor(), progress,
     )  # fmt: skip
     outcome = Outcome([], {})
     errors: list[UserError] = []
@@ -93,6 +96,7 @@ class _Job:
     root: Path | None
     batch: int | None
     device: torch.device
+    precision: str
     executor: Executor
     progress: Progress
 
@@ -100,20 +104,18 @@ class _Job:
         """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
         dataset = self.dataset
         model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
-        if model.stochastic:
-            raise UnsupportedError(
-                f"{reference.name!r} is stochastic, and one draw must not decide a verdict",
-                expected="a deterministic model, until verdicts of several draws are built",
-                remedy="fix its noise: draw it once, with a seed of its own",
-            )
         path = self.out / "runs" / reference.name
-        kernels = self._kernels(path)
+        begun = RunStore.read(path).spec if (path / "run.json").exists() else None
+        kernels = self._call(begun)
         torch.set_num_threads(kernels["threads"])
-        spec = _spec(reference, model, self.protocol, dataset, self.planned, kernels)
+        stochastic = self._stochastic(model, begun, kernels["batch"])
+        kernels |= self._kernels(model, begun, kernels["batch"], stochastic)
+        spec = _spec(reference, model, self.protocol, dataset, self.planned, kernels, stochastic)
         store = RunStore.open(path, spec, _environment(reference, self.root))
         worker = Worker(
             model, self.planned.evaluations, source=dataset.source, seed=self.protocol.seed,
-            batch=kernels["batch"], device=self.device, root=self.root,
+            batch=kernels["batch"], device=self.device, root=self.root, stochastic=stochastic,
+            low=kernels["precision"] == "bf16", sizes=kernels["sizes"] or None,
         )  # fmt: skip
         failed = self._compute(store, worker)
         store.check([evaluation.name for evaluation in self.planned.evaluations])
@@ -139,18 +141,39 @@ class _Job:
             self.progress(store.model, chunk, count, len(left))
         return failed
 
-    def _kernels(self, path: Path) -> dict[str, Any]:
+    def _call(self, begun: dict[str, Any] | None) -> dict[str, Any]:
         """How the model is called; what a run began with is kept, since kernels are never switched midway."""
         kernels = {
             "batch": self.batch or min(BATCH, self.protocol.chunk),
-            "precision": "float32",
             "device": str(self.device),
             "threads": threads_for(self.dataset.shape),
         }
-        if (path / "run.json").exists():
-            begun = RunStore.read(path).spec["kernels"]
-            kernels |= {"threads": begun["threads"], "batch": self.batch or begun["batch"]}
+        if begun:
+            kept = begun["kernels"]
+            kernels |= {"threads": kept["threads"], "batch": self.batch or kept["batch"]}
         return kernels
+
+    def _kernels(
+        self, model: Classifier, begun: dict[str, Any] | None, batch: int, stochastic: bool
+    ) -> dict[str, Any]:
+        """The precision of gradients and the batch sizes, by a pilot where the run has not begun."""
+        kept = begun["kernels"] if begun else {}
+        if kept.get("batch") == batch and "sizes" in kept and self.precision in ("auto", kept["precision"]):
+            return {"precision": kept["precision"], "sizes": kept["sizes"]}
+        attacked = any(evaluation.kind == "attack" for evaluation in self.planned.evaluations)
+        if stochastic or not attacked:  # the bits of the first are never the same
+            return {"precision": "float32", "sizes": []}
+        pictures = self.dataset.images[:batch].to(self.device)
+        return pilot(model.to(self.device), pictures, self.precision)._asdict()
+
+    def _stochastic(self, model: Classifier, begun: dict[str, Any] | None, batch: int) -> bool:
+        """Whether the model says that its answers are random, or is caught at it on the first batch;
+        what a run began with is kept."""
+        if model.stochastic:
+            return True
+        if begun:
+            return bool(begun["model"]["stochastic"])
+        return is_random(model.to(self.device), self.dataset.images[:batch].to(self.device))
 
 
 def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | None) -> list[Chunk]:
@@ -171,9 +194,11 @@ def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | Non
 
 def _spec(
     reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    kernels: dict[str, Any],
+    kernels: dict[str, Any], stochastic: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What run.json says; its ``identity`` and the evaluations' descriptions are what rows depend on."""
+    drawn = {"draws": VERDICT_DRAWS} if stochastic else {}
+    declared = {"stochastic_declared": model.stochastic} if stochastic else {}
     packages = environment()
     identity = {
         "model": fingerprint_weights(reference, model),
@@ -181,7 +206,10 @@ def _spec(
         "seed": protocol.seed,
         "chunk": protocol.chunk,
         "kernels": kernels,
-        "versions": {name: packages.get(name) for name in ("robustgen", "torch", "scipy", "pyautoattack")},
+        "versions": {
+            name: packages.get(name) for name in ("robustgen", "torch", "scipy", *_libraries(planned))
+        },
+        **drawn,
     }
     return {
         "identity": identity,
@@ -194,7 +222,8 @@ def _spec(
             "supports": sorted(model.supports),
             "density": model.density,
             "noise": repr(model.noise),
-            "stochastic": model.stochastic,
+            "stochastic": stochastic,
+            **declared,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "data": {
@@ -211,6 +240,12 @@ def _spec(
         "refused": planned.refused,
         "kernels": kernels,
     }
+
+
+def _libraries(planned: Plan) -> list[str]:
+    """The packages that outside attacks come from."""
+    named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
+    return sorted(named & {"pyautoattack", "torchattacks", "foolbox"})
 
 
 def fingerprint_weights(reference: ModelRef, model: Classifier) -> str:

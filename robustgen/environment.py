@@ -10,7 +10,10 @@ from pathlib import Path
 
 def environment() -> dict[str, str]:
     """What a run was computed with: versions, processor, cores. Recorded, not part of its identity."""
-    names = ("robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pyautoattack")
+    names = [
+        "robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pyautoattack",
+        "torchattacks", "foolbox",
+    ]  # fmt: skip
     found = {name: _version(name) for name in names}
     return {
         **{name: version for name, version in found.items() if version},

@@ -66,6 +66,8 @@ def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan
                 _plan_foreign(planned, settings.foreign, dataset, root)
             case "gradients":
                 _plan_gradients(planned, settings, spec.pictures, dataset, root)
+            case "probes":
+                _plan_probes(planned, settings, dataset)
     names = [evaluation.name for evaluation in planned.evaluations]
     if len(set(names)) < len(names):
         double = sorted({name for name in names if names.count(name) > 1})
@@ -174,6 +176,28 @@ def _plan_gradients(
     planned.evaluations.append(
         Evaluation(
             "gradients", "gradients", dataset.name, "test", len(dataset), detail,
+            perturbation=Identity(), readouts=readouts,
+        )
+    )  # fmt: skip
+
+
+def _plan_probes(planned: Plan, settings: DataSettings, dataset: Dataset) -> None:
+    """Probes take their large step in Linf, where the data has an eps for it."""
+    if not settings.eps:
+        reason = f"the protocol has no eps for {dataset.name!r}"
+        planned.refused.append({"evaluation": "probes", "reason": reason})
+        return
+    norm = "linf" if "linf" in settings.eps else next(iter(settings.eps))
+    threat = ThreatModel(norm, settings.eps[norm])
+
+    def readouts() -> tuple[Readout, ...]:
+        from robustgen.attacks.probes import Probes
+
+        return (Probes(threat),)
+
+    planned.evaluations.append(
+        Evaluation(
+            "probes", "probes", dataset.name, "test", len(dataset), {"norm": norm, "eps": threat.eps},
             perturbation=Identity(), readouts=readouts,
         )
     )  # fmt: skip

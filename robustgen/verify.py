@@ -13,11 +13,13 @@ from torch import Tensor
 from robustgen import data
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import FixedBatch
+from robustgen.draws import Draws
 from robustgen.engine import fingerprint_weights
 from robustgen.errors import UserError
 from robustgen.registry import resolve
 from robustgen.store import RunStore
 from robustgen.threat import ThreatModel
+from robustgen.worker import Verdict, ask
 
 
 class Finding(NamedTuple):
@@ -67,6 +69,7 @@ def verify_run(store: RunStore) -> list[Finding]:
         )  # fmt: skip
     torch.set_num_threads(spec["kernels"]["threads"])
     batched = FixedBatch(model, spec["kernels"]["batch"])
+    batched.stochastic = spec["model"]["stochastic"]
     return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacks]
 
 
@@ -94,25 +97,38 @@ def _verify_attack(
         breaches.append(f"{len(missing)} samples have a clean row and none here")
     images = torch.from_numpy(np.stack(stored["image"].to_numpy(zero_copy_only=False)).astype(np.float32))
     images = images.view(-1, *dataset.shape)
-    found, broken = _ask_again(
-        rows, images, model, dataset, ThreatModel(evaluation["norm"], evaluation["eps"])
-    )
+    labels = dataset.labels[torch.tensor(ids)]
+    verdict = _ask_again(store, name, model, images, labels, torch.tensor(ids))
+    threat = ThreatModel(evaluation["norm"], evaluation["eps"])
+    found, broken = _compare(rows, images, verdict, dataset, threat)
     return Finding(store.model, name, len(ids), broken, breaches + found)
 
 
-@torch.no_grad()
 def _ask_again(
-    rows: pa.Table, images: Tensor, model: FixedBatch, dataset: data.Dataset, threat: ThreatModel
+    store: RunStore, name: str, model: FixedBatch, images: Tensor, labels: Tensor, ids: Tensor
+) -> Verdict:
+    """The verdict once more; of a stochastic model on the same draws, which belong to a chunk."""
+    chunks = [(c.start, c.stop) for c in sorted(store.done()) if c.evaluation == name]
+    found = []
+    for start, stop in chunks if model.stochastic else [(0, int(ids.max()) + 1)]:
+        at = (ids >= start) & (ids < stop)
+        draws = Draws(store.spec["protocol"]["seed"], name, ids[at])
+        found.append(ask(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
+    correct, logits = (torch.cat([getattr(v, part) for v in found]) for part in ("correct", "logits"))
+    return Verdict(found[0].draws, correct, logits, None)
+
+
+def _compare(
+    rows: pa.Table, images: Tensor, verdict: Verdict, dataset: data.Dataset, threat: ThreatModel
 ) -> tuple[list[str], int]:
     """What is wrong with the pictures, sample by sample, and how many are misclassified."""
     ids = torch.tensor(rows["sample_id"].to_pylist())
     labels = dataset.labels[ids]
-    logits = model.logits(images)
     said = torch.tensor(rows["logits"].to_pylist())
     said_right = torch.tensor(rows["draws_correct"].to_pylist()) * 2 > torch.tensor(rows["draws"].to_pylist())
-    right = logits.argmax(1) == labels
+    right = verdict.correct * 2 > verdict.draws
     # Other kernels move the last bits of a logit, no more; NaN is close to nothing.
-    same = torch.isclose(logits, said, rtol=1e-4, atol=1e-4).all(1)
+    same = torch.isclose(verdict.logits, said, rtol=1e-4, atol=1e-4).all(1)
     doubts = {
         "is outside the box or the budget": ~threat.contains(dataset.images[ids], images),
         "is stored as misclassified and is not": ~said_right & right,

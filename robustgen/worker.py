@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +16,17 @@ import torch
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.quick import quick_copy
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError
+from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
 from robustgen.plan import Evaluation, load_data
 from robustgen.store import Chunk, row_schema
+
+VERDICT_DRAWS = 32
+"""How often a stochastic model is asked for its verdict on a picture."""
 
 
 class Reading(NamedTuple):
@@ -43,9 +51,18 @@ class Worker:
         batch: int,
         device: torch.device,
         root: Path | None = None,
+        stochastic: bool = False,
+        low: bool = False,
+        sizes: Sequence[int] | None = None,
     ) -> None:
-        self.model = FixedBatch(model.eval().requires_grad_(False).to(device), batch)
+        model = model.eval().requires_grad_(False).to(device)
         self.evaluations = {evaluation.name: evaluation for evaluation in evaluations}
+        attacked = any(isinstance(e.perturbation, Attack) for e in self.evaluations.values())
+        # A copy of a random model would draw from a stream of its own.
+        copied = attacked and not stochastic
+        quick = quick_copy(model, self._example(source, root, batch).to(device)) if copied else None
+        self.model = FixedBatch(model, batch, quick=quick, low=low, sizes=sizes)
+        self.model.stochastic |= stochastic
         self.source = source
         self.seed = seed
         self.device = device
@@ -61,17 +78,23 @@ class Worker:
         self.model.begin(len(part))
 
         perturbation = evaluation.perturbation
-        perturbed = perturbation(self.model, x, y, draws)
-        columns: dict[str, Any] = {"broken_by": perturbed.broken_by}
+        with seeded(self.model, "search", draws, self.device):
+            perturbed = perturbation(self.model, x, y, draws)
+        columns: dict[str, Any] = {}
         adversarial = None
         images = perturbed.images
         if isinstance(perturbation, Attack):
             images, within, distance = verify(perturbation.threat, x, images)
             columns |= {"within_budget": within.tolist(), "distance": distance.tolist()}
             adversarial = _picture_table(part.sample_ids, images)
-        columns["seeded_by"] = ["chunk" if perturbation.seeded_by_chunk else "sample"] * len(part)
-        columns |= self._ask(images, y, part.sample_ids)
-        tables = {r.name: r(self.model, images, y, draws) for r in evaluation.readouts()}
+        # A stochastic model draws for a whole batch at once, so its rows depend on their chunk.
+        by_chunk = perturbation.seeded_by_chunk or self.model.stochastic
+        columns["seeded_by"] = ["chunk" if by_chunk else "sample"] * len(part)
+        verdict = ask(self.model, images, y, draws)
+        columns |= verdict.columns() | {"sample_id": part.sample_ids.tolist(), "label": y.tolist()}
+        columns["broken_by"] = self._broken_by(perturbed.broken_by, verdict)
+        with seeded(self.model, "readout", draws, self.device):
+            tables = {r.name: r(self.model, images, y, draws) for r in evaluation.readouts()}
         columns |= {"forwards": self.model.forwards.tolist(), "backwards": self.model.backwards.tolist()}
         schema = row_schema(self.model.num_classes)
         rows = pa.table(
@@ -79,38 +102,124 @@ class Worker:
         )
         return Reading(rows, tables, adversarial, time.perf_counter() - began)
 
+    def _example(self, source: str, root: Path | None, batch: int) -> Tensor:
+        """A few pictures, to see that a copy of the model is like it."""
+        return load_data(source, "test", None, root).images[: min(batch, 8)]
+
     def _pictures(self, evaluation: Evaluation) -> Dataset:
         if evaluation.kind == "ood":
             return load_data(evaluation.data, "test", self.model.input_shape, self.root)
         return load_data(self.source, evaluation.split, None, self.root)
 
-    @torch.no_grad()
-    def _ask(self, images: Tensor, y: Tensor, sample_ids: Tensor) -> dict[str, Any]:
-        """The verdict: one fresh forward in float32, never what an attack saw."""
-        logits = self.model.logits(images).float()
-        expected = (len(images), self.model.num_classes)
-        if tuple(logits.shape) != expected:
-            raise UserError(
-                "the model's output has the wrong shape", expected=expected, got=tuple(logits.shape),
-                remedy="'robustgen check MODEL' says more",
-            )  # fmt: skip
-        finite = torch.isfinite(logits).all(1)
-        if not bool(finite.all()):
-            raise UserError(
-                "the model returned NaN or infinite logits",
-                where=f"sample ids {sample_ids[~finite.cpu()].tolist()[:8]}",
-                remedy="'robustgen check MODEL' says more",
-            )
-        log_prob = self.model.log_prob(images).tolist() if "log_prob" in self.model.supports else None
-        correct = (logits.argmax(1) == y).int().tolist()
+    def _broken_by(self, found: list[str | None] | None, verdict: Verdict) -> list[str | None] | None:
+        """What a search took for broken was one draw of a stochastic model; the verdict decides."""
+        if found is None or not self.model.stochastic:
+            return found
+        right = majority(verdict.correct.cpu().numpy(), np.asarray(verdict.draws)).tolist()
+        return [None if stands else stage for stage, stands in zip(found, right, strict=True)]
+
+
+class Verdict(NamedTuple):
+    """What a model says of pictures in ``draws`` answers that no attack has seen.
+
+    ``correct`` (batch,): how many of them are right; ``logits`` (batch, classes): see ``combine``;
+    ``log_prob`` (batch,): their mean, None where the model has none.
+    """
+
+    draws: int
+    correct: Tensor
+    logits: Tensor
+    log_prob: Tensor | None
+
+    def columns(self) -> dict[str, Any]:
+        """As columns of the rows."""
         return {
-            "sample_id": sample_ids.tolist(),
-            "label": y.tolist(),
-            "logits": logits.cpu().numpy().tolist(),
-            "log_prob": log_prob,
-            "draws": [1] * len(images),
-            "draws_correct": correct,
+            "logits": self.logits.cpu().numpy().tolist(),
+            "log_prob": None if self.log_prob is None else self.log_prob.tolist(),
+            "draws": [self.draws] * len(self.correct),
+            "draws_correct": self.correct.tolist(),
         }
+
+
+@torch.no_grad()
+def ask(model: FixedBatch, images: Tensor, y: Tensor, draws: Draws) -> Verdict:
+    """The verdict on pictures (batch, ...) with labels y: fresh forwards in float32, one of a
+    deterministic model and VERDICT_DRAWS of a stochastic one, on draws of their own."""
+    count = VERDICT_DRAWS if model.stochastic else 1
+    with seeded(model, "verdict", draws, images.device):
+        answers = torch.stack([_logits(model, images, draws.sample_ids) for _ in range(count)])
+        log_prob = None
+        if "log_prob" in model.supports:
+            log_prob = torch.stack([model.log_prob(images) for _ in range(count)]).mean(0)
+    correct = (answers.argmax(2) == y).sum(0)
+    return Verdict(count, correct, combine(answers), log_prob)
+
+
+def combine(answers: Tensor) -> Tensor:
+    """One row of logits for several: (draws, batch, classes) -> (batch, classes).
+
+    Their softmax is the mean of the draws' softmax, so that calibration and scores of foreign
+    pictures mean what they mean for one draw; their logsumexp, the energy score, is the mean of the
+    draws' (it would be 0 for plain log-probabilities). One draw stays as it is, to the bit.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    exact = answers.double()
+    log_mean = exact.log_softmax(2).logsumexp(0) - math.log(len(exact))
+    return (log_mean + exact.logsumexp(2).mean(0)[:, None]).float()
+
+
+def _logits(model: FixedBatch, images: Tensor, sample_ids: np.ndarray) -> Tensor:
+    """Logits in float32, or a UserError where they are none."""
+    logits = model.logits(images).float()
+    expected = (len(images), model.num_classes)
+    if tuple(logits.shape) != expected:
+        raise UserError(
+            "the model's output has the wrong shape", expected=expected, got=tuple(logits.shape),
+            remedy="'robustgen check MODEL' says more",
+        )  # fmt: skip
+    finite = torch.isfinite(logits).all(1).cpu()
+    if not bool(finite.all()):
+        raise UserError(
+            "the model returned NaN or infinite logits",
+            where=f"sample ids {sample_ids[~finite.numpy()].tolist()[:8]}",
+            remedy="'robustgen check MODEL' says more",
+        )
+    return logits
+
+
+@contextmanager
+def seeded(model: FixedBatch, purpose: str, draws: Draws, device: torch.device) -> Iterator[None]:
+    """Within the block a stochastic model draws from a seed of this purpose and these samples.
+
+    Its own generator is seeded by ``reseed``; one that draws from the global generators instead
+    finds them seeded likewise, in a fork: they are as before afterwards. What a module draws from a
+    generator of its own without ``reseed`` is fresh as well, but no rerun draws it again.
+    """
+    if not model.stochastic:
+        yield
+        return
+    seed = Draws(draws.seed, f"{draws.scope}/{purpose}", draws.sample_ids).integer()
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        model.reseed(seed)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+@torch.no_grad()
+def is_random(model: Classifier, images: Tensor) -> bool:
+    """Whether two calls of a model on the same pictures differ in any bit."""
+    try:
+        return not torch.equal(model.logits(images), model.logits(images))
+    except Exception:  # the user's code; a chunk that fails as well will say so
+        return False
 
 
 def _picture_table(sample_ids: Tensor, images: Tensor) -> pa.Table:

@@ -49,7 +49,7 @@ def test_a_net_in_order_has_no_problem(tmp_path):
         ("self.net(x).softmax(1)", "probabilities (softmax), not logits", "remove the last softmax"),
         ("self.net(x).softmax(1) * (1 + 5e-7)", "probabilities (softmax), not logits", "log-probabilities"),
         ("self.net(x)[:, :9]", "wrong number of classes", "one logit for each of the 10"),
-        ("self.net(x) + 0.1 * torch.randn(len(x), 10)", "the forward pass is random", "seed of its own"),
+        ("self.net(x) + 0.1 * torch.randn(len(x), 10)", "the forward pass is random", "stochastic = True"),
         ("self.net(x.detach())", "no gradient from logits to pixels", "no detach()"),
         ("self.net((x * 8).round() / 8)", "exactly zero for 100% of the pictures", "rounding"),
         ("self.net(x) * float('nan')", "NaN or infinite outputs for 100%", "log(0)"),

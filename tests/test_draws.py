@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from robustgen.draws import Draws
+from robustgen.draws import Draws, ReferenceDraws, uniform_at
 
 
 def test_a_sample_draws_the_same_numbers_in_any_batch() -> None:
@@ -49,3 +49,27 @@ def test_the_integer_belongs_to_the_batch() -> None:
     integers = {Draws(0, "a", ids).integer(), *(other.integer() for other in others)}
     assert len(integers) == 5
     assert all(0 <= i < 2**32 for i in integers), "numpy's legacy seed takes 32 bits"
+
+
+def test_keys_lead_to_the_draws_that_are_left() -> None:
+    ids = torch.arange(50)
+    whole = Draws(3, "square", ids).uniform(40)
+    draws = Draws(3, "square", ids)
+    draws.uniform(2, 5)
+    keys = draws.keys()
+    assert torch.equal(uniform_at(keys, torch.zeros_like(keys), 30), whole[:, 10:])
+    apart = uniform_at(keys, ids % 20, 10)  # every row at its own place
+    for row in ids:
+        first = 10 + int(row) % 20
+        assert torch.equal(apart[row], whole[row, first : first + 10])
+
+
+def test_reference_draws_are_torchs_for_the_rows_that_are_left() -> None:
+    draws = ReferenceDraws(4)
+    draws.left = torch.tensor([True, False, True, False])
+    torch.manual_seed(1)
+    shared, own = draws.shared(2), draws.uniform(3)
+    torch.manual_seed(1)
+    assert torch.equal(shared, torch.rand(2).expand(4, 2))
+    assert torch.equal(own[[0, 2]], torch.rand(2, 3))
+    assert not own[[1, 3]].any()

@@ -8,13 +8,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from robustgen import data, engine, plan, registry
+from robustgen import attacks, data, engine, plan, registry
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.executors import LocalExecutor
+from robustgen.metrics import measure, read_run
 from robustgen.perturb import Identity
 from robustgen.plan import Evaluation
 from robustgen.store import Chunk, RunStore
+from robustgen.types import Metric
 
 MODEL = """
 import torch
@@ -104,12 +106,8 @@ def test_the_order_of_chunks_changes_no_bit(models, reference, tmp_path):
 @pytest.mark.parametrize("chunk", [8, 32, 5])
 def test_the_size_of_chunks_changes_no_bit_at_equal_padded_batch(models, reference, tmp_path, chunk):
     store = run(models, tmp_path, protocol(chunk=chunk), batch=16)
-    other, same = everything(store), everything(reference)
-    for name in (CASCADE_NAME, f"{CASCADE_NAME}/adversarial"):
-        # an outside attack draws by chunk, and its rows say so
-        del other[name], same[name]
-    assert other == same
-    assert set(store.rows(CASCADE_NAME)["seeded_by"].to_pylist()) == {"chunk"}
+    assert everything(store) == everything(reference)
+    assert set(store.rows(CASCADE_NAME)["seeded_by"].to_pylist()) == {"sample"}
     assert set(store.rows("pgd-s3-linf-0.1")["seeded_by"].to_pylist()) == {"sample"}
 
 
@@ -122,10 +120,7 @@ def test_n_may_grow_and_finished_chunks_stay(models, reference, tmp_path):
     run(models, tmp_path, protocol(), n=20)
     small = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("samples/*/*.parquet")}
     store = run(models, tmp_path, protocol(), n=32)
-    other, same = everything(store), everything(reference)
-    for name in (CASCADE_NAME, f"{CASCADE_NAME}/adversarial"):
-        del other[name], same[name]  # its second chunk was cut in two
-    assert other == same
+    assert everything(store) == everything(reference)
     assert all(f.stat().st_mtime_ns == t for f, t in small.items())
 
 
@@ -221,14 +216,82 @@ def test_a_slip_in_a_foreign_sets_name_is_an_error(models, tmp_path):
         engine.evaluate(models, protocol(data={"digits": content}), "digits", tmp_path)
 
 
-def test_a_stochastic_model_is_refused_until_verdicts_of_several_draws_are_built(tmp_path):
-    (tmp_path / "noisy.py").write_text(
-        "import torch\nfrom robustgen.classifiers.base import Classifier\n"
-        "class Noisy(Classifier):\n    num_classes, input_shape, stochastic = 10, (1, 8, 8), True\n"
-        "    def logits(self, x, sigma=None):\n        return torch.randn(len(x), 10)\n"
-    )
-    with pytest.raises(UserError, match="one draw must not decide"):
-        engine.evaluate(registry.resolve(f"{tmp_path / 'noisy.py'}:Noisy"), protocol(), "digits", tmp_path)
+NOISY = """
+import torch
+from torch import nn
+from robustgen.classifiers.base import Classifier
+
+class Module(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+class Declared(Classifier):
+    num_classes, input_shape, stochastic = 10, (1, 8, 8), True
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.generator = nn.Sequential(*Module().children()), torch.Generator()
+
+    def reseed(self, seed):
+        self.generator.manual_seed(seed)
+
+    def logits(self, x, sigma=None):
+        return self.net(x + 0.1 * torch.randn(x.shape, generator=self.generator))
+"""
+
+
+@pytest.fixture
+def with_noise(monkeypatch) -> Protocol:
+    """Every kind of evaluation, and random noise among the attacks."""
+    monkeypatch.setitem(attacks.ATTACKS, "noise", attacks.Entry("noise:RandomNoise", ""))
+    noise = {"kind": "attack", "attack": "noise", "norm": "linf"}
+    return protocol(evaluations=[*protocol().model_dump()["evaluations"], noise])
+
+
+@pytest.mark.parametrize("name", ["Module", "Declared"])
+def test_a_stochastic_model_is_judged_by_draws_of_each_chunk(with_noise, tmp_path, name):
+    file = tmp_path / "noisy.py"
+    file.write_text(NOISY)
+    refs = registry.resolve(f"{file}:{name}")
+    store, again = (run(refs, tmp_path / out, with_noise) for out in ("one", "other"))
+    assert store.spec["model"]["stochastic"] is True
+    assert store.spec["model"]["stochastic_declared"] is (name == "Declared")
+    assert store.spec["identity"]["draws"] == 32
+    for evaluation in (e["name"] for e in store.spec["evaluations"]):
+        rows = store.rows(evaluation)
+        assert rows == again.rows(evaluation)
+        assert store.adversarial(evaluation) == again.adversarial(evaluation)
+        assert store.table(evaluation, "guidance") == again.table(evaluation, "guidance")
+        assert set(rows["draws"].to_pylist()) == {32}
+        assert set(rows["seeded_by"].to_pylist()) == {"chunk"}
+    found = {(m.evaluation, m.variant) for m in accuracies(store)}
+    for evaluation in ("clean", "noise-linf-0.1", "pgd-s3-linf-0.1", "shot_noise-3"):
+        assert {variant for e, variant in found if e == evaluation} == {"", "majority", "worst-of-10"}
+
+
+def accuracies(store: RunStore) -> list[Metric]:
+    return [e.metric for e in measure(read_run(store)) if e.metric.metric.endswith("accuracy")]
+
+
+def test_a_stochastic_run_goes_on_as_it_began(with_noise, tmp_path):
+    file = tmp_path / "noisy.py"
+    file.write_text(NOISY)
+    refs = registry.resolve(f"{file}:Module")
+    run(refs, tmp_path / "out", with_noise, n=16)
+    grown = run(refs, tmp_path / "out", with_noise)
+    assert grown.rows("clean") == run(refs, tmp_path / "whole", with_noise).rows("clean")
+
+
+def test_a_deterministic_model_is_not_taken_for_a_stochastic_one(reference):
+    assert reference.spec["model"]["stochastic"] is False
+    assert "stochastic_declared" not in reference.spec["model"]
+    assert "draws" not in reference.spec["identity"]
+    stages = ("apgd-ce", "apgd-t", "fab-t", "square", "all", "noise")
+    assert {m.variant for m in accuracies(reference)} <= {"", *stages}
 
 
 def test_what_was_refused_is_written_down_with_its_reason(models, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
+from robustgen.attacks import outside
 from robustgen.config import AttackSpec
 from robustgen.errors import unknown_name
 
@@ -25,16 +26,28 @@ class Entry(NamedTuple):
 
 ATTACKS: dict[str, Entry] = {
     "pgd": Entry("pgd:PGD", "projected gradient descent with restarts, linf and l2; seeded by sample"),
-    "autoattack": Entry("adapters:AutoAttack", "the cascade apgd-ce, apgd-t, fab-t, square; linf, l2 and l1"),
-    "apgd-ce": Entry("adapters:ApgdCe", "Auto-PGD on the cross-entropy: the cascade's first part"),
-    "apgd-t": Entry("adapters:ApgdT", "Auto-PGD on the targeted DLR loss: the cascade's second part"),
-    "fab-t": Entry("adapters:FabT", "the targeted Fast Adaptive Boundary attack: the cascade's third part"),
-    "square": Entry("adapters:Square", "random squares, no gradients: the cascade's last part"),
+    "autoattack": Entry(
+        "autoattack:AutoAttack", "the cascade apgd-ce, apgd-t, fab-t, square; linf, l2 and l1"
+    ),
+    "autoattack-plus": Entry(
+        "autoattack:AutoAttackPlus", "apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t; 5 restarts"
+    ),
+    "apgd-ce": Entry("autoattack:ApgdCe", "Auto-PGD on the cross-entropy"),
+    "apgd-dlr": Entry("autoattack:ApgdDlr", "Auto-PGD on the difference-of-logits ratio"),
+    "apgd-t": Entry("autoattack:ApgdT", "Auto-PGD on the targeted DLR loss"),
+    "fab": Entry(
+        "autoattack:Fab", "the Fast Adaptive Boundary attack, which seeks the nearest wrong picture"
+    ),
+    "fab-t": Entry("autoattack:FabT", "the same, one class after another"),
+    "noise": Entry("noise:RandomNoise", "random noise as large as eps: what no attack should be weaker than"),
+    "square": Entry("autoattack:SquareAttack", "random squares, no gradients"),
 }
 
 
 def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
     """The attack that a protocol asks for; an unknown name or option is a UserError that lists them."""
+    if ":" in spec.attack:
+        return outside.build(spec.attack, threat, spec.options)
     if spec.attack not in ATTACKS:
         raise unknown_name("attack", spec.attack, ATTACKS)
     module, _, name = ATTACKS[spec.attack].target.partition(":")
@@ -53,6 +66,5 @@ def evaluation_name(attack: Attack) -> str:
 
 def stages(attack: Attack) -> tuple[str, ...]:
     """The stages of a cascade in order, as ``broken_by`` names them; empty for a single attack."""
-    from robustgen.attacks.adapters import Cascade
-
-    return attack.stages if isinstance(attack, Cascade) and len(attack.stages) > 1 else ()
+    names: tuple[str, ...] = getattr(attack, "names", ())
+    return names if len(names) > 1 else ()

@@ -43,7 +43,8 @@ class Climb(State):
     def take_in(self, answer: Answer, first: Tensor, zero: float) -> Tensor:
         """Note the answer at ``point``, and the best one; returns where the loss rose. ``first``: rows
         whose climb begins with this answer."""
-        assert answer.loss is not None and answer.gradient is not None
+        assert answer.loss is not None
+        assert answer.gradient is not None
         self.before = torch.where(wide(first), self.point, self.here)
         self.here, self.gradient = self.point, answer.gradient
         better = first | (answer.loss > self.best_loss)
@@ -106,7 +107,9 @@ class DenseAPGD(APGD):
     def begin(self, start: Start, draws: Draws) -> DenseClimb:
         shape = start.x.shape[1:]
         noise = draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else draws.normal(*shape)
-        point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(*self.threat.box)
+        point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(
+            *self.threat.box
+        )
         climb = self._climb(start, point)
         return DenseClimb(
             **climb, rises=torch.zeros_like(start.job), best_then=climb["best_loss"],
@@ -182,7 +185,9 @@ class SparseAPGD(APGD):
         self.eps = self.eps * threat.eps
         self.first = torch.tensor([i == 0 for n in lengths for i in range(n + 1)])
         self.last = torch.tensor([i == n for n in lengths for i in range(n + 1)])
-        self.checked = torch.tensor([i > 0 and i % max(int(0.04 * n), 1) == 0 for n in lengths for i in range(n + 1)])
+        self.checked = torch.tensor(
+            [i > 0 and i % max(int(0.04 * n), 1) == 0 for n in lengths for i in range(n + 1)]
+        )
 
     def begin(self, start: Start, draws: Draws) -> SparseClimb:
         noise = draws.normal(*start.x.shape[1:]).to(start.x)

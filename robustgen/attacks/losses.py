@@ -38,13 +38,13 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """The difference-of-logits ratio -(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3) (Croce and Hein 2020, eq. 6)."""
+    """The ratio -(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3) of logits (arXiv:2003.01690, eq. 6)."""
     ordered = logits.sort(1, descending=True).values
     return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (Croce and Hein 2020, equation 7)."""
+    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (arXiv:2003.01690, eq. 7)."""
     ordered = logits.sort(1, descending=True).values
     scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     return targeted_margin(logits, y, target) / (scale + 1e-12)

@@ -13,6 +13,7 @@ LETTERS = {
     "n_target_classes": "t",
     "n_queries": "q",
     "loss": "",
+    "iterate": "",
 }
 
 

@@ -15,8 +15,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.draws import Draws, ReferenceDraws
+from robustgen.errors import UserError
 
 
 @dataclass
@@ -89,19 +91,53 @@ class Search(ABC):
         """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
         return torch.ones_like(state.over)
 
+    def redraw(self, state: State, draws: ReferenceDraws) -> None:
+        """For ``replay``, after a step: take ``state.point`` from the reference's draws instead, and end
+        the rows that ``draws`` says have left. Nothing to do for a search that draws in ``begin`` alone."""
+        return
 
-class Found(NamedTuple):
-    """What a search found: pictures, the clean one where it found nothing, and where it did."""
+
+@dataclass
+class Found:
+    """What a search found for each sample of a batch.
+
+    ``images``: the picture, the clean one where there is none; ``broken``: whether the model takes it
+    for something else. Of a stochastic model no single answer is believed: there the point of highest
+    ``margin`` is kept, by the mean over its draws, and is broken where that margin is positive.
+    """
 
     images: Tensor
     broken: Tensor
+    margin: Tensor
+
+    @classmethod
+    def nothing(cls, x: Tensor) -> Found:
+        """Before a search from pictures x."""
+        low = torch.full((len(x),), -torch.inf, device=x.device)
+        return cls(x.clone(), torch.zeros_like(low, dtype=torch.bool), low)
+
+    def note(self, rows: Tensor, points: Tensor) -> None:
+        """These points break the samples ``rows``."""
+        self.images[rows] = points
+        self.broken[rows] = True
+
+    def weigh(self, rows: Tensor, points: Tensor, margins: Tensor) -> None:
+        """Keep the points whose margin is higher than any before."""
+        better = margins > self.margin[rows]
+        rows = rows[better]
+        self.images[rows], self.margin[rows] = points[better], margins[better].to(self.margin)
+        self.broken[rows] = self.margin[rows] > 0
 
 
 def run(
     search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None
 ) -> Found:
-    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) at a time."""
-    found, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) at a time.
+
+    Raises UserError where the model's logits are no numbers.
+    """
+    found = Found.nothing(x)
+    stochastic = victim.model.stochastic
     everyone = torch.arange(len(x), device=x.device)
     width = width or len(x)
     with victim.serving(everyone):
@@ -116,18 +152,19 @@ def run(
     while len(state):
         with victim.serving(state.row):
             answer = search.ask(victim, state)
-        hit = (answer.logits.argmax(1) != state.y) & search.allowed(state)
-        if bool(hit.any()):
-            at = hit.nonzero().squeeze(1)
-            with victim.serving(state.row[at]):
-                at = at[victim.confirm(state.point[at], state.y[at])]
-            found[state.row[at]] = state.point[at]
-            broken[state.row[at]] = True
+        _check(answer)
+        if stochastic:
+            right = search.allowed(state).nonzero().squeeze(1)
+            values = margin(answer.logits, state.y)[right]
+            found.weigh(state.row[right], state.point[right], values)
+        else:
+            _note_hits(found, search, victim, state, answer)
         search.step(state, answer)
-        gone = broken[state.row]
+        # The mean of a stochastic model's draws may go on rising where it is wrong already.
+        gone = torch.zeros_like(state.over) if stochastic else found.broken[state.row]
         ended = gone | state.over
         if bool(ended.any()):
-            again = ended & ~gone & (state.job + 1 < search.jobs)
+            again = ended & ~found.broken[state.row] & (state.job + 1 < search.jobs)
             rows, job = state.row[again], state.job[again] + 1
             state = state.take(~ended)
             room = width - len(state) - len(rows)
@@ -135,7 +172,24 @@ def run(
             waiting = waiting[room:]
             if len(rows):
                 state = state.join(begin(rows, job))
-    return Found(found, broken)
+    return found
+
+
+def _check(answer: Answer) -> None:
+    if not bool(torch.isfinite(answer.logits).all()):
+        raise UserError(
+            "the model returned NaN or infinite logits under attack",
+            expected="numbers everywhere in the box", remedy="'robustgen check MODEL' says more",
+        )  # fmt: skip
+
+
+def _note_hits(found: Found, search: Search, victim: Victim, state: State, answer: Answer) -> None:
+    hit = (answer.logits.argmax(1) != state.y) & search.allowed(state)
+    if bool(hit.any()):
+        at = hit.nonzero().squeeze(1)
+        with victim.serving(state.row[at]):
+            at = at[victim.confirm(state.point[at], state.y[at])]
+        found.note(state.row[at], state.point[at])
 
 
 def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
@@ -144,11 +198,11 @@ def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> F
     Rows stay until the job is over, the last misclassified point counts, and draws come from torch's
     global generator, seeded anew, in the reference's order.
     """
-    found, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    found = Found.nothing(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for job in range(search.jobs):
-            rows = (~broken).nonzero().squeeze(1)
+            rows = (~found.broken).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             clean = victim.logits(x[rows]).logits
@@ -159,6 +213,8 @@ def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> F
             while not bool(state.over.all()):
                 answer = search.ask(victim, state)
                 hit = (answer.logits.argmax(1) != state.y) & search.allowed(state) & ~state.over
-                found[rows[hit]], broken[rows[hit]] = state.point[hit], True
+                found.note(rows[hit], state.point[hit])
                 search.step(state, answer)
-    return Found(found, broken)
+                draws.left = ~found.broken[rows].cpu()
+                search.redraw(state, draws)
+    return found

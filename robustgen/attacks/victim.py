@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier, FixedBatch, serving
+from robustgen.classifiers.quick import low_gradients
 
 
 class Answer(NamedTuple):
@@ -24,18 +25,16 @@ class Answer(NamedTuple):
 class Victim:
     """A classifier under attack.
 
-    ``model`` gives the verdict; ``fast``, where there is one, is a copy of it with quicker kernels,
-    and the search asks only that one. What the copy takes for broken is confirmed by the model.
+    ``model`` gives the verdict; ``fast``, its quick copy where it has one, is what the search asks.
+    What the copy takes for broken is confirmed by the model. ``low``: whether gradients are taken in
+    bfloat16; logits and losses are in float32 always.
     """
 
-    def __init__(self, model: Classifier, fast: Classifier | None = None) -> None:
+    def __init__(self, model: Classifier, *, low: bool | None = None) -> None:
+        quick = model.quick if isinstance(model, FixedBatch) else None
         self.model = model
-        self.fast = model if fast is None else fast
-
-    @classmethod
-    def of(cls, model: Classifier) -> Victim:
-        """The view of a model that most attacks have: exact gradients, its own quick copy if it has one."""
-        return cls(model)
+        self.fast: Classifier = model if quick is None else quick
+        self.low = (isinstance(model, FixedBatch) and model.low) if low is None else low
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Answer:
@@ -45,7 +44,7 @@ class Victim:
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
         """Logits, loss(logits) of shape (batch,), and the gradient of its sum in x."""
         x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), low_gradients(self.fast) if self.low else nullcontext():
             logits = self.fast.logits(x)
             values = loss(logits)
             gradient = torch.autograd.grad(values.sum(), x)[0]
@@ -53,7 +52,9 @@ class Victim:
 
     @torch.no_grad()
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the model itself takes x for something else than y, shape (batch,)."""
+        """Whether the model itself takes x for something else than y, shape (batch,), where its copy does."""
+        if self.fast is self.model:
+            return torch.ones_like(y, dtype=torch.bool)
         return self.model.logits(x).argmax(1) != y
 
     def serving(self, rows: Tensor) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -155,12 +155,23 @@ class FixedBatch(Classifier):
     sample gets does not depend on its neighbours' number. ``forwards`` and ``backwards`` (batch,) say
     how often each sample of the batch in hand was asked about, padding left out: ``begin`` starts
     the count, and an attack that goes on with some rows only says so by ``serving``.
+
+    ``quick`` is a copy of the model with faster kernels (quick.py), called and counted alike, or
+    None; ``low`` says whether attacks take gradients of it in bfloat16. A smaller batch is padded to
+    the next of ``sizes``: sizes at which a row's bits are known to be the same, the full one if None;
+    an empty list pads nothing, for those who do not count on the last bits.
     """
 
-    def __init__(self, model: Classifier, batch: int) -> None:
+    def __init__(
+        self, model: Classifier, batch: int, *, quick: Classifier | None = None, low: bool = False,
+        sizes: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.batch = batch
+        self.low = low
+        self.sizes = None if sizes is None else [*sizes]
+        self.quick = None if quick is None else FixedBatch(quick, batch, sizes=sizes)
         self.num_classes = model.num_classes
         self.input_shape = model.input_shape
         self.stochastic = model.stochastic
@@ -173,17 +184,24 @@ class FixedBatch(Classifier):
         """Count anew, for a batch of so many samples."""
         self.forwards = torch.zeros(samples, dtype=torch.float64)
         self.backwards = torch.zeros(samples, dtype=torch.float64)
-        self._served = torch.arange(samples)
+        self._serve(torch.arange(samples))
+        if self.quick is not None:
+            self.quick.forwards, self.quick.backwards = self.forwards, self.backwards
 
     @contextmanager
     def serving(self, rows: Tensor) -> Iterator[None]:
         """Within the block, calls are for these rows alone: indices of those served so far."""
         before = self._served
-        self._served = before[rows.cpu()]
+        self._serve(before[rows.cpu()] if len(before) else before)
         try:
             yield
         finally:
-            self._served = before
+            self._serve(before)
+
+    def _serve(self, rows: Tensor) -> None:
+        self._served = rows
+        if self.quick is not None:
+            self.quick._serve(rows)
 
     @property
     def supports(self) -> frozenset[str]:
@@ -204,6 +222,8 @@ class FixedBatch(Classifier):
 
     def reseed(self, seed: int) -> None:
         self.model.reseed(seed)
+        if self.quick is not None:
+            self.quick.reseed(seed)
 
     def _call(self, method: Callable[..., Tensor], x: Tensor, *per_sample: float | Tensor | None) -> Tensor:
         self._count(self.forwards, len(x))
@@ -223,7 +243,8 @@ class FixedBatch(Classifier):
             tally[self._served] += calls / len(self._served)
 
     def _pad(self, rows: Tensor) -> Tensor:
-        missing = self.batch - len(rows)
+        allowed = [size for size in self.sizes or [] if size >= len(rows)]
+        missing = 0 if self.sizes == [] else min([*allowed, self.batch]) - len(rows)
         padding = rows[-1:].detach().expand(missing, *rows.shape[1:])
         return torch.cat([rows, padding]) if missing else rows
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from robustgen.metrics.estimates import at_ids, common_ids
+import numpy as np
+
+from robustgen.metrics.attack_doubts import attack_doubts
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
-SQUARE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
 WIDE = 0.05
-ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
+# 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
+MANY_VALUES, FEW_VALUES, DISTINCT = 1000, 20, 0.95
 DEPENDENT = {
     "letters": "letters are the same few shapes in ten fonts",
     "photos": "photos are half-overlapping windows of two photographs",
@@ -26,10 +28,9 @@ def find_doubts(run: Run) -> list[Flag]:
         _lost_tables,
         _refused,
         _chance,
-        _budget,
-        _easier_than_clean,
-        _masking,
-        _undefended,
+        attack_doubts,
+        _random,
+        _quantised,
         _chunk_seed,
         _temperature,
         _unknown_training,
@@ -94,60 +95,54 @@ def _chance(run: Run) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-def _budget(run: Run) -> Iterator[Flag]:
-    for evaluation, rows in run.of_kind("attack"):
-        outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
-        if outside:
-            yield _flag(
-                run, evaluation.name, "outside_budget", "warning",
-                f"{outside} of {len(rows)} pictures left the attack's own budget and were projected back "
-                "before the verdict, which makes the attack weaker than it looks. Mend the attack.",
-            )  # fmt: skip
+def _random(run: Run) -> Iterator[Flag]:
+    """A model that is random and says so is judged fairly; one that does not is caught at it."""
+    model = run.spec["model"]
+    if not model["stochastic"]:
+        return
+    if model.get("stochastic_declared", True):
+        yield _flag(
+            run, "", "random_forward", "info",
+            "This model says that its answers are random, and is judged by many draws. Read its accuracy "
+            "by majority and worst case beside the mean.",
+        )  # fmt: skip
+    else:
+        yield _flag(
+            run, "", "random_forward", "warning",
+            "This model gives the same pictures other logits at a second call and does not say so: it is "
+            "judged by many draws, but by the global generators' seeds. Declare stochastic = True and "
+            "reseed(seed), or take the randomness out.",
+        )  # fmt: skip
 
 
-def _easier_than_clean(run: Run) -> Iterator[Flag]:
+def _quantised(run: Run) -> Iterator[Flag]:
+    """Float32 logits hardly ever meet twice; rounded ones do."""
     clean = run.first("clean")
-    for evaluation, rows in run.of_kind("attack") if clean else ():
-        ids = common_ids([clean, rows])  # type: ignore[list-item]
-        before, after = at_ids(clean, ids).sum(), at_ids(rows, ids).sum()  # type: ignore[arg-type]
-        if after > before:
-            yield _flag(
-                run, evaluation.name, "easier_than_clean", "error",
-                f"{after} of {len(ids)} right under attack, {before} without: the attack does not work "
-                "on this model. See whether its gradients are usable ('robustgen check MODEL').",
-            )  # fmt: skip
-
-
-def _masking(run: Run) -> Iterator[Flag]:
-    for evaluation, rows in run.of_kind("attack"):
-        cascade = evaluation.detail.get("cascade") or []
-        caught = int((rows.broken_by == "square").sum())
-        if "square" in cascade[1:] and caught > SQUARE_GAP * len(rows):
-            yield _flag(
-                run, evaluation.name, "masked_gradients", "warning",
-                f"Square, which uses no gradients, broke {caught} of {len(rows)} samples that the attacks "
-                "with gradients had left. A sign of masked gradients: try an adaptive attack, and read "
-                "the robust accuracy as an upper bound.",
-            )  # fmt: skip
-
-
-def _undefended(run: Run) -> Iterator[Flag]:
-    chance = 1 / run.spec["model"]["num_classes"]
-    for evaluation, rows in run.of_kind("attack"):
-        if evaluation.detail["norm"] != "linf" or evaluation.detail["eps"] < ANYTHING_GOES:
-            continue
-        if wilson(int(rows.correct.sum()), len(rows)).low > chance:
-            yield _flag(
-                run, evaluation.name, "attack_fails", "error",
-                f"{rows.correct.mean():.0%} right at an eps that can turn every picture grey, where "
-                f"chance is {chance:.0%}: the attack fails, and smaller eps say little. "
-                "Look for masked gradients.",
-            )  # fmt: skip
+    if clean is None:
+        return
+    # equal pictures have equal rows
+    rows = np.unique(clean.logits, axis=0)
+    values = rows[: max(1, MANY_VALUES // rows.shape[1])].ravel()
+    different = len(np.unique(values))
+    if len(values) >= FEW_VALUES and different < DISTINCT * len(values):
+        yield _flag(
+            run, "clean", "quantised_logits", "warning",
+            f"{len(values)} logits have {different} different values: they are rounded, or so large that "
+            "float32 rounds them, and attacks that compare losses see steps. Return logits as they are; "
+            "attack with gradients averaged over noise or estimated from logits (joint-adaptive).",
+        )  # fmt: skip
 
 
 def _chunk_seed(run: Run) -> Iterator[Flag]:
     named = [e.name for e, rows in run.of_kind("attack") if (rows.seeded_by == "chunk").any()]
-    if named:
+    if run.spec["model"]["stochastic"]:
+        if any((rows.seeded_by == "chunk").any() for _, rows in run.of_kind("clean", "attack")):
+            yield _flag(
+                run, "", "seeded_by_chunk", "info",
+                "A random model draws for a whole batch at once, so all of its rows are seeded by chunk. "
+                "A rerun is bit-equal; another chunk size gives other draws. Keep the protocol's chunk.",
+            )  # fmt: skip
+    elif named:
         yield _flag(
             run, "", "seeded_by_chunk", "info",
             f"Outside attacks draw from the global generator, seeded by chunk: {', '.join(named)}. "

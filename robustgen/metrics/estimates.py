@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 
-from robustgen.metrics import calibration, denoising, ood
+from robustgen.metrics import calibration, denoising, ood, verdicts
 from robustgen.metrics.calibration import BIASED_UPWARDS, Resampled
 from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
 from robustgen.metrics.rows import Evaluation, Rows, Run, log_softmax
@@ -27,15 +27,22 @@ class Estimate:
     """A metric and what lies behind it.
 
     ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
-    rate, else ``replicates`` (1000,), its values over bootstrap resamples, which models on the same
-    samples share, and ``again``, the statistic of the samples at some of the places in ``ids``.
+    rate; ``resampled`` (1000,), its values over bootstrap resamples of all samples, where they are known
+    already; ``again``, the statistic of the samples at some of the places in ``ids``.
     """
 
     metric: Metric
     ids: Array
     right: Array | None = None
-    replicates: Array | None = None
+    resampled: Array | None = None
     again: Statistic | None = None
+
+    @cached_property
+    def replicates(self) -> Array | None:
+        """Values over bootstrap resamples (1000,), which models on the same samples share."""
+        if self.resampled is None and self.again is not None:
+            return self.again(np.arange(len(self.ids))).replicates
+        return self.resampled
 
     def at(self, places: Array) -> Resampled:
         """The same statistic of the samples at these places of ``ids`` only, in rising order."""
@@ -56,8 +63,27 @@ def _rate(run: Run, evaluation: str, metric: str, ids: Array, right: Array, vari
     successes, n = int(right.sum()), len(right)
     ends = wilson(successes, n)
     return Estimate(
-        Metric(run.model, evaluation, variant, metric, successes / n, *ends, n, "", True), ids, right=right
-    )
+        Metric(run.model, evaluation, variant, metric, successes / n, *ends, n, "", True), ids, right=right,
+        again=partial(_mean_of, right.astype(np.float64)),
+    )  # fmt: skip
+
+
+def _accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
+    """The share right: of a stochastic model the mean, then by majority and worst of K."""
+    if not rows.stochastic:
+        yield _rate(run, evaluation, metric, rows.ids, rows.correct)
+        return
+    yield _share(run, evaluation, "", metric, rows.ids, rows.share)
+    yield _rate(run, evaluation, metric, rows.ids, rows.correct, verdicts.MAJORITY)
+    never_wrong = verdicts.worst_of(verdicts.WORST_OF, rows.draws_correct, rows.draws)
+    yield _share(run, evaluation, verdicts.WORST, metric, rows.ids, never_wrong)
+
+
+def _share(run: Run, evaluation: str, variant: str, metric: str, ids: Array, values: Array) -> Estimate:
+    """The mean of shares in [0, 1]."""
+    ends = verdicts.share_interval(values)
+    content = Metric(run.model, evaluation, variant, metric, float(values.mean()), *ends, len(ids), "", True)
+    return Estimate(content, ids, again=partial(_mean_of, values))
 
 
 def _resampled(
@@ -71,21 +97,22 @@ def _resampled(
         low, high = basic_interval(found.value, found.replicates)
         low = max(0.0, low)
     content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
-    return Estimate(content, ids, replicates=found.replicates, again=statistic)
+    return Estimate(content, ids, again=statistic, resampled=found.replicates)
 
 
 def _clean(run: Run) -> Iterator[Estimate]:
     for evaluation, rows in run.of_kind("clean"):
-        yield _rate(run, evaluation.name, "accuracy", rows.ids, rows.correct)
+        yield from _accuracy(run, evaluation.name, "accuracy", rows)
 
 
 # --- attacks ---------------------------------------------------------------------------------------
 
 
 def _attacks(run: Run) -> Iterator[Estimate]:
-    """Robust accuracy: the share right at the perturbed picture; of a cascade also after each stage."""
+    """Robust accuracy: the share right at the perturbed picture; of a cascade also after each stage
+    (by majority, where the model is stochastic)."""
     for evaluation, rows in run.of_kind("attack"):
-        yield _rate(run, evaluation.name, "robust_accuracy", rows.ids, rows.correct)
+        yield from _accuracy(run, evaluation.name, "robust_accuracy", rows)
         for stage, right in after_stages(rows, evaluation.detail.get("cascade") or []).items():
             yield _rate(run, evaluation.name, "robust_accuracy", rows.ids, right, stage)
 
@@ -106,10 +133,12 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
     """Right under every attack of a norm at no more than eps, and on the clean picture.
 
     A picture that was found in a smaller ball lies in the larger one too, so the curve against eps
-    falls by construction. Read from the samples that all of these attacks have.
+    falls by construction. Read from the samples that all of these attacks have. Of a stochastic model
+    by majority alone: a mean would have to choose the worst attack by the draws of its verdict.
     """
     attacks = list(run.of_kind("attack"))
     clean = run.first("clean")
+    variant = verdicts.MAJORITY if any(rows.stochastic for _, rows in attacks) else ""
     for norm in sorted({e.detail["norm"] for e, _ in attacks}):
         of_norm = sorted(
             ((e.detail["eps"], rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps
@@ -124,7 +153,7 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
             right = right & at_ids(rows, ids)
             by_eps[eps] = right
         for eps, alive in by_eps.items():
-            yield _rate(run, worst_name(norm, eps), "robust_accuracy", ids, alive)
+            yield _rate(run, worst_name(norm, eps), "robust_accuracy", ids, alive, variant)
 
 
 def _eps(pair: tuple[float, Rows]) -> float:
@@ -164,7 +193,7 @@ def _corruptions(run: Run) -> Iterator[Estimate]:
     """
     cells = list(run.of_kind("corruption"))
     for evaluation, rows in cells:
-        yield _rate(run, evaluation.name, "corruption_accuracy", rows.ids, rows.correct)
+        yield from _accuracy(run, evaluation.name, "corruption_accuracy", rows)
     noise = [cell for cell in cells if cell[0].detail["type"] in NOISE_CORRUPTIONS]
     other = [cell for cell in cells if cell[0].detail["type"] not in NOISE_CORRUPTIONS]
     for variant, chosen in (("all", cells), ("noise", noise), ("other", other)):
@@ -175,7 +204,7 @@ def _corruptions(run: Run) -> Iterator[Estimate]:
 def _mean_over(run: Run, variant: str, cells: list[tuple[Evaluation, Rows]]) -> Iterator[Estimate]:
     ids = common_ids([rows for _, rows in cells])
     if len(ids):
-        share = np.mean([at_ids(rows, ids) for _, rows in cells], axis=0)
+        share = np.mean([rows.share[np.searchsorted(rows.ids, ids)] for _, rows in cells], axis=0)
         mean = partial(_mean_of, share)
         yield _resampled(run, "corruptions", variant, "corruption_accuracy", mean, ids, higher=True)
 

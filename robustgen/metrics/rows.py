@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from robustgen.metrics import verdicts
 from robustgen.store import RunStore
 
 Array = np.ndarray
@@ -23,16 +24,17 @@ class Rows:
     """The rows of one evaluation of one model, in the order of their sample ids.
 
     ``ids``, ``labels`` int64 (n,), label -1 where a picture has none; ``logits`` float64 (n, classes);
-    ``correct`` bool (n,): the majority of the draws behind the verdict was right; ``log_prob`` float64
-    (n,) in nats, NaN where the model has none; ``broken_by`` object (n,), the stage of a cascade that
-    broke the sample or None; ``within_budget`` object (n,), None without a budget; ``seeded_by``,
-    ``forwards``, ``backwards`` (n,).
+    ``draws``, ``draws_correct`` int (n,), how many draws are behind the verdict and how many of them
+    were right; ``log_prob`` float64 (n,) in nats, NaN where the model has none; ``broken_by`` object
+    (n,), the stage of a cascade that broke the sample or None; ``within_budget`` object (n,), None
+    without a budget; ``seeded_by``, ``forwards``, ``backwards`` (n,).
     """
 
     ids: Array
     labels: Array
     logits: Array
-    correct: Array
+    draws: Array
+    draws_correct: Array
     log_prob: Array
     broken_by: Array
     within_budget: Array
@@ -42,6 +44,21 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def correct(self) -> Array:
+        """The verdict where one is wanted, bool (n,): most of the draws were right."""
+        return verdicts.majority(self.draws_correct, self.draws)
+
+    @property
+    def share(self) -> Array:
+        """The share of the draws that were right, (n,); of a deterministic model 0 or 1."""
+        return verdicts.mean(self.draws_correct, self.draws)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether verdicts were drawn, since the model's answers are random."""
+        return bool((self.draws > 1).any())
 
     @cached_property
     def log_probabilities(self) -> Array:
@@ -122,7 +139,8 @@ def to_rows(table: pa.Table) -> Rows:
         ids=column("sample_id"),
         labels=column("label"),
         logits=flat.reshape(len(table), -1).astype(np.float64),
-        correct=2 * column("draws_correct") > column("draws"),
+        draws=column("draws"),
+        draws_correct=column("draws_correct"),
         log_prob=column("log_prob").astype(np.float64),
         broken_by=column("broken_by").astype(object),
         within_budget=column("within_budget").astype(object),

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustgen.metrics.comparisons import Key
 from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -21,6 +22,12 @@ SCORES = (
     ("log_prob", "log p(x)", "the model's own log p(x), empty for models without one,"),
 )
 """The scores of foreign pictures that the main table shows: variant, title, meaning."""
+
+VERDICTS = (
+    (MAJORITY, "majority", "right in most draws of a stochastic model"),
+    (WORST, f"worst of {WORST_OF}", f"right in all of {WORST_OF} draws of a stochastic model"),
+)
+"""What a stochastic model has beside the mean over its draws: variant, title, meaning."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,9 @@ def columns(content: dict[str, Any]) -> list[Column]:
 
 
 def _candidates(content: dict[str, Any]) -> Iterator[Column]:
-    yield Column(
-        "Clean", "accuracy", "share of the test pictures, as they are, that the model gets right",
-        Key("clean", "", "accuracy"), True,
+    yield from _verdicts(
+        content, "Clean", "accuracy", "share of the test pictures, as they are, that the model gets right",
+        Key("clean", "", "accuracy"),
     )  # fmt: skip
     yield from _attacked(content)
     yield Column(
@@ -65,20 +72,37 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
     yield from _gradients(content)
 
 
+def _verdicts(content: dict[str, Any], group: str, title: str, meaning: str, key: Key) -> Iterator[Column]:
+    """A column of shares right, and those of the other two verdicts on stochastic models."""
+    drawn = "; the mean over the draws of a stochastic model" if _any_stochastic(content) else ""
+    yield Column(group, title, meaning + drawn, key, True)
+    for variant, by, means in VERDICTS:
+        yield Column(group, f"{title}, {by}", f"{meaning}: {means}", key._replace(variant=variant), True)
+
+
+def _any_stochastic(content: dict[str, Any]) -> bool:
+    return any(model.get("stochastic") for model in content["models"])
+
+
 def _attacked(content: dict[str, Any]) -> Iterator[Column]:
     attacks = _of_kind(content, "attack")
     for norm, eps in headline_eps(content):
         group = f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
         for detail in attacks:
-            if detail["cascade"] and (detail["norm"], detail["eps"]) == (norm, eps):
-                yield Column(
-                    group, detail["name"].removesuffix(f"-{ThreatModel(norm, eps).slug}"),
-                    f"share still right after the cascade {', '.join(detail['cascade'])}",
-                    Key(detail["name"], "", "robust_accuracy"), True,
-                )  # fmt: skip
-        yield Column(
-            group, "worst case", "share right under every attack of this norm up to this size, and with none",
-            Key(worst_name(norm, eps), "", "robust_accuracy"), True,
+            if (detail["norm"], detail["eps"]) != (norm, eps):
+                continue
+            if detail["cascade"]:
+                meaning = f"share still right after the cascade {', '.join(detail['cascade'])}"
+            elif detail["attack"] == "noise":
+                meaning = "share still right under random noise of this size, which no search has chosen"
+            else:
+                continue
+            title = detail["name"].removesuffix(f"-{ThreatModel(norm, eps).slug}")
+            yield from _verdicts(content, group, title, meaning, Key(detail["name"], "", "robust_accuracy"))
+        yield from _verdicts(
+            content, group, "worst case",
+            "share right under every attack of this norm up to this size, and with none",
+            Key(worst_name(norm, eps), "", "robust_accuracy"),
         )  # fmt: skip
 
 
@@ -107,10 +131,9 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
     """
     of_data = content["protocol"].get("data") or {}
     settings = of_data.get(content["data"]["name"]) or of_data.get("any") or {}
-    run = {(d["norm"], d["eps"]): bool(d["cascade"]) for d in _of_kind(content, "attack")}
-    chosen = {
-        pair for pair, cascade in run.items() if cascade or settings.get("eps", {}).get(pair[0]) == pair[1]
-    }
+    run = {(d["norm"], d["eps"]) for d in _of_kind(content, "attack")}
+    chosen = {(d["norm"], d["eps"]) for d in _of_kind(content, "attack") if d["cascade"]}
+    chosen |= {pair for pair in run if settings.get("eps", {}).get(pair[0]) == pair[1]}
     for norm in {norm for norm, _ in run} - {norm for norm, _ in chosen}:
         chosen.add(max(pair for pair in run if pair[0] == norm))
     return sorted(chosen, key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))

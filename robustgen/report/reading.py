@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
 from robustgen.report.tables import Cell, MainTable
 
@@ -38,12 +39,14 @@ class FlagGroup(NamedTuple):
 
 def reading(table: MainTable) -> list[tuple[str, str]]:
     """(opening, sentence) for each kind of number in the table: its first column speaks for it, the
-    worst case for attacks."""
+    worst case for attacks (of stochastic models: by majority, the only one that they have)."""
     found = []
     for metric, opening in OPENINGS.items():
         places = [i for i, column in enumerate(table.columns) if column.key.metric == metric]
         if metric == "robust_accuracy":
-            places = [i for i in places if table.columns[i].title == "worst case"]
+            places = [i for i in places if table.columns[i].key.evaluation.startswith("worst-")]
+        if metric == "accuracy":
+            places = [i for i in places if not table.columns[i].key.variant]
         if metric in ("guidance_gain", "psnr_gain"):
             sentence = _gradients(table, places, metric)
             found += [(opening, sentence)] if sentence else []
@@ -56,7 +59,8 @@ def reading(table: MainTable) -> list[tuple[str, str]]:
 
 def _of(column: Column) -> str:
     if column.key.metric == "robust_accuracy":
-        return column.group.removeprefix("Attacked")
+        by = ", by majority" if column.key.variant == MAJORITY else ""
+        return column.group.removeprefix("Attacked") + by
     return f", {column.title}" if column.key.metric == "auroc" else ""
 
 

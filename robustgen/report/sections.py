@@ -12,6 +12,7 @@ import numpy as np
 from robustgen.metrics import calibration, ood
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
+from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import NORMS, eps_text
 from robustgen.report.plots import Chart, Series, reliability_svg
 
@@ -42,7 +43,8 @@ def names_of(content: dict[str, Any]) -> list[str]:
 
 
 def curves(content: dict[str, Any]) -> list[Figure]:
-    """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean)."""
+    """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean); by majority of its draws,
+    where a model is stochastic."""
     numbers = by_key(content)
     attacks = {
         (d["norm"], d["eps"]) for m in content["models"] for d in m["evaluations"] if d["kind"] == "attack"
@@ -56,10 +58,12 @@ def curves(content: dict[str, Any]) -> list[Figure]:
 
 def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[float]) -> Figure | None:
     lines, words = [], []
+    drawn = {m["name"] for m in content["models"] if m.get("stochastic")}
     for index, model in enumerate(names_of(content)):
-        points = [(0.0, numbers.get((model, "clean", "", "accuracy")))]
+        by = MAJORITY if model in drawn else ""
+        points = [(0.0, numbers.get((model, "clean", by, "accuracy")))]
         points += [
-            (eps, numbers.get((model, worst_name(norm, eps), "", "robust_accuracy"))) for eps in all_eps
+            (eps, numbers.get((model, worst_name(norm, eps), by, "robust_accuracy"))) for eps in all_eps
         ]
         known = [(eps, metric) for eps, metric in points if metric is not None]
         if len(known) > 1:
@@ -77,7 +81,8 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
         lines,
         y_range=(0, 100),
     )
-    return _figure(title, chart)
+    note = f"By majority of their draws: {', '.join(sorted(drawn))}." if drawn else ""
+    return _figure(title, chart, note)
 
 
 def _line(name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0) -> Series:
@@ -85,8 +90,8 @@ def _line(name: str, index: int, x: list[float], metrics: list[dict[str, Any]], 
     return Series(name, index, x, y, low, high)
 
 
-def _figure(title: str, chart: Chart) -> Figure:
-    return Figure(title, chart.svg(), [(series.name, series.index) for series in chart.series])
+def _figure(title: str, chart: Chart, note: str = "") -> Figure:
+    return Figure(title, chart.svg(), [(series.name, series.index) for series in chart.series], note)
 
 
 def corruption_charts(content: dict[str, Any]) -> list[Figure]:

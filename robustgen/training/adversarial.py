@@ -1,7 +1,7 @@
 """Adversarial training: the loss is taken at perturbed pictures inside the threat's ball.
 
 PGD-AT (Madry et al. 2018, equation 2.1): min_theta E max_{|d| <= eps} -log p(y | x + d).
-N-FGSM (de Jorge et al. 2022, algorithm 1): one step d = u + eps sign(grad), u uniform in 2 eps, not projected.
+N-FGSM (de Jorge et al. 2022, algorithm 1): one step d = u + eps sign(grad), not projected.
 TRADES (Zhang et al. 2019, equation 5): min_theta E [-log p(y | x) + beta max_d KL(p(. | x) || p(. | x + d))].
 """
 

@@ -1,4 +1,4 @@
-"""Intervals of estimates whose resampling is biased, by simulation."""
+"""Intervals of estimates whose resampling is biased, by simulation; what is read of random verdicts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from robustgen.metrics import estimates
+from robustgen.metrics.comparisons import Key, compare
 from robustgen.metrics.rows import Evaluation, Rows, Run
 from robustgen.types import Metric
 
@@ -19,12 +20,17 @@ def run_of(rng: np.random.Generator, temperature: float) -> Run:
     logits = rng.normal(0, 3, (N, 10))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = (p.cumsum(1) > rng.random((N, 1))).argmax(1)
-    nothing = np.full(N, None)
-    rows = Rows(
-        np.arange(N), labels, logits / temperature, logits.argmax(1) == labels, np.full(N, np.nan),
+    rows = rows_of(logits / temperature, labels, np.ones(N, int), logits.argmax(1) == labels)
+    return Run("m", {"model": {}}, {"clean": Evaluation({"name": "clean", "kind": "clean"}, rows, N)})
+
+
+def rows_of(logits: np.ndarray, labels: np.ndarray, draws: np.ndarray, correct: np.ndarray) -> Rows:
+    n = len(labels)
+    nothing = np.full(n, None)
+    return Rows(
+        np.arange(n), labels, logits, draws, correct.astype(int), np.full(n, np.nan),
         nothing, nothing, nothing, nothing, nothing,
     )  # fmt: skip
-    return Run("m", {"model": {}}, {"clean": Evaluation({"name": "clean", "kind": "clean"}, rows, N)})
 
 
 def calibration_errors(temperature: float) -> Iterator[Metric]:
@@ -48,3 +54,51 @@ def test_the_interval_of_a_calibration_error_holds_the_truth() -> None:
     truth = 0.1615  # of 400,000 samples
     held = [m.ci_low <= truth <= m.ci_high for m in calibration_errors(0.5)]
     assert np.mean(held) > 0.85
+
+
+# Of four samples 32, 31, 16 and 0 of 32 draws are right on the clean picture, and no more under attack.
+CLEAN, ATTACKED = np.array([32, 31, 16, 0]), np.array([32, 10, 16, 0])
+
+
+def drawn(model: str, draws: int) -> Run:
+    """A stochastic run; with one draw, the deterministic one whose verdicts are those of the majority."""
+
+    def rows(correct: np.ndarray) -> Rows:
+        correct = correct if draws > 1 else 2 * correct > 32
+        return rows_of(np.eye(4), np.arange(4), np.full(4, draws), correct)
+
+    attack = {"kind": "attack", "norm": "linf", "eps": 0.1, "cascade": []}
+    details = [{"name": "clean", "kind": "clean"}, {"name": "a", **attack}, {"name": "b", **attack}]
+    counts = [CLEAN, CLEAN[::-1], ATTACKED]
+    evaluations = {d["name"]: Evaluation(d, rows(c), 4) for d, c in zip(details, counts, strict=True)}
+    return Run(model, {"model": {}}, evaluations)
+
+
+def accuracies(run: Run) -> dict[Key, float]:
+    found = [e.metric for e in estimates.measure(run)]
+    return {Key(m.evaluation, m.variant, m.metric): m.value for m in found if "accuracy" in m.metric}
+
+
+def test_a_stochastic_model_has_three_accuracies_and_a_deterministic_one_has_one() -> None:
+    found = accuracies(drawn("m", 32))
+    choices = {c: np.prod([(c - i) / (32 - i) for i in range(10)]) for c in (32, 31, 16)}
+    expected = {"": 79 / 128, "majority": 0.5, "worst-of-10": sum(choices.values()) / 4}
+    for evaluation, metric in (("clean", "accuracy"), ("a", "robust_accuracy")):
+        here = {k.variant: v for k, v in found.items() if (k.evaluation, k.metric) == (evaluation, metric)}
+        assert here == pytest.approx(expected)
+    assert found[Key("b", "", "robust_accuracy")] == pytest.approx(58 / 128)
+    assert {k.variant for k in accuracies(drawn("m", 1))} == {""}
+
+
+def test_the_worst_case_of_a_stochastic_model_is_by_majority() -> None:
+    found = {k: v for k, v in accuracies(drawn("m", 32)).items() if k.evaluation.startswith("worst")}
+    # of the two samples that most draws get right as they are, "a" turns one and "b" the other
+    assert found == {Key("worst-linf-0.1", "majority", "robust_accuracy"): 0.0}
+
+
+def test_a_stochastic_and_a_deterministic_model_are_compared() -> None:
+    key = Key("clean", "", "accuracy")
+    both = [e for draws in (32, 1) for e in estimates.measure(drawn(f"of-{draws}", draws))]
+    (test,) = compare(both, [key])
+    assert (test.test, test.n) == ("bootstrap", 4)
+    assert test.difference == pytest.approx(79 / 128 - 0.5)

@@ -55,6 +55,18 @@ def lost(out: Path) -> Path:
     return out
 
 
+def drawn(out: Path) -> Path:
+    """A report of two stochastic models beside a deterministic one."""
+    runs = [
+        fakes.write_run(out, "plain", skill=3.0, seed=5),
+        fakes.write_run(out, "noisy", skill=3.0, seed=6, stochastic=True),
+        fakes.write_run(out, "smoothed", skill=5.0, seed=7, stochastic=True),
+    ]
+    summarise(out, runs, None, "robustgen report")
+    render(out)
+    return out
+
+
 def real(out: Path) -> Path:
     """A report that the command made."""
     program = "import sys; from robustgen.cli import app; sys.argv[0] = 'robustgen'; app()"
@@ -64,12 +76,12 @@ def real(out: Path) -> Path:
     return out
 
 
-@pytest.fixture(scope="session", params=["made-up", "lost", "real"])
+@pytest.fixture(scope="session", params=["made-up", "lost", "drawn", "real"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report: whole, with lost chunks, and as the command makes it."""
+    """The folder of a report: whole, with lost chunks, of stochastic models, and as the command makes it."""
     if request.param == "made-up":
         return request.getfixturevalue("written")[0]
-    return {"lost": lost, "real": real}[request.param](tmp_path_factory.mktemp(request.param))
+    return {"lost": lost, "drawn": drawn, "real": real}[request.param](tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -52,13 +52,14 @@ def spec(
     size: int = 60,
     summary: str = "A fake.",
     density: str | None = None,
+    stochastic: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
     return {
         "model": {
             "name": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
             "summary": summary, "num_classes": classes, "input_shape": list(shape), "supports": ["logits"],
-            "density": density, "noise": "NoNoise()", "stochastic": False, "parameters": 12345,
+            "density": density, "noise": "NoNoise()", "stochastic": stochastic, "parameters": 12345,
         },
         "data": {
             "name": "digits", "source": "digits", "fingerprint": "f00d", "provenance": "Made <up> & fake.",
@@ -146,6 +147,10 @@ def evaluate(
         pictures = picture_table(fake.rng.random((n, dims)).astype(np.float32))
     elif kind == "gradients":
         tables["guidance"] = guidance_table(fake, n, dims)
+    if fake.store.spec["model"]["stochastic"]:
+        columns["draws"] = [32] * n
+        share = np.where(logits.argmax(1) == labels, fake.rng.beta(5, 0.5, n), fake.rng.beta(0.5, 2, n))
+        columns["draws_correct"] = fake.rng.binomial(32, share).tolist()
     if fake.joint:
         columns["log_prob"] = np.log(np.exp(logits).sum(1)).tolist()
     return make_rows(labels, logits, **columns), tables, pictures

@@ -51,9 +51,10 @@ def spoken(opening: str) -> Key:
     """What a sentence of "In short" is about."""
     first, _, about = opening.partition(", ")
     if first == "Under attack":
-        norm, _, eps = about.partition(" ≤ ")
+        norm, _, eps = about.removesuffix(", by majority").partition(" ≤ ")
         name = {"L∞": "linf", "L2": "l2", "L1": "l1"}[norm]
-        return f"worst-{name}-{eps.replace('/', '-')}", "", "robust_accuracy"
+        variant = "majority" if about.endswith("by majority") else ""
+        return f"worst-{name}-{eps.replace('/', '-')}", variant, "robust_accuracy"
     if first == "Foreign pictures":
         data, _, score = about.partition(" by ")
         return f"ood-{data}", {"energy": "energy", "log p(x)": "log_prob"}[score], "auroc"

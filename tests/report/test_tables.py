@@ -27,7 +27,7 @@ def apart(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 
 def marks(content: dict[str, Any], metric: str) -> dict[str, str]:
     table = tables.main_table(content)
-    (place,) = (i for i, c in enumerate(table.columns) if c.key[::2] == ("clean", metric))
+    (place,) = (i for i, c in enumerate(table.columns) if c.key == ("clean", "", metric))
     return {model["name"]: cells[place].mark for model, cells in table.rows if cells[place]}  # type: ignore[union-attr]
 
 
@@ -68,3 +68,35 @@ def test_foreign_pictures_have_a_column_a_score(written: tuple[Path, dict[str, A
     table = tables.main_table(written[1])
     (place,) = (i for i, c in enumerate(table.columns) if c.key.variant == "log_prob")
     assert [model["name"] for model, cells in table.rows if cells[place]] == ["cdn-digits"]
+
+
+def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
+    details = [*fakes.evaluations(), fakes.attack("noise", "linf", 0.15)]
+    runs = [
+        fakes.write_run(tmp_path, "plain", evaluations=details),
+        fakes.write_run(tmp_path, "noisy", evaluations=details, stochastic=True),
+    ]
+    content = summarise(tmp_path, runs, None, "")
+    titles = {c.group: [d.title for d in columns(content) if d.group == c.group] for c in columns(content)}
+    by = ("", ", majority", ", worst of 10")
+    assert titles["Clean"] == [f"accuracy{how}" for how in by]
+    of_attacks = [f"{name}{how}" for name in ("autoattack", "noise") for how in by]
+    assert titles["Attacked, L∞ ≤ 0.15"] == [*of_attacks, "worst case", "worst case, majority"]
+    table = tables.main_table(content)
+    filled = {
+        model["name"]: [c.title for c, cell in zip(table.columns, cells, strict=True) if cell]
+        for model, cells in table.rows
+    }
+    assert [t for t in filled["plain"] if "majority" in t or "worst of" in t] == []
+    assert "worst case" not in filled["noisy"]
+    # means of draws and single verdicts are tested against each other, not called untested
+    found = marks(content, "accuracy")
+    assert set(found) == {"plain", "noisy"}
+    assert "untested" not in found.values()
+    openings = [opening for opening, _ in reading(table)]
+    assert openings.count("On clean pictures") == 1
+    assert "Under attack, L∞ ≤ 0.15, by majority" in openings
+
+
+def test_a_page_without_a_stochastic_model_does_not_speak_of_draws(written: tuple[Path, Any]) -> None:
+    assert not [c for c in columns(written[1]) if "draw" in c.meaning or "majority" in c.title]

@@ -2,7 +2,8 @@
 
 pyautoattack 0.2.0 is upstream's code of 2023 under another name. Its parts draw from torch's global
 generator, which they seed anew at every call; so they run in a fork of it, one batch a chunk, and
-are reproducible by chunk, not by sample.
+are reproducible by chunk, not by sample. The names of pyautoattack:standard and of its parts alone,
+such as pyautoattack:apgd-ce, set them apart from the native cascade.
 
 The reference's semantics are kept, its weak spot included: APGD-CE climbs the cross-entropy of the
 raw logits, whose float32 gradient is exactly 0 where the label leads by more than about 104 nats.
@@ -12,12 +13,9 @@ Joint models reach such leads, and the other three parts do not mind.
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
@@ -27,10 +25,12 @@ from torch import Tensor
 
 from robustgen import config
 from robustgen.attacks.options import Options
+from robustgen.attacks.outside.base import forked_generators, predict
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
+from robustgen.registry import slug
 from robustgen.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -76,13 +76,14 @@ class Cascade(Attack):
     reference = "Croce and Hein 2020, arXiv:2003.01690; pyautoattack 0.2.0"
     seeded_by_chunk = True
     title: ClassVar[str]
-    stages: ClassVar[tuple[str, ...]]
+    names: ClassVar[tuple[str, ...]]
     budget: ClassVar[type[Options]] = Budget
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         super().__init__(threat)
-        given = config.validate(self.budget, options, where=f"options of the attack {self.title!r}")
-        self.name = given.mark(self.title)
+        title = f"pyautoattack:{self.title}"
+        given = config.validate(self.budget, options, where=f"options of the attack {title!r}")
+        self.name = given.mark(slug(title))
         self.options = Budget(**given.model_dump())
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
@@ -90,15 +91,15 @@ class Cascade(Attack):
         seed = draws.integer()
         found = x.clone()
         broken_by: list[str | None] = [None] * len(x)
-        robust = _predict(model, x) == y
-        for stage in self.stages:
+        robust = predict(model, x) == y
+        for stage in self.names:
             left = torch.nonzero(robust).squeeze(1)
             if len(left) == 0:
                 break
             # Upstream seeds every part with the same number, and so do we.
             with forked_generators(seed, x.device), serving(model, left):
                 x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
-                broken = _predict(model, x_adv) != y[left]
+                broken = predict(model, x_adv) != y[left]
             found[left[broken]] = x_adv[broken].detach()
             robust[left[broken]] = False
             for i in left[broken].tolist():
@@ -107,7 +108,7 @@ class Cascade(Attack):
 
     def _check(self, model: Classifier, x: Tensor) -> None:
         # Square's first stripes in L2 and L1 are a fifth of a picture's side wide.
-        if "square" in self.stages and self.threat.norm != "linf" and min(x.shape[2:]) < 5:
+        if "square" in self.names and self.threat.norm != "linf" and min(x.shape[2:]) < 5:
             raise UnsupportedError(
                 f"Square in {self.threat.norm} needs pictures of at least 5x5 pixels",
                 where=f"the attack {self.name!r}",
@@ -116,18 +117,18 @@ class Cascade(Attack):
             )
 
 
-class AutoAttack(Cascade):
+class Standard(Cascade):
     """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
 
-    title = "autoattack"
-    stages = STANDARD
+    title = "standard"
+    names = STANDARD
 
 
 class ApgdCe(Cascade):
     """Auto-PGD on the cross-entropy alone."""
 
     title = "apgd-ce"
-    stages = ("apgd-ce",)
+    names = ("apgd-ce",)
     budget = IterBudget
 
 
@@ -135,7 +136,7 @@ class ApgdT(Cascade):
     """Auto-PGD on the targeted difference-of-logits ratio alone."""
 
     title = "apgd-t"
-    stages = ("apgd-t",)
+    names = ("apgd-t",)
     budget = TargetBudget
 
 
@@ -143,7 +144,7 @@ class FabT(Cascade):
     """The targeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
 
     title = "fab-t"
-    stages = ("fab-t",)
+    names = ("fab-t",)
     budget = TargetBudget
 
 
@@ -151,9 +152,11 @@ class Square(Cascade):
     """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
 
     title = "square"
-    stages = ("square",)
+    names = ("square",)
     budget = QueryBudget
 
+
+KINDS: dict[str, type[Cascade]] = {kind.title: kind for kind in (Standard, ApgdCe, ApgdT, FabT, Square)}
 
 # --- the parts, as AutoAttack's standard version sets them -------------------------------------------
 
@@ -229,22 +232,6 @@ def _targets(model: Classifier, budget: Budget, reference: int) -> int:
     return min(budget.n_target_classes or reference, model.num_classes - 1)
 
 
-def _predict(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.logits(x).argmax(1)
-
-
-@contextmanager
-def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's, numpy's and Python's global generators, and restore their states afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
+def build(attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> Cascade:
+    """The standard version, or one of its parts alone."""
+    return KINDS[attack](threat, **options)

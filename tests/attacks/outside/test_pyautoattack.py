@@ -9,17 +9,17 @@ import torch
 from linear_oracle import DUAL, model_and_pictures
 from torch import nn
 
-from robustgen.attacks.adapters import (
+from robustgen.attacks.outside.pyautoattack import (
     NORMS,
     PARTS,
     STANDARD,
     ApgdCe,
     ApgdT,
-    AutoAttack,
     Budget,
     Cascade,
     FabT,
     Square,
+    Standard,
 )
 from robustgen.classifiers.base import FixedBatch, PlainClassifier
 from robustgen.data import Dataset
@@ -41,7 +41,13 @@ SHORT_ALONE = {
 
 def run(attack: Cascade, model: FixedBatch, digits: Dataset, n: int = 32) -> Perturbed:
     part = digits.slice(0, n)
+    model.begin(n)
     return attack(model, part.images, part.labels, Draws(0, "test", part.sample_ids))
+
+
+def on(attack: Cascade, model: FixedBatch, x: torch.Tensor, y: torch.Tensor) -> Perturbed:
+    model.begin(len(x))
+    return attack(model, x, y, Draws(0, "test", torch.arange(len(x))))
 
 
 def upstream(norm: str, seed: int, model: nn.Module) -> pyautoattack.AutoAttack:
@@ -59,7 +65,7 @@ def test_finds_the_very_pictures_that_pyautoattack_finds(
     theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = SHORT["n_target_classes"]
     theirs.square.n_queries = SHORT["n_queries"]
     expected, _ = theirs.run_standard_evaluation(part.images, part.labels, batch_size=32)
-    found = run(AutoAttack(ThreatModel(norm, EPS[norm]), **SHORT), trained, digits).images
+    found = run(Standard(ThreatModel(norm, EPS[norm]), **SHORT), trained, digits).images
     robust = int((trained(found).argmax(1) == part.labels).sum())
     assert 0.2 * 32 <= robust <= 0.8 * 32
     assert torch.equal(found, expected)
@@ -75,8 +81,8 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
         "fab-t": theirs.fab,
         "square": theirs.square,
     }
-    assert tuple(theirs.attacks_to_run) == AutoAttack.stages
-    for stage in AutoAttack.stages:
+    assert tuple(theirs.attacks_to_run) == Standard.names
+    for stage in Standard.names:
         part = PARTS[stage](trained, ThreatModel(norm, EPS[norm]), Budget(), 0)
         ours = vars(part.__self__) | {"device": None, "logger": None}  # type: ignore[attr-defined]
         assert ours == vars(reference[stage]) | {"device": None, "logger": None}
@@ -86,7 +92,7 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
 def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dataset, norm: str) -> None:
     threat = ThreatModel(norm, EPS[norm])
     part = digits.slice(0, 32)
-    found, broken_by = run(AutoAttack(threat, **SHORT), trained, digits)
+    found, broken_by = run(Standard(threat, **SHORT), trained, digits)
     assert broken_by is not None
     right_before = trained(part.images).argmax(1) == part.labels
     wrong_after = trained(found).argmax(1) != part.labels
@@ -105,13 +111,13 @@ def test_each_part_works_alone(trained: FixedBatch, digits: Dataset, stage: str)
     assert broken_by is not None
     assert set(broken_by) <= {stage, None}
     assert broken_by.count(stage) >= 8
-    assert attack.name.startswith(stage)
+    assert attack.name.startswith(f"pyautoattack-{stage}")
 
 
 def test_a_rerun_is_bit_equal_and_the_global_generators_are_left_alone(
     trained: FixedBatch, digits: Dataset
 ) -> None:
-    attack = AutoAttack(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=50)
+    attack = Standard(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=50)
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     first = run(attack, trained, digits)
@@ -129,10 +135,10 @@ def test_is_silent_and_leaves_no_gradient_on_the_weights(
     trained: FixedBatch, digits: Dataset, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     # Upstream warns of gradients that are 0.
-    attack = AutoAttack(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=20)
+    attack = Standard(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=20)
     flat = FixedBatch(PlainClassifier(Flat(), 10, (1, 8, 8)), 32)
     part = digits.slice(0, 8)
-    attack(flat, part.images, torch.zeros(8, dtype=torch.int64), Draws(0, "test", part.sample_ids))
+    on(attack, flat, part.images, torch.zeros(8, dtype=torch.int64))
     run(attack, trained, digits)
     assert all(weight.grad is None for weight in trained.parameters())
     assert capfd.readouterr() == ("", "")
@@ -157,8 +163,8 @@ class Constant(nn.Module):
 def test_a_tie_of_all_logits_stops_no_part(digits: Dataset, norm: str) -> None:
     constant = FixedBatch(PlainClassifier(Constant(), 10, (1, 8, 8)), 4)
     x, y = digits.images[:4], torch.zeros(4, dtype=torch.int64)
-    attack = AutoAttack(ThreatModel(norm, EPS[norm]), n_iter=3, n_target_classes=1, n_queries=3)
-    assert attack(constant, x, y, Draws(0, "test", torch.arange(4))).broken_by == [None] * 4
+    attack = Standard(ThreatModel(norm, EPS[norm]), n_iter=3, n_target_classes=1, n_queries=3)
+    assert on(attack, constant, x, y).broken_by == [None] * 4
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -167,12 +173,12 @@ def test_fewer_classes_than_targeted_dlr_needs(norm: str, classes: int) -> None:
     net, model, x, y = model_and_pictures(classes)
     distance = net.distances(x, y, DUAL[norm])
     eps = float(distance.median())
-    found = ApgdT(ThreatModel(norm, eps))(model, x, y, Draws(0, "test", torch.arange(64))).images
+    found = on(ApgdT(ThreatModel(norm, eps)), model, x, y).images
     broken = model(found).argmax(1) != y
     assert not (broken & (distance > eps * (1 + 1e-5))).any()
     assert not (~broken & (distance < eps * 0.99)).any()
-    short = AutoAttack(ThreatModel(norm, eps), n_iter=20, n_queries=20)
-    cascade = short(model, x, y, Draws(0, "test", torch.arange(64)))
+    short = Standard(ThreatModel(norm, eps), n_iter=20, n_queries=20)
+    cascade = on(short, model, x, y)
     assert torch.equal(model(cascade.images).argmax(1) != y, broken)
 
 
@@ -180,5 +186,5 @@ def test_refuses_pictures_that_square_cannot_stripe() -> None:
     model = FixedBatch(PlainClassifier(nn.Flatten(), 16, (1, 4, 4)), 2)
     x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     with pytest.raises(UnsupportedError, match="at least 5x5"):
-        Square(ThreatModel("l2", 0.5))(model, x, y, Draws(0, "test", [0, 1]))
-    Square(ThreatModel("linf", 0.1), n_queries=3)(model, x, y, Draws(0, "test", [0, 1]))
+        on(Square(ThreatModel("l2", 0.5)), model, x, y)
+    on(Square(ThreatModel("linf", 0.1), n_queries=3), model, x, y)

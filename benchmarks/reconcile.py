@@ -1,0 +1,62 @@
+"""The reconciliation study: the same checkpoints under protocols that published numbers were made by.
+
+    python benchmarks/reconcile.py [MODEL ...] [--data digits] [--out out/reconcile] [--write FILE.md]
+
+Runs every protocol (`as-...`, the data's standard one and joint-adaptive) by the command that anyone
+would type; what is finished is not computed again. Prints one table, models against protocols: robust
+accuracy in percent with 95 % intervals, and n. ``--write`` puts it into a Markdown file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from robustgen import registry
+from robustgen.store import read_json
+
+STANDARD = {"digits": "linf-0.15", "cifar10": "linf-8-255"}
+REENACTED = ("as-jem-2020", "as-sada-2023", "as-rdc-2024", "as-diffhammer-2024")
+
+
+def measure(models: list[str], protocol: str, data: str, out: Path) -> dict[str, dict[str, float]]:
+    """The robust accuracy of every model under a protocol, with its interval and n."""
+    command = [sys.executable, "-m", "robustgen.cli", "report", *models, "--data", data]
+    subprocess.run([*command, "--protocol", protocol, "--out", str(out / protocol)], check=True)
+    rows = read_json(out / protocol / "summary.json")["metrics"]
+    return {row["model"]: row for row in rows if row["metric"] == "robust_accuracy" and not row["variant"]}
+
+
+def cell(row: dict[str, float] | None) -> str:
+    if row is None:
+        return ""
+    value, low, high = (100 * row[key] for key in ("value", "ci_low", "ci_high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="*", help="default: the zoo of the data")
+    parser.add_argument("--data", default="digits", choices=STANDARD)
+    parser.add_argument("--out", type=Path, default=Path("out/reconcile"))
+    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    options = parser.parse_args()
+    models = [ref.name for ref in registry.resolve_all(options.models, options.data)]
+    protocols = [*REENACTED, STANDARD[options.data], "joint-adaptive"]
+    found = {name: measure(models, name, options.data, options.out) for name in protocols}
+    counts = [str(max((int(row["n"]) for row in found[name].values()), default=0)) for name in protocols]
+    lines = [
+        "| model | " + " | ".join(f"{p} (n = {n})" for p, n in zip(protocols, counts, strict=True)) + " |",
+        "|--" * (len(protocols) + 1) + "|",
+        *("| " + " | ".join([m, *(cell(found[p].get(m)) for p in protocols)]) + " |" for m in models),
+    ]
+    table = "\n".join(lines)
+    if options.write:
+        options.write.write_text(table + "\n", encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""AutoAttack (Croce and Hein 2020, arXiv:2003.01690): its parts, and its versions as cascades.
+
+Parts, order and budgets are those of the reference's code of 2023: see docs/attacks.md for what is
+the same, and what is done otherwise to be quick.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from robustgen import config
+from robustgen.attacks.apgd import apgd
+from robustgen.attacks.cascade import Cascade, Stage
+from robustgen.attacks.fab import LeanFAB, LeanUntargetedFAB
+from robustgen.attacks.losses import CLASSES_NEEDED
+from robustgen.attacks.options import Options
+from robustgen.attacks.screen import screened_square
+from robustgen.attacks.search import Search
+from robustgen.attacks.square import square
+from robustgen.classifiers.base import Classifier
+from robustgen.errors import UnsupportedError
+from robustgen.threat import ThreatModel
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+PLUS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
+RAND = ("apgd-ce", "apgd-dlr")
+
+
+class Budget(Options):
+    """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
+    at (None: 9, in L1 5 for APGD-T; never more than there are), restarts of the untargeted parts
+    (None: 1, in L1 5), and Square's queries."""
+
+    n_iter: int = Field(default=100, gt=0)
+    n_target_classes: int | None = Field(default=None, gt=0)
+    restarts: int | None = Field(default=None, gt=0)
+    n_queries: int = Field(default=5000, gt=0)
+
+
+class IterBudget(Options):
+    """The budget of an untargeted part."""
+
+    n_iter: int = Field(default=100, gt=0)
+    restarts: int | None = Field(default=None, gt=0)
+
+
+class TargetBudget(Options):
+    """The budget of a targeted part."""
+
+    n_iter: int = Field(default=100, gt=0)
+    n_target_classes: int | None = Field(default=None, gt=0)
+
+
+class QueryBudget(Options):
+    """The budget of Square."""
+
+    n_queries: int = Field(default=5000, gt=0)
+
+
+def part(name: str, threat: ThreatModel, budget: Budget, classes: int) -> Search:
+    """One part of AutoAttack, by its name, for a model with so many classes."""
+    l1 = threat.norm == "l1"
+    n_iter, restarts = budget.n_iter, budget.restarts or (5 if l1 else 1)
+    match name:
+        case "apgd-ce":
+            return apgd(threat, "ce", jobs=restarts, n_iter=n_iter)
+        case "apgd-dlr":
+            return apgd(threat, scaled("dlr", classes), jobs=restarts, n_iter=n_iter)
+        case "apgd-t":
+            loss = scaled("dlr-targeted", classes)
+            return apgd(threat, loss, jobs=_targets(budget, classes, 5 if l1 else 9), n_iter=n_iter)
+        case "fab":
+            return LeanUntargetedFAB(threat, jobs=restarts, n_iter=n_iter)
+        case "fab-t":
+            return LeanFAB(threat, jobs=_targets(budget, classes, 9), n_iter=n_iter)
+        case "square":
+            return screened_square(threat, n_queries=budget.n_queries)
+    raise AssertionError(name)
+
+
+def scaled(loss: str, classes: int) -> str:
+    """A DLR loss, or the margin for fewer classes than its denominator has logits.
+
+    The denominator makes the loss independent of the logits' scale; APGD's steps and tests depend on
+    signs and directions, so little is lost without it.
+    """
+    margins = {"dlr": "margin", "dlr-targeted": "margin-targeted"}
+    return loss if classes >= CLASSES_NEEDED[loss] else margins[loss]
+
+
+def _targets(budget: Budget, classes: int, reference: int) -> int:
+    return min(budget.n_target_classes or reference, classes - 1)
+
+
+class Parts(Cascade):
+    """Parts of AutoAttack in order, each from the clean pictures on those samples still classified right."""
+
+    reference = "Croce and Hein 2020, arXiv:2003.01690"
+    title: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]]
+    options_type: ClassVar[type[Options]] = Budget
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, threat: ThreatModel, **options: Any) -> None:
+        given = config.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
+        super().__init__(threat, self.parts)
+        self.name = given.mark(self.title)
+        self.budget = Budget(**(self.defaults | given.model_dump(exclude_defaults=True)))
+
+    def stages(self, model: Classifier) -> list[Stage]:
+        if model.num_classes < 2:
+            raise UnsupportedError(
+                "there is nothing to attack where there is one class", where=f"the attack {self.name!r}",
+                expected="a model with 2 classes or more", got=model.num_classes,
+            )  # fmt: skip
+        return [Stage(name, part(name, self.threat, self.budget, model.num_classes)) for name in self.parts]
+
+
+class AutoAttack(Parts):
+    """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
+
+    title = "autoattack"
+    parts = STANDARD
+
+
+class AutoAttackPlus(Parts):
+    """The version ``plus``: more parts, and 5 restarts of the untargeted ones."""
+
+    title = "autoattack-plus"
+    parts = PLUS
+    defaults: ClassVar = {"restarts": 5}
+
+
+class ApgdCe(Parts):
+    """Auto-PGD on the cross-entropy alone."""
+
+    title = "apgd-ce"
+    parts = ("apgd-ce",)
+    options_type = IterBudget
+
+
+class ApgdDlr(Parts):
+    """Auto-PGD on the difference-of-logits ratio alone."""
+
+    title = "apgd-dlr"
+    parts = ("apgd-dlr",)
+    options_type = IterBudget
+
+
+class ApgdT(Parts):
+    """Auto-PGD on the targeted difference-of-logits ratio alone."""
+
+    title = "apgd-t"
+    parts = ("apgd-t",)
+    options_type = TargetBudget
+
+
+class Fab(Parts):
+    """The untargeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
+
+    title = "fab"
+    parts = ("fab",)
+    options_type = IterBudget
+
+
+class FabT(Parts):
+    """The targeted Fast Adaptive Boundary attack alone."""
+
+    title = "fab-t"
+    parts = ("fab-t",)
+    options_type = TargetBudget
+
+
+class SquareAttack(Parts):
+    """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
+
+    title = "square"
+    parts = ("square",)
+    options_type = QueryBudget
+
+    def stages(self, model: Classifier) -> list[Stage]:
+        return [Stage("square", square(self.threat, n_queries=self.budget.n_queries))]

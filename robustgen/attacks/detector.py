@@ -1,0 +1,156 @@
+"""Attacks that know of a detector: a wrong picture counts only where the detector accepts it.
+
+A model with a detector withstands an attacker on a sample if it is right about the clean picture and
+accepts it, and no picture in the ball is both wrong and accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustgen.attacks.apgd import APGD, Climb, apgd
+from robustgen.attacks.cascade import Cascade, Stage
+from robustgen.attacks.search import Search, Start, State
+from robustgen.attacks.victim import Answer, Victim
+from robustgen.classifiers.base import Classifier
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError, UserError
+from robustgen.threat import ThreatModel
+
+Score = Callable[[Classifier, Tensor], Tensor]
+WEIGHTS = {"evade-0.3": 0.3, "evade-3": 3.0}  # of the detector's score against the margin
+
+
+def log_prob(model: Classifier, x: Tensor) -> Tensor:
+    """log p(x), (batch,): what a joint model detects foreign pictures by."""
+    return model.log_prob(x)
+
+
+def confidence(model: Classifier, x: Tensor) -> Tensor:
+    """The log of the highest p(y | x), (batch,): the baseline, which every classifier has."""
+    return model.logits(x).log_softmax(1).amax(1)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Accepts a picture where its score, (batch,) and differentiable, is at least the threshold."""
+
+    score: Score
+    threshold: float
+
+    def excess(self, model: Classifier, x: Tensor) -> Tensor:
+        """The score above the threshold, (batch,): accepted where it is 0 or more."""
+        return self.score(model, x) - self.threshold
+
+
+@torch.no_grad()
+def fit(model: Classifier, images: Tensor, score: Score = log_prob, rejection: float = 0.05) -> Detector:
+    """The detector that rejects a share ``rejection``, rounded down, of the calibration pictures ``images``
+    (n, ...), their labels not looked at. It is as strict as that allows.
+
+    UnsupportedError where the model has no such score, UserError where a score is not finite.
+    """
+    if not 0 <= rejection < 1 or len(images) == 0:
+        raise UserError(
+            "a threshold cannot be fitted", where="detector.fit",
+            expected="pictures, and a share from 0 to below 1", got=f"{len(images)} pictures, {rejection}",
+        )  # fmt: skip
+    if score is log_prob and "log_prob" not in model.supports:
+        raise UnsupportedError(
+            "this model has no log p(x) to detect by", where="detector.fit",
+            expected="a joint or generative classifier", remedy="take the score 'confidence'",
+        )  # fmt: skip
+    scores = score(model, images).double()
+    if not bool(torch.isfinite(scores).all()):
+        raise UserError("a score of a calibration picture is NaN or infinite", where="detector.fit")
+    return Detector(score, float(scores.sort().values[math.floor(rejection * len(scores))]))
+
+
+@torch.no_grad()
+def withstands(model: Classifier, detector: Detector, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+    """Whether x (batch, ...) is right and accepted, and x_adv right or rejected, (batch,)."""
+    clean = (model.logits(x).argmax(1) == y) & (detector.excess(model, x) >= 0)
+    return clean & ((model.logits(x_adv).argmax(1) == y) | (detector.excess(model, x_adv) < 0))
+
+
+class Guarded(Victim):
+    """A model with its detector. To losses, the last column of the logits is the detector's excess."""
+
+    def __init__(self, model: Classifier, detector: Detector) -> None:
+        super().__init__(model)
+        self.detector = detector
+
+    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            excess = self.detector.excess(self.fast, x)
+            both = torch.cat([self.fast.logits(x), excess[:, None]], 1)
+            values = loss(both)
+            gradient = torch.autograd.grad(values.sum(), x)[0]
+        return Answer(both.detach(), values.detach(), gradient)
+
+    @torch.no_grad()
+    def confirm(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().confirm(x, y) & (self.detector.excess(self.model, x) >= 0)
+
+
+class Evading(Search):
+    """APGD on what is still missing: min(loss, 0) + ``weight`` * min(excess, 0) of the detector.
+
+    Above 0 both are what the attacker wants. A rejected picture does him no good: it is answered as if
+    the model were right about it.
+    """
+
+    def __init__(self, search: APGD, weight: float) -> None:
+        self.search = search
+        self.jobs = search.jobs
+        self.weight = weight
+
+    def begin(self, start: Start, draws: Draws) -> State:
+        return self.search.begin(start, draws)
+
+    def ask(self, victim: Victim, state: State) -> Answer:
+        assert isinstance(state, Climb)
+
+        def loss(both: Tensor) -> Tensor:
+            wrong = self.search.loss(both[:, :-1], state.y, state.target)
+            return wrong.clamp_max(0) + self.weight * both[:, -1].clamp_max(0)
+
+        answer = victim.gradient(state.point, loss)
+        logits, excess = answer.logits[:, :-1], answer.logits[:, -1:]
+        right = functional.one_hot(state.y, logits.shape[1]).to(logits)
+        return answer._replace(logits=torch.where(excess >= 0, logits, right))
+
+    def step(self, state: State, answer: Answer) -> None:
+        self.search.step(state, answer)
+
+    def allowed(self, state: State) -> Tensor:
+        return self.search.allowed(state)
+
+
+class DetectorAware(Cascade):
+    """APGD towards pictures that are wrong and accepted, at every class, with several weights.
+
+    ``withstands`` says what is left: a sample whose clean picture is rejected does not stand, whatever
+    was found for it.
+    """
+
+    reference = "Tramer et al. 2020, arXiv:2002.08347"
+    name = "detector-aware"
+
+    def __init__(self, threat: ThreatModel, detector: Detector, *, n_iter: int = 100) -> None:
+        super().__init__(threat, tuple(WEIGHTS))
+        self.detector = detector
+        self.n_iter = n_iter
+
+    def stages(self, model: Classifier) -> list[Stage]:
+        climb = apgd(self.threat, "margin-targeted", jobs=model.num_classes - 1, n_iter=self.n_iter)
+        view = partial(Guarded, detector=self.detector)
+        return [Stage(name, Evading(climb, weight), view) for name, weight in WEIGHTS.items()]

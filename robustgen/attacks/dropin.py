@@ -1,0 +1,150 @@
+"""AutoAttack under upstream's names, for code that was written against it.
+
+adversary = robustgen.AutoAttack(model, norm="Linf", eps=8 / 255)
+x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=250)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from robustgen.attacks.autoattack import PLUS, STANDARD, Parts
+from robustgen.audit import AUDIT, audited
+from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.quick import quick_copy
+from robustgen.draws import Draws
+from robustgen.errors import UserError
+from robustgen.threat import ThreatModel
+from robustgen.types import Norm
+
+NORMS: dict[str, Norm] = {"Linf": "linf", "L2": "l2", "L1": "l1"}
+VERSIONS = {"standard": STANDARD, "plus": PLUS}
+Precision = Literal["float32", "bf16"]
+
+
+class AutoAttack:
+    """The reference's AutoAttack by its signature, run by this package's attacks.
+
+    ``model``: anything that maps pictures in [0, 1] to logits; a module must be in evaluation mode.
+    ``norm``: Linf, L2 or L1; ``version``: standard or plus, or custom with ``attacks_to_run``; ``seed``
+    decides every draw (None: 0, so that a run can be repeated). ``precision="bf16"`` takes gradients in
+    bfloat16 and audits what survives; losses and verdicts are float32 always.
+
+    After a run, ``broken_by`` names, for each picture, the attack that broke it (None: none did).
+    Raises UserError for an unknown norm or version, eps <= 0, pictures outside [0, 1] and NaN logits.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        norm: str = "Linf",
+        eps: float = 0.3,
+        seed: int | None = None,
+        verbose: bool = True,
+        attacks_to_run: Sequence[str] = (),
+        version: str = "standard",
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        if norm not in NORMS:
+            raise UserError("unknown norm", expected=", ".join(NORMS), got=norm)
+        if precision not in get_args(Precision):
+            raise UserError("unknown precision", expected=", ".join(get_args(Precision)), got=precision)
+        if isinstance(model, nn.Module) and model.training:
+            raise UserError(
+                "the model is in training mode", expected="evaluation mode", remedy="call model.eval()"
+            )
+        self.model = model
+        self.seed = seed or 0
+        self.console = Console(quiet=not verbose)
+        self.device = device
+        self.low = precision == "bf16"
+        self.attack = _Versions(ThreatModel(NORMS[norm], eps), _parts(version, attacks_to_run), version)
+        self.broken_by: list[str | None] = []
+
+    def run_standard_evaluation(
+        self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Adversarial pictures for x_orig (batch, channels, height, width) with labels y_orig (batch,).
+
+        The clean picture stands where no attack succeeded. ``bs``: how many pictures a call of the
+        model takes. With ``return_labels`` the model's predictions there come as a second tensor.
+        """
+        low, high = x_orig.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise UserError(
+                "pictures lie outside the box", expected="values in [0, 1]",
+                got=f"{float(low):g} to {float(high):g}", remedy="normalise inside the model",
+            )  # fmt: skip
+        device = self.device or x_orig.device
+        x, y = x_orig.detach().float().to(device), y_orig.to(device)
+        model = self._classifier(x[:bs], bs)
+        model.begin(len(x))
+        found = self.attack(model, x, y, Draws(self.seed, "autoattack", torch.arange(len(x))))
+        assert found.broken_by is not None
+        self.broken_by = found.broken_by
+        with torch.no_grad():
+            labels = model.logits(found.images).argmax(1)
+        self._say(model, x, y, found.broken_by, int((labels == y).sum()))
+        x_adv = found.images.to(x_orig.device)
+        return (x_adv, labels.to(y_orig)) if return_labels else x_adv
+
+    def _classifier(self, example: Tensor, bs: int) -> FixedBatch:
+        """The model as attacks ask it: in batches of at most ``bs``, never padded, and its quick copy."""
+        module = self.model if isinstance(self.model, nn.Module) else _Function(self.model)
+        with torch.no_grad():
+            classes = module(example[:1]).shape[1]
+        shape = example.shape[1:]
+        plain = PlainClassifier(module, classes, (shape[0], shape[1], shape[2])).eval()
+        copied = quick_copy(plain, example[:8]) if isinstance(self.model, nn.Module) else None
+        return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=[])
+
+    def _say(self, model: Classifier, x: Tensor, y: Tensor, broken_by: list[str | None], robust: int) -> None:
+        n = len(x)
+        left = robust + sum(name is not None for name in broken_by)
+        self.console.print(f"clean accuracy: {left / n:.2%} (n = {n})")
+        for name in dict.fromkeys(self.attack.names):
+            left -= broken_by.count(name)
+            self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
+        if self.low:
+            found = broken_by.count(AUDIT)
+            checked = len(audited(left))
+            self.console.print(f"audit in float32: {found} of {checked} broken")
+
+
+class _Versions(Parts):
+    """The parts of a version, or those that a user lists."""
+
+    def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:
+        self.title, self.parts = version, parts  # type: ignore[misc]
+        self.defaults = {"restarts": 5} if version != "standard" and threat.norm != "l1" else {}  # type: ignore[misc]
+        super().__init__(threat)
+
+
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _parts(version: str, attacks_to_run: Sequence[str]) -> tuple[str, ...]:
+    if version in VERSIONS and not attacks_to_run:
+        return VERSIONS[version]
+    unknown = sorted(set(attacks_to_run) - set(PLUS))
+    if version != "custom" or not attacks_to_run or unknown:
+        raise UserError(
+            "unknown version of AutoAttack",
+            expected=f"{', '.join(VERSIONS)}, or custom with attacks_to_run from: {', '.join(PLUS)}",
+            got=f"{version} with {list(attacks_to_run)}",
+        )
+    return tuple(attacks_to_run)

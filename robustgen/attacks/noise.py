@@ -1,0 +1,42 @@
+"""Random noise at eps: no search at all. An attack that does no better than this one does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen import config
+from robustgen.attacks.options import Options
+from robustgen.classifiers.base import Classifier
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError
+from robustgen.perturb import Attack, Perturbed
+from robustgen.threat import ThreatModel
+
+
+class RandomNoise(Attack):
+    """One random point of the ball: uniform in it in Linf, uniform on its sphere in L2.
+
+    The model is not asked, and the picture is clipped to the box. Draws belong to the sample.
+    """
+
+    reference = "no search: uniform in the Linf ball, on the L2 sphere"
+
+    def __init__(self, threat: ThreatModel, **options: Any) -> None:
+        if threat.norm == "l1":
+            raise UnsupportedError(
+                "there is no random noise in L1 here", expected="linf or l2", got="l1",
+                remedy="take the noise evaluation out, or name another norm",
+            )  # fmt: skip
+        super().__init__(threat)
+        self.name = config.validate(Options, options, where="options of the attack 'noise'").mark("noise")
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        if self.threat.norm == "linf":
+            delta = 2 * draws.uniform(*x.shape[1:]) - 1
+        else:
+            normal = draws.normal(*x.shape[1:])
+            delta = normal / torch.linalg.vector_norm(normal, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+        return Perturbed(self.threat.project(x, x + self.threat.eps * delta.to(x.device)))

@@ -1,0 +1,165 @@
+"""What attacks of other libraries share: their options, a fork of the global generators, the judgement."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import torch
+from pydantic import Field, create_model
+from torch import Tensor, nn
+
+from robustgen import config
+from robustgen.attacks.options import Options
+from robustgen.classifiers.base import Classifier, serving
+from robustgen.draws import Draws
+from robustgen.errors import UserError
+from robustgen.perturb import Attack, Perturbed, verify
+from robustgen.registry import slug
+from robustgen.threat import ThreatModel
+
+# Projections in float32 end this much, relative to eps, beyond it; that is rounding, and no other picture.
+ROUNDING = 1e-5
+
+
+class OutsideAttack(Attack):
+    """An attack of another library, within the threat that an evaluation is for.
+
+    It gets the pictures that are classified right, in one batch, inside a fork of the global
+    generators that is seeded by chunk. Many outside attacks look for the nearest wrong picture and
+    know of no budget: one that lies beyond eps, or outside the box, is no success here, and is not
+    projected either, for what that would be nobody has looked for. The clean picture comes back
+    wherever nothing within the budget was found, and where it was wrong from the start.
+    """
+
+    seeded_by_chunk = True
+
+    def __init__(self, title: str, threat: ThreatModel, options: Options) -> None:
+        super().__init__(threat)
+        self.title = title
+        self.given = options.model_dump(exclude_unset=True)
+        changed = options.model_dump(exclude_defaults=True)
+        self.name = "-".join(
+            [slug(title), *(slug(f"{key}{_short(value)}") for key, value in changed.items())]
+        )
+
+    @abstractmethod
+    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        """What the outside attack makes of pictures x (batch, ...) that a net takes for their labels y."""
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        seed, found = draws.integer(), x.clone()
+        left = (predict(model, x) == y).nonzero().squeeze(1)
+        if len(left) == 0:
+            return Perturbed(found)
+        clean, labels = x[left], y[left]
+        with serving(model, left), forked_generators(seed, x.device):
+            images = self._seek(Asked(model, x.device), clean.clamp(*self.threat.box), labels, seed)
+            images = self._within(clean, images.detach())
+            broken = predict(model, images) != labels
+        found[left[broken]] = images[broken]
+        return Perturbed(found)
+
+    def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        try:
+            return self.seek(model, x, y, seed)
+        except UserError:
+            raise
+        except Exception as error:  # it may fail in its own way over an option, a shape, a start not found
+            raise UserError(
+                f"{self.title} failed: {type(error).__name__}: {error}",
+                where=f"options {self.given}" if self.given else "its default options",
+                remedy="the words are the outside package's; other options, or another attack, may do",
+            ) from error
+
+    def _within(self, x: Tensor, images: Tensor) -> Tensor:
+        """The pictures that are within the budget but for rounding, and the clean ones for the rest."""
+        finite = images.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+        images = torch.where(finite, images, x)
+        near = self.threat.distance(x, images) <= self.threat.eps * (1 + ROUNDING)
+        return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x)
+
+
+class Asked(nn.Module):
+    """A classifier as outside attacks want it: a module with parameters, which they ask for its device."""
+
+    def __init__(self, model: Classifier, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.num_classes = model.num_classes
+        self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
+        self.eval()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The parameters, the one whose device is the pictures' first."""
+        yield self.place
+        yield from self.model.parameters(recurse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.logits(x)
+
+
+def options_of(
+    outside: Callable[..., Any], ours: Collection[str], title: str, given: Mapping[str, Any]
+) -> Options:
+    """Options of an outside class, validated by its signature; ``ours`` are set by the threat or the run.
+
+    Raises UserError for an option that the class does not have, or whose value has the wrong type.
+    """
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(outside, eval_str=True).parameters.items():
+        kind = _kind(parameter)
+        if kind is not None and name not in ours:
+            fields[name] = (kind, ... if parameter.default is parameter.empty else parameter.default)
+    model = create_model("OutsideOptions", __base__=Options, **fields)
+    return config.validate(model, dict(given), where=f"options of the attack {title!r}")
+
+
+# torchattacks writes no types: its defaults give them, but for these, whose defaults are whole numbers.
+REAL = {"c", "kappa", "nsig", "scale"}
+# What YAML can write; whole numbers are counts of something, or the axis of the channels, which is 1.
+YAML: dict[Any, Any] = {
+    float: config.Number, int: Annotated[int, Field(gt=0)], bool: bool, str: str, type(None): None,
+}  # fmt: skip
+
+
+def _kind(parameter: inspect.Parameter) -> Any:
+    """The type of an option that YAML can write, None for other parameters."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        kind = float if parameter.name in REAL else type(parameter.default)
+    choices = get_args(kind) if get_origin(kind) is Union else (kind,)
+    if not all(choice in YAML or get_origin(choice) is Literal for choice in choices):
+        return None
+    return Union[tuple(YAML.get(choice, choice) for choice in choices)]  # noqa: UP007
+
+
+def _short(value: object) -> str:
+    return format(value, "g") if isinstance(value, float) else str(value)
+
+
+def predict(model: Classifier, x: Tensor) -> Tensor:
+    """The predicted classes, (batch,)."""
+    with torch.no_grad():
+        return model.logits(x).argmax(1)
+
+
+@contextmanager
+def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's, numpy's and Python's global generators, and restore their states afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

@@ -1,0 +1,45 @@
+"""Attacks of torchattacks (Kim 2020, arXiv:2010.01950), such as torchattacks:CW."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torchattacks
+from torch import Tensor
+
+from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
+from robustgen.threat import ThreatModel
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+# Set by the threat, the run or the model; a budget goes by either of two names.
+OURS = ("model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
+
+
+class TorchAttack(OutsideAttack):
+    """An attack of torchattacks with its own defaults, which are made for eps = 8/255: at another eps
+    its step size alpha may want an option."""
+
+    def __init__(self, attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
+        title = f"torchattacks:{attack}"
+        self.kind = getattr(torchattacks, attack)
+        super().__init__(title, threat, options_of(self.kind, OURS, title, options))
+        self.reference = f"torchattacks {version('torchattacks')}, {attack}"
+
+    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        eps = self.threat.eps
+        ours = {
+            "eps": eps, "max_epsilon": eps, "norm": NORMS[self.threat.norm], "seed": seed,
+            "n_classes": model.num_classes,
+        }  # fmt: skip
+        taken = inspect.signature(self.kind).parameters
+        attack = self.kind(model, **{key: ours[key] for key in ours if key in taken}, **self.given)
+        images: Tensor = attack(x, y)
+        return images
+
+
+def build(attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> TorchAttack:
+    """The attack of that class name; ``options`` as the class takes them."""
+    return TorchAttack(attack, threat, options)

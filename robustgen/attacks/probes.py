@@ -1,0 +1,126 @@
+"""Probes: what a model's gradients are like at each picture, as data. No attack, 8 calls a sample.
+
+An attack that fails says little if the gradients that it follows are zero, wrong or random. The table
+says so sample by sample; the flags are read from it (metrics/probe_doubts.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustgen.attacks.losses import margin
+from robustgen.classifiers.base import Classifier
+from robustgen.draws import Draws
+from robustgen.perturb import Readout
+from robustgen.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# In pixel units. Differences of float32 logits are still known to three digits over such a step, and
+# the curvature of trained nets adds less than that.
+STEP = 1e-3
+
+
+class Probes(Readout):
+    """Gradients and what they promise, one row a sample; ``threat`` says how long the large step is.
+
+    All is read at the picture pulled by ``STEP`` inside of the box, so that steps to both sides stay
+    in it. Columns, the margin being max over j != y of z_j, less z_y:
+
+    ``ce_gradient_zero``, ``margin_gradient_zero``: the share of entries that are exactly 0, of the
+    cross-entropy's gradient and of the margin's; ``ce_gradient_norm``, ``margin_gradient_norm``: in L2.
+    ``slope_error``: the central difference of the margin along random signs of length ``STEP``,
+    against the gradient: |observed - promised| / max(|gradient|, |observed|) in slopes. Its root mean
+    square estimates the relative error of the gradient, since signs r have E (g r)^2 = |g|^2.
+    ``promised``, ``observed``: the margin's change from a step of eps against its gradient (the sign
+    of it in Linf) to one along it, by the gradient and as it is.
+    ``spread``: the largest logit less the smallest; ``gap``: by how much the label leads, < 0 where
+    it does not; ``largest``: max |z|; ``repeat_difference``: max |z - z'| between two calls.
+    """
+
+    name = "probes"
+
+    def __init__(self, threat: ThreatModel) -> None:
+        self.threat = threat
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
+        """Probe the model at pictures x (batch, ...) with labels y; columns as in ``schema()``."""
+        import pyarrow
+
+        x = x.clamp(STEP, 1 - STEP)
+        again, ce = _gradient(model, x, lambda z: functional.cross_entropy(z, y, reduction="none"))
+        logits, slope = _gradient(model, x, lambda z: margin(z, y))
+        signs = (2 * (draws.uniform(*x.shape[1:]) < 0.5).float() - 1).to(x)
+        along = margin(_logits(model, x + STEP * signs), y) - margin(_logits(model, x - STEP * signs), y)
+        length = slope.flatten(1).norm(dim=1)
+        up, down = (self._step(x, way * slope) for way in (1, -1))
+        columns = {
+            "sample_id": torch.from_numpy(draws.sample_ids),
+            "ce_gradient_zero": _zeros(ce),
+            "margin_gradient_zero": _zeros(slope),
+            "ce_gradient_norm": ce.flatten(1).norm(dim=1),
+            "margin_gradient_norm": length,
+            "slope_error": _relative(along / (2 * STEP), (slope * signs).flatten(1).sum(1), length),
+            "promised": (slope * (up - down)).flatten(1).sum(1),
+            "observed": margin(_logits(model, up), y) - margin(_logits(model, down), y),
+            "spread": logits.amax(1) - logits.amin(1),
+            "gap": -margin(logits, y),
+            "largest": logits.abs().amax(1),
+            "repeat_difference": (logits - again).abs().amax(1),
+        }
+        return pyarrow.table({name: value.cpu().numpy() for name, value in columns.items()}, schema=schema())
+
+    def _step(self, x: Tensor, direction: Tensor) -> Tensor:
+        """A step of eps, the steepest in Linf and L2, clipped to the box."""
+        if self.threat.norm == "linf":
+            unit = direction.sign()
+        else:
+            norm = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+            unit = direction / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return self.threat.project(x, x + self.threat.eps * unit.nan_to_num(0, 0, 0))
+
+
+def schema() -> pyarrow.Schema:
+    """The columns of the table: sample_id, then floats."""
+    import pyarrow
+
+    numbers = (
+        "ce_gradient_zero", "margin_gradient_zero", "ce_gradient_norm", "margin_gradient_norm",
+        "slope_error", "promised", "observed", "spread", "gap", "largest", "repeat_difference",
+    )  # fmt: skip
+    return pyarrow.schema([("sample_id", pyarrow.int64()), *((name, pyarrow.float32()) for name in numbers)])
+
+
+def _gradient(model: Classifier, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient in x of loss(logits), which maps (batch, classes) to (batch,).
+
+    Where nothing leads from the logits back to the pixels, the gradient is 0.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = model.logits(x)
+        if not logits.requires_grad:
+            return logits.float(), torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(loss(logits).sum(), x, allow_unused=True)
+    return logits.detach().float(), torch.zeros_like(x) if gradient is None else gradient
+
+
+@torch.no_grad()
+def _logits(model: Classifier, x: Tensor) -> Tensor:
+    return model.logits(x).float()
+
+
+def _zeros(gradient: Tensor) -> Tensor:
+    return (gradient == 0).flatten(1).float().mean(1)
+
+
+def _relative(observed: Tensor, promised: Tensor, scale: Tensor) -> Tensor:
+    """|observed - promised| as a share of the larger of |observed| and ``scale``; 0 where all are 0."""
+    error = (observed - promised).abs()
+    return torch.where(error == 0, 0, error / torch.maximum(observed.abs(), scale))

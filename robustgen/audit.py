@@ -1,0 +1,19 @@
+"""The audit of a run with gradients in low precision: which samples are attacked once more.
+
+The attack that makes it and the flag that counts it both need to know.
+"""
+
+from __future__ import annotations
+
+import math
+
+AUDIT = "audit"
+"""What ``broken_by`` says of a sample that only the audit broke."""
+AUDITED = ("apgd-t", "fab-t")
+"""The stages of a cascade that an audit repeats with float32 gradients."""
+
+
+def audited(survivors: int) -> list[int]:
+    """Which of a batch's survivors are audited: every 8th, and 4 at least."""
+    count = min(survivors, max(4, math.ceil(survivors / 8)))
+    return [i * survivors // count for i in range(count)]

@@ -1,0 +1,195 @@
+"""Doubts about attacks, from stored rows: signs that an attack is weaker than it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from robustgen.audit import AUDIT, AUDITED, audited
+from robustgen.metrics.estimates import at_ids, common_ids
+from robustgen.metrics.intervals import wilson
+from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.types import Flag
+
+STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
+ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
+AUDIT_GAP = 0.005
+EPS_GAP = 0.02
+NOISE = "noise"
+REFERENCE_TARGETS = 9
+"""How many classes AutoAttack's targeted attacks aim at where an option does not say so."""
+# Stages that do without the model's own gradients, and what they take instead.
+WITHOUT_GRADIENTS = {
+    "square": "Square, which uses no gradients,",
+    "bpda": "The attack through the model's stand-in for its backward pass",
+}
+
+
+def attack_doubts(run: Run) -> Iterator[Flag]:
+    """The flags of a run's attacks."""
+    parts = (
+        _budget,
+        _easier_than_clean,
+        _weaker_than_noise,
+        _not_monotone,
+        _masking,
+        _undefended,
+        _audit,
+        _few_classes,
+    )
+    for part in parts:
+        yield from part(run)
+
+
+def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
+    """The attacks that seek something: all but random noise."""
+    for evaluation, rows in run.of_kind("attack"):
+        if not _of(evaluation, NOISE):
+            yield evaluation, rows
+
+
+def _of(evaluation: Evaluation, *attacks: str) -> bool:
+    """Whether an evaluation is of one of these attacks, whatever its options (``noise``, ``apgd-t-i20``)."""
+    name = str(evaluation.detail["attack"])
+    return any(name == attack or name.startswith(f"{attack}-") for attack in attacks)
+
+
+def _targeted(evaluation: Evaluation) -> bool:
+    """Whether an attack has the stages that aim at one class after another, which are the audited ones."""
+    return bool(set(AUDITED) & set(evaluation.detail.get("cascade") or [])) or _of(evaluation, *AUDITED)
+
+
+def _budget(run: Run) -> Iterator[Flag]:
+    for evaluation, rows in run.of_kind("attack"):
+        outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
+        if outside:
+            yield Flag(
+                run.model, evaluation.name, "outside_budget", "warning",
+                f"{outside} of {len(rows)} pictures left the attack's own budget and were projected back "
+                "before the verdict, which makes the attack weaker than it looks. Mend the attack.",
+            )  # fmt: skip
+
+
+def _easier_than_clean(run: Run) -> Iterator[Flag]:
+    clean = run.first("clean")
+    for evaluation, rows in _searches(run) if clean else ():
+        ids = common_ids([clean, rows])  # type: ignore[list-item]
+        before, after = at_ids(clean, ids).sum(), at_ids(rows, ids).sum()  # type: ignore[arg-type]
+        if after > before:
+            yield Flag(
+                run.model, evaluation.name, "easier_than_clean", "error",
+                f"{after} of {len(ids)} right under attack, {before} without: the attack does not work "
+                "on this model. See whether its gradients are usable ('robustgen check MODEL').",
+            )  # fmt: skip
+
+
+def _weaker_than_noise(run: Run) -> Iterator[Flag]:
+    """Random noise in a ball that is no larger breaks more than a search does."""
+    for noise, noisy in run.of_kind("attack"):
+        if not _of(noise, NOISE):
+            continue
+        for evaluation, rows in _searches(run):
+            ids = common_ids([noisy, rows])
+            by_noise, by_attack = (int(at_ids(r, ids).sum()) for r in (noisy, rows))
+            same_norm = evaluation.detail["norm"] == noise.detail["norm"]
+            if same_norm and evaluation.detail["eps"] >= noise.detail["eps"] and by_noise < by_attack:
+                yield Flag(
+                    run.model, evaluation.name, "weaker_than_noise", "error",
+                    f"{by_attack} of {len(ids)} right under this attack, {by_noise} under random noise "
+                    f"({noise.name}): the attack is weaker than no search at all. "
+                    "Its robust accuracy says nothing; look for masked gradients.",
+                )  # fmt: skip
+
+
+def _not_monotone(run: Run) -> Iterator[Flag]:
+    """What an attack finds in a ball lies in every larger one; where it is not found there, it failed."""
+    series: dict[tuple[str, str], list[tuple[Evaluation, Rows]]] = {}
+    for evaluation, rows in _searches(run):
+        series.setdefault((evaluation.detail["attack"], evaluation.detail["norm"]), []).append(
+            (evaluation, rows)
+        )
+    for several in series.values():
+        several.sort(key=lambda pair: pair[0].detail["eps"])
+        for (small, before), (large, after) in pairwise(several):
+            ids = common_ids([before, after])
+            regained = int((~at_ids(before, ids) & at_ids(after, ids)).sum())
+            if regained > EPS_GAP * len(ids):
+                yield Flag(
+                    run.model, large.name, "not_monotone_in_eps", "warning",
+                    f"{regained} of {len(ids)} samples that {small.name} broke are right again in the larger "
+                    "ball: the attack loses its way there. Take more steps or restarts, and read the worst "
+                    "case over eps, which counts what was found in smaller balls.",
+                )  # fmt: skip
+
+
+def _masking(run: Run) -> Iterator[Flag]:
+    for evaluation, rows in run.of_kind("attack"):
+        cascade = evaluation.detail.get("cascade") or []
+        for stage, what in WITHOUT_GRADIENTS.items():
+            caught = int((rows.broken_by == stage).sum())
+            if stage in cascade[1:] and caught > STAGE_GAP * len(rows):
+                yield Flag(
+                    run.model, evaluation.name, "masked_gradients", "warning",
+                    f"{what} broke {caught} of {len(rows)} samples that the attacks with gradients had "
+                    "left. A sign of masked gradients: try an adaptive attack, and read the robust "
+                    "accuracy as an upper bound.",
+                )  # fmt: skip
+
+
+def _undefended(run: Run) -> Iterator[Flag]:
+    """All pictures can become the same one, on which a model gives one class: no more can be right than
+    the largest class has."""
+    for evaluation, rows in _searches(run):
+        if evaluation.detail["norm"] != "linf" or evaluation.detail["eps"] < ANYTHING_GOES:
+            continue
+        largest = np.bincount(rows.labels).max() / len(rows)
+        if wilson(int(rows.correct.sum()), len(rows)).low > largest:
+            yield Flag(
+                run.model, evaluation.name, "attack_fails", "error",
+                f"{rows.correct.mean():.0%} right at an eps that can turn every picture grey, where no more "
+                f"than {largest:.0%} can be, the share of the largest class: the attack fails, and smaller "
+                "eps say little. Look for masked gradients.",
+            )  # fmt: skip
+
+
+def _audit(run: Run) -> Iterator[Flag]:
+    """Gradients in bfloat16: how many survivors an attack with exact ones breaks."""
+    if run.spec["kernels"].get("precision") != "bf16":
+        return
+    for evaluation, rows in _searches(run):
+        if not _targeted(evaluation):
+            continue
+        found = rows.broken_by == AUDIT
+        survivors = rows.ids[rows.correct | found]
+        _, left = np.unique(survivors // run.spec["protocol"]["chunk"], return_counts=True)
+        k, m = int(found.sum()), sum(len(audited(int(count))) for count in left)
+        if not m:
+            continue
+        yield Flag(
+            run.model, evaluation.name, "audit", "warning" if k > AUDIT_GAP * m else "info",
+            f"{k} of {m} audited survivors broken with float32 gradients, 95 % upper bound "
+            f"{100 * wilson(k, m).high:.2g} %. Gradients were taken in bfloat16; --precision float32 takes "
+            "them exactly.",
+        )  # fmt: skip
+
+
+def _few_classes(run: Run) -> Iterator[Flag]:
+    """Losses and targets that a model has too few classes for."""
+    classes = run.spec["model"]["num_classes"]
+    targeted = [evaluation for evaluation, _ in _searches(run) if _targeted(evaluation)]
+    asked = [
+        int(spec["options"].get("n_target_classes", REFERENCE_TARGETS))
+        for spec in run.spec["protocol"]["evaluations"]
+        if any(_of(evaluation, str(spec.get("attack"))) for evaluation in targeted)
+    ]
+    wanted = max(asked, default=REFERENCE_TARGETS)
+    if not targeted or classes > wanted:
+        return
+    margin = "; the targeted DLR loss needs 4 classes and gave way to the margin" if classes < 4 else ""
+    yield Flag(
+        run.model, "", "few_classes", "info",
+        f"{', '.join(e.name for e in targeted)}: with {classes} classes there are fewer others to aim at than the {wanted} "
+        f"asked for{margin}. Nothing is left out, since every other class is aimed at.",
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""How a model is called, found out on a fixed set of pictures before a run is planned.
+
+What comes out is written into run.json and never changes within a run: kernels that differ by batch
+size or precision would otherwise differ in the last bits of a row.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.quick import low_gradients, quick_copy
+from robustgen.errors import UserError
+
+Precision = Literal["float32", "bf16"]
+PARTS = (2, 4, 8)  # a batch is tried cut into so many
+LEAST = 8  # pictures: smaller products take other kernels, for some rows and not for others
+WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
+SMALL = 1024  # values of a picture; up to here bfloat16 never paid
+
+
+class Kernels(NamedTuple):
+    """``precision`` of an attack's gradients, and the batch ``sizes`` that a model may be called at
+    beside the full one, since a row's bits are the same in them."""
+
+    precision: Precision
+    sizes: list[int]
+
+
+def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
+    """Try a model on one full batch of pictures; ``precision`` is float32, bf16 or auto.
+
+    bfloat16 is for gradients alone, and is taken by auto where it is clearly faster.
+    """
+    if precision not in ("auto", *get_args(Precision)):
+        raise UserError(
+            "unknown precision", where="--precision", expected="auto, float32 or bf16", got=precision
+        )
+    try:
+        quick = quick_copy(model, pictures)
+        sizes = _sizes(model, quick, pictures)
+        gain = _gain(quick, pictures) if precision == "auto" and math.prod(model.input_shape) > SMALL else 0.0
+    except Exception:  # a model that fails: its chunks say so, each for itself
+        return Kernels("float32", [])
+    return Kernels("bf16" if precision == "bf16" or gain > WORTH else "float32", sizes)
+
+
+def _sizes(model: Classifier, quick: Classifier, pictures: Tensor) -> list[int]:
+    """The parts of a batch whose rows get the bits that they get in the whole batch."""
+    whole = _bits(model, quick, pictures)
+    found = []
+    for size in sorted(len(pictures) // parts for parts in PARTS if len(pictures) // parts >= LEAST):
+        parts = [_bits(model, quick, part) for part in pictures.split(size) if len(part) == size]
+        joined = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        if all(torch.equal(a, b[: len(a)]) for a, b in zip(joined, whole, strict=True)):
+            found.append(size)
+    return found
+
+
+def _bits(model: Classifier, quick: Classifier, pictures: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        bits = [model.logits(pictures), quick.logits(pictures)]
+    try:
+        return [*bits, _gradient(quick, pictures)]
+    except RuntimeError:  # a model that cannot be differentiated: its gradients are never asked for
+        return bits
+
+
+def _gain(quick: Classifier, pictures: Tensor) -> float:
+    """How many times faster a gradient is in bfloat16; 0 where there is none."""
+    try:
+        full = _seconds(quick, pictures)
+        with low_gradients(quick):
+            return full / _seconds(quick, pictures)
+    except RuntimeError:
+        return 0.0
+
+
+def _seconds(quick: Classifier, pictures: Tensor) -> float:
+    best = math.inf
+    for _ in range(4):  # the first call prepares kernels
+        began = time.perf_counter()
+        _gradient(quick, pictures)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _gradient(quick: Classifier, pictures: Tensor) -> Tensor:
+    x = pictures.clone().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(quick.logits(x)[:, 0].sum(), x)[0]

@@ -1,0 +1,216 @@
+"""``robustgen transfer DIR``: every model of a report at every other model's adversarial pictures.
+
+Nothing is attacked anew. A picture that was made for another model and breaks this one, where this
+one's own attack had found nothing, shows that the own attack is weak: gradients that mislead it do
+not mislead the other's.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from robustgen import data
+from robustgen.classifiers import load_model
+from robustgen.classifiers.base import FixedBatch
+from robustgen.draws import Draws
+from robustgen.engine import fingerprint_weights
+from robustgen.errors import UserError
+from robustgen.metrics.intervals import wilson
+from robustgen.metrics.rows import to_rows
+from robustgen.registry import resolve
+from robustgen.store import RunStore, atomic
+from robustgen.types import Flag
+from robustgen.worker import ask
+
+Array = np.ndarray
+BEATEN = 0.01  # of what a model's own attack has left, as AutoAttack's check of Square
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model's adversarial pictures of one evaluation, shown to one model; 95 % interval.
+
+    ``n``: the samples that both have and that the target has right without an attack; ``right``: how
+    many it still has right, ``share`` of n; ``left``: how many its own attack has left standing;
+    ``beaten``: how many of those the foreign picture breaks. Source and target may be the same.
+    """
+
+    source: str
+    target: str
+    evaluation: str
+    n: int
+    right: int
+    share: float
+    ci_low: float
+    ci_high: float
+    left: int
+    beaten: int
+
+
+class Transfer(NamedTuple):
+    """All pairs, and a flag where a foreign picture beats the white-box attack."""
+
+    pairs: list[Pair]
+    flags: list[Flag]
+
+
+class _Attacked(NamedTuple):
+    """One evaluation of one run: sample ids (n,), pictures (n, ...), who is right in the end (n,)."""
+
+    ids: Array
+    images: Array
+    right: Array
+
+
+def transfer(out: Path, console: Console | None = None) -> Transfer:
+    """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
+
+    Random noise is left out: it is the same picture for every model. Raises UserError where there is
+    no report of two models on the same data.
+    """
+    stores = [RunStore.read(path) for path in sorted(out.glob("runs/*"))]
+    _check(out, stores)
+    stored = {store.model: _attacked(store) for store in stores}
+    pairs: list[Pair] = []
+    for store in stores:
+        pairs += _onto(store, stored)
+    order = list(dict.fromkeys(name for found in stored.values() for name in found))
+    pairs.sort(key=lambda pair: order.index(pair.evaluation))
+    flags = list(_flags(pairs))
+    _write(out / "transfer.csv", pairs)
+    _print(console or Console(highlight=False), pairs, flags)
+    return Transfer(pairs, flags)
+
+
+def load_run(store: RunStore) -> tuple[FixedBatch, data.Dataset]:
+    """The model of a run, called as it was then, and the run's data; UserError where either changed."""
+    spec = store.spec
+    dataset = data.load(spec["data"]["source"], root=store.environment.get("data_root"))
+    if dataset.fingerprint != spec["data"]["fingerprint"]:
+        raise UserError(
+            "the data are not those of the run", where=store.path,
+            expected=spec["data"]["fingerprint"], got=dataset.fingerprint,
+        )  # fmt: skip
+    (reference,) = resolve(store.environment["reference"])
+    model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
+    if fingerprint_weights(reference, model) != spec["model"]["fingerprint"]:
+        raise UserError(
+            f"the model {store.model!r} is not the one of the run: it was changed since", where=store.path,
+            expected=spec["model"]["fingerprint"], got=fingerprint_weights(reference, model),
+        )  # fmt: skip
+    torch.set_num_threads(spec["kernels"]["threads"])
+    batched = FixedBatch(model, spec["kernels"]["batch"])
+    batched.stochastic = spec["model"]["stochastic"]
+    return batched, dataset
+
+
+def _check(out: Path, stores: list[RunStore]) -> None:
+    if len(stores) < 2:
+        raise UserError(
+            "a transfer needs two models", where=out, expected="the --out of 'robustgen report' with several",
+            got=", ".join(store.model for store in stores) or "no run",
+        )  # fmt: skip
+    for store in stores[1:]:
+        ours, theirs = (s.spec["data"]["fingerprint"] for s in (stores[0], store))
+        if ours != theirs:
+            raise UserError(
+                "these runs are on other data, so their pictures cannot be exchanged", where=store.path,
+                expected=f"fingerprint {ours}, as in {stores[0].path}", got=theirs,
+            )  # fmt: skip
+
+
+def _attacked(store: RunStore) -> dict[str, _Attacked]:
+    """What is stored of every attack of a run that searches, by evaluation."""
+    shape = store.spec["data"]["shape"]
+    found = {}
+    for detail in store.spec["evaluations"]:
+        if detail["kind"] != "attack" or str(detail["attack"]).startswith("noise"):
+            continue
+        rows, pictures = store.rows(detail["name"]), store.adversarial(detail["name"])
+        if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):
+            continue
+        images = np.stack(pictures["image"].to_numpy(zero_copy_only=False)).astype(np.float32)
+        read = to_rows(rows)
+        found[detail["name"]] = _Attacked(read.ids, images.reshape(-1, *shape), read.correct)
+    return found
+
+
+def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]]) -> Iterator[Pair]:
+    """Every source's pictures shown to one model."""
+    table = store.rows("clean")
+    if table is None:
+        raise UserError("there are no clean rows", where=store.path, remedy="run the report with them")
+    clean = to_rows(table)
+    model, dataset = load_run(store)
+    for evaluation, own in stored[store.model].items():
+        for source, theirs in stored.items():
+            if evaluation not in theirs:
+                continue
+            foreign = theirs[evaluation]
+            ids = np.intersect1d(np.intersect1d(own.ids, foreign.ids), clean.ids[clean.correct])
+            if not len(ids):
+                continue
+            still = own.right[np.searchsorted(own.ids, ids)]
+            if source == store.model:
+                yield _pair(source, store.model, evaluation, still, still)
+                continue
+            images = torch.from_numpy(foreign.images[np.searchsorted(foreign.ids, ids)])
+            draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
+            verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
+            right = (2 * verdict.correct > verdict.draws).numpy()
+            yield _pair(source, store.model, evaluation, right, still)
+
+
+def _pair(source: str, target: str, evaluation: str, right: Array, own: Array) -> Pair:
+    k, n = int(right.sum()), len(right)
+    return Pair(
+        source, target, evaluation, n, k, k / n, *wilson(k, n), int(own.sum()), int((own & ~right).sum())
+    )
+
+
+def _flags(pairs: list[Pair]) -> Iterator[Flag]:
+    for pair in pairs:
+        if pair.beaten > BEATEN * pair.left:
+            yield Flag(
+                pair.target, pair.evaluation, "transfer_beats_white_box", "warning",
+                f"Pictures made for {pair.source} break {pair.beaten} of {pair.left} samples that the attack "
+                f"on {pair.target} itself has left. Its gradients may be masked: read its robust accuracy as "
+                "an upper bound, and try joint-adaptive.",
+            )  # fmt: skip
+
+
+def _write(file: Path, pairs: list[Pair]) -> None:
+    with atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([f.name for f in fields(Pair)])
+        writer.writerows(astuple(pair) for pair in pairs)
+
+
+def _print(console: Console, pairs: list[Pair], flags: list[Flag]) -> None:
+    """A table an evaluation: sources down, targets across, what is still right in % of what was."""
+    cells = {(pair.evaluation, pair.source, pair.target): pair for pair in pairs}
+    targets = list(dict.fromkeys(pair.target for pair in pairs))
+    for evaluation in dict.fromkeys(pair.evaluation for pair in pairs):
+        table = Table(box=None, header_style="bold", pad_edge=False, title=evaluation, title_justify="left")
+        table.add_column("made for \\ shown to")
+        for target in targets:
+            table.add_column(target.replace("-", "\n"), justify="right")
+        for source in targets:
+            found = [cells.get((evaluation, source, target)) for target in targets]
+            table.add_row(source, *(_cell(pair) if pair else "" for pair in found))
+        console.print(table)
+    for flag in flags:
+        console.print(f"{flag.severity}: {flag.model} ({flag.evaluation}): {flag.message}", markup=False)
+
+
+def _cell(pair: Pair) -> str:
+    return f"{100 * pair.share:.0f} ({100 * pair.ci_low:.0f}-{100 * pair.ci_high:.0f})"

@@ -1,0 +1,229 @@
+"""Verdicts on stochastic models: fresh draws, as many as are said, counted as they fall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from robustgen import data
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.draws import Draws
+from robustgen.metrics import verdicts
+from robustgen.metrics.rows import Rows, to_rows
+from robustgen.perturb import Attack, Identity, Perturbation, Perturbed
+from robustgen.plan import Evaluation
+from robustgen.store import Chunk
+from robustgen.threat import ThreatModel
+from robustgen.worker import VERDICT_DRAWS, Reading, Worker, combine, is_random
+
+SHAPE, N = (1, 8, 8), 256
+SHARES = torch.tensor([0.05, 0.3, 0.6, 0.9, 0.99])
+
+
+def known() -> tuple[Tensor, Tensor]:
+    """The class that the models below favour at each test picture, right for most, and how often."""
+    test, train = data.load("digits"), data.load("digits", "train")
+    means = torch.stack([train.images[train.labels == k].mean(0) for k in range(10)]).flatten(1)
+    favoured = torch.cdist(test.images.flatten(1), means).argmin(1)
+    return favoured, SHARES[torch.arange(len(test)) % len(SHARES)]
+
+
+class Coin(nn.Module):
+    """Answers the favoured class with the picture's own probability, else the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = zip(*(part.tolist() for part in known()), strict=True)
+        pictures = [picture.numpy().tobytes() for picture in data.load("digits").images]
+        self.known = dict(zip(pictures, both, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.known[picture.numpy().tobytes()] for picture in x]
+        favoured, share = (torch.tensor(part) for part in zip(*found, strict=True))
+        answer = torch.where(self.uniform(len(x)) < share, favoured, (favoured + 1) % 10)
+        return 3 * nn.functional.one_hot(answer, 10).float()
+
+    def uniform(self, n: int) -> Tensor:
+        return torch.rand(n)
+
+
+class OwnGenerator(Coin, Classifier):
+    """The same as a Classifier that declares itself stochastic, with a generator of its own."""
+
+    num_classes, input_shape, stochastic = 10, SHAPE, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def reseed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return Coin.forward(self, x)
+
+    def uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.generator)
+
+
+MODELS = {"global generator": lambda: PlainClassifier(Coin(), 10, SHAPE), "own generator": OwnGenerator}
+
+
+def read(
+    model: Classifier, perturbation: Perturbation, n: int = N, *, start: int = 0, stochastic: bool = True
+) -> Reading:
+    evaluation = Evaluation("it", "attack", "digits", "test", n, {}, perturbation=perturbation)
+    worker = Worker(
+        model, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"),
+        stochastic=stochastic,
+    )  # fmt: skip
+    return worker(Chunk("it", start, n))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def drawn(request: pytest.FixtureRequest) -> Rows:
+    return to_rows(read(MODELS[request.param](), Identity()).rows)
+
+
+def test_the_rows_count_the_right_draws_as_they_fall(drawn: Rows) -> None:
+    favoured, share = (part[:N].numpy() for part in known())
+    assert (drawn.draws == VERDICT_DRAWS).all()
+    assert set(drawn.seeded_by) == {"chunk"}
+    for p in SHARES.numpy():
+        chosen = (favoured == drawn.labels) & (share == p)
+        right, draws = int(drawn.draws_correct[chosen].sum()), int(drawn.draws[chosen].sum())
+        assert draws > 30 * VERDICT_DRAWS
+        interval = stats.binomtest(right, draws).proportion_ci(0.999, method="exact")
+        assert interval.low <= p <= interval.high
+        # c ~ Binomial(32, p) of each picture, not of their sum alone
+        spread = drawn.draws_correct[chosen].var() / (VERDICT_DRAWS * p * (1 - p))
+        assert 0.5 < spread < 2
+    elsewhere = (favoured != drawn.labels) & ((favoured + 1) % 10 != drawn.labels)
+    assert elsewhere.sum() > 5
+    assert (drawn.draws_correct[elsewhere] == 0).all()
+
+
+def test_the_three_verdicts_are_those_of_the_known_probabilities(drawn: Rows) -> None:
+    favoured, share = (part[:N].numpy().astype(float) for part in known())
+    next_one = (favoured + 1) % 10 == drawn.labels
+    p = np.where(favoured == drawn.labels, share, np.where(next_one, 1 - share, 0))
+    counts, m, k = np.arange(33), np.full(33, 32), verdicts.WORST_OF
+    for estimator, truth in (
+        (verdicts.mean, p),
+        (verdicts.majority, stats.binom.sf(16, 32, p)),
+        (lambda c, m: verdicts.worst_of(k, c, m), p**k),
+    ):
+        found = estimator(drawn.draws_correct, drawn.draws).mean()
+        # the exact spread of the mean over samples, each with its own binomial distribution
+        squares = stats.binom.pmf(counts, 32, p[:, None]) @ estimator(counts, m).astype(float) ** 2
+        spread = np.sqrt((squares - truth**2).sum()) / N
+        assert abs(found - truth.mean()) < 3.3 * spread
+        assert spread < 0.01
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chunk_that_is_computed_again_has_the_same_rows(name: str) -> None:
+    torch.manual_seed(1)
+    one = read(MODELS[name](), Identity(), 40)
+    torch.manual_seed(2)
+    model = MODELS[name]()
+    state = torch.get_rng_state()
+    read(model, Identity(), 80, start=40)
+    assert read(model, Identity(), 40).rows == one.rows
+    assert torch.equal(torch.get_rng_state(), state), "the caller's generator is left as it was"
+
+
+class Lucky(Attack):
+    """Asks about the clean picture again and again, and calls it broken at the first wrong answer."""
+
+    name = "lucky"
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        wrong = torch.stack([model.logits(x).argmax(1) != y for _ in range(60)]).any(0)
+        return Perturbed(x.clone(), ["lucky" if hit else None for hit in wrong.tolist()])
+
+
+def test_what_one_lucky_draw_broke_is_not_broken() -> None:
+    model = OwnGenerator()
+    search = Lucky(ThreatModel("linf", 0.1))
+    x, y = data.load("digits").images[:N], data.load("digits").labels[:N]
+    believed = search(model, x, y, Draws(0, "it", np.arange(N))).broken_by
+    assert believed is not None
+    favoured, share = (part[:N] for part in known())
+    steady = ((favoured == y) & (share == SHARES[3])).numpy()
+    assert [believed[i] for i in np.flatnonzero(steady)].count("lucky") > 0.9 * steady.sum()
+    rows = to_rows(read(model, search).rows)
+    assert rows.correct[steady].all()
+    assert rows.broken_by[steady].tolist() == [None] * steady.sum()
+    assert all(stage is None for stage in rows.broken_by[rows.correct])
+    assert all(stage == "lucky" for stage in rows.broken_by[~rows.correct])
+
+
+class Remembered(Classifier):
+    """Right, but for the one seed that the search drew from, under which it is always wrong."""
+
+    num_classes, input_shape, stochastic = 10, SHAPE, True
+
+    def __init__(self, of_its_own: bool) -> None:
+        super().__init__()
+        self.of_its_own, self.seed, self.searched = of_its_own, 0, None
+        test = data.load("digits")
+        pictures = [picture.numpy().tobytes() for picture in test.images]
+        self.labels = dict(zip(pictures, test.labels.tolist(), strict=True))
+
+    def reseed(self, seed: int) -> None:
+        self.seed = seed
+
+    def drawn_from(self) -> int:
+        return self.seed if self.of_its_own else torch.initial_seed()
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        right = torch.tensor([self.labels[picture.numpy().tobytes()] for picture in x])
+        return nn.functional.one_hot((right + (self.drawn_from() == self.searched)) % 10, 10).float()
+
+
+class Overfit(Attack):
+    """Finds that the model errs at the clean picture, for this draw."""
+
+    name = "overfit"
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        inner = model.model  # type: ignore[union-attr]
+        inner.searched = inner.drawn_from()  # type: ignore[union-attr, operator]
+        assert not (model.logits(x).argmax(1) == y).any()
+        return Perturbed(x.clone(), ["overfit"] * len(x))
+
+
+@pytest.mark.parametrize("of_its_own", [True, False])
+def test_the_verdict_is_drawn_from_another_seed_than_the_search(of_its_own: bool) -> None:
+    rows = to_rows(read(Remembered(of_its_own), Overfit(ThreatModel("linf", 0.1)), 40).rows)
+    assert (rows.draws_correct == VERDICT_DRAWS).all()
+    assert rows.broken_by.tolist() == [None] * 40
+
+
+def test_the_verdict_on_a_deterministic_model_is_one_forward_to_the_bit() -> None:
+    net = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, SHAPE)
+    rows = read(net, Identity(), 64, stochastic=False).rows
+    with torch.no_grad():
+        assert rows["logits"].to_pylist() == net(data.load("digits").images[:64]).tolist()
+    assert set(rows["draws"].to_pylist()) == {1}
+    assert set(rows["forwards"].to_pylist()) == {1.0}
+    assert set(rows["seeded_by"].to_pylist()) == {"sample"}
+
+
+def test_combined_logits_have_the_mean_softmax_and_the_mean_energy() -> None:
+    answers = torch.randn(32, 50, 10, generator=torch.Generator().manual_seed(0)) * 20 - 4000
+    # of logits near -4000 float32 keeps 2.4e-4 nats, and so much of the probabilities
+    found, exact = combine(answers).double(), answers.double()
+    assert torch.allclose(found.softmax(1), exact.softmax(2).mean(0), rtol=3e-4, atol=1e-12)
+    assert torch.allclose(found.logsumexp(1), exact.logsumexp(2).mean(0), atol=3e-4)
+    assert torch.equal(combine(answers[:1]), answers[0])
+
+
+def test_a_random_model_is_caught() -> None:
+    x = data.load("digits").images[:64]
+    assert is_random(MODELS["global generator"](), x)
+    assert not is_random(PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, SHAPE), x)
