@@ -26,10 +26,13 @@ from robustgen.store import atomic, read_json
 from robustgen.types import Metric
 
 REPEAT = 0.1
-# What a card claims, by protocol: (metric, evaluation); "*" takes every evaluation of that metric.
+# What a card claims, by its data, with the protocol: (metric, evaluation); "*" takes every evaluation.
 CLAIMED = {
-    "linf-0.15": [("accuracy", "clean"), ("robust_accuracy", "autoattack-linf-0.15"), ("ece", "clean"),
-                  ("guidance_gain", "*"), ("psnr_gain", "*"), ("auroc", "*")],
+    "digits": ("linf-0.15", [
+        ("accuracy", "clean"), ("robust_accuracy", "autoattack-linf-0.15"), ("ece", "clean"),
+        ("guidance_gain", "*"), ("psnr_gain", "*"), ("auroc", "*"),
+    ]),
+    "cifar10": ("clean", [("accuracy", "clean"), ("ece", "clean")]),
 }  # fmt: skip
 
 
@@ -69,9 +72,9 @@ def check(card: ModelCard, protocol: str, metrics: list[Metric]) -> list[str]:
     return sentences
 
 
-def claims_of(metrics: list[Metric], protocol: str) -> list[Claim]:
-    """The metrics that cards state, as claims."""
-    wanted = CLAIMED[protocol]
+def claims_of(metrics: list[Metric], source: str) -> list[Claim]:
+    """The metrics that cards of this data state, as claims."""
+    protocol, wanted = CLAIMED[source]
     return [
         Claim(protocol=protocol, **{k: getattr(m, k) for k in ("evaluation", "metric", "variant", "n")},
               value=round(m.value, 6), ci_low=round(m.ci_low, 6), ci_high=round(m.ci_high, 6))
@@ -110,15 +113,15 @@ def main() -> int:
     arguments = parser.parse_args()
     sentences = []
     for source, cards in cards_by_data(arguments.models).items():
-        for protocol in (name for name in CLAIMED if source in registry.load_protocol(name).data):
-            names = [card.name for card in cards]
-            metrics = measure(protocol, names, source, arguments.out / f"{source}-{protocol}")
-            for card in cards:
-                own = [metric for metric in metrics if metric.model == card.name]
-                if arguments.write:
-                    write_claims(registry.model_folders()[card.name], claims_of(own, protocol))
-                else:
-                    sentences += check(card, protocol, own)
+        protocol = CLAIMED[source][0]
+        names = [card.name for card in cards]
+        metrics = measure(protocol, names, source, arguments.out / f"{source}-{protocol}")
+        for card in cards:
+            own = [metric for metric in metrics if metric.model == card.name]
+            if arguments.write:
+                write_claims(registry.model_folders()[card.name], claims_of(own, source))
+            else:
+                sentences += check(card, protocol, own)
     if arguments.write:
         print("the cards now claim what was measured")
         return 0

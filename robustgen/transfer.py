@@ -196,21 +196,23 @@ def _write(file: Path, pairs: list[Pair]) -> None:
 
 
 def _print(console: Console, pairs: list[Pair], flags: list[Flag]) -> None:
-    """A table an evaluation: sources down, targets across, what is still right in % of what was."""
+    """A table an evaluation: sources down, targets across, what is still right in % of what was.
+
+    A terminal has no room for intervals, which are in transfer.csv.
+    """
     cells = {(pair.evaluation, pair.source, pair.target): pair for pair in pairs}
     targets = list(dict.fromkeys(pair.target for pair in pairs))
     for evaluation in dict.fromkeys(pair.evaluation for pair in pairs):
-        table = Table(box=None, header_style="bold", pad_edge=False, title=evaluation, title_justify="left")
-        table.add_column("made for \\ shown to")
+        console.print(f"\n{evaluation}: % still right of what is right without an attack", markup=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("made for \\ shown to", no_wrap=True)
         for target in targets:
             table.add_column(target.replace("-", "\n"), justify="right")
         for source in targets:
             found = [cells.get((evaluation, source, target)) for target in targets]
-            table.add_row(source, *(_cell(pair) if pair else "" for pair in found))
+            table.add_row(source, *(f"{100 * pair.share:.1f}" if pair else "" for pair in found))
         console.print(table)
     for flag in flags:
-        console.print(f"{flag.severity}: {flag.model} ({flag.evaluation}): {flag.message}", markup=False)
-
-
-def _cell(pair: Pair) -> str:
-    return f"{100 * pair.share:.0f} ({100 * pair.ci_low:.0f}-{100 * pair.ci_high:.0f})"
+        console.print(
+            f"\n{flag.severity}: {flag.model}, {flag.evaluation}, {flag.flag}: {flag.message}", markup=False
+        )

@@ -32,6 +32,12 @@ ATTACKS: dict[str, Entry] = {
     "autoattack-plus": Entry(
         "autoattack:AutoAttackPlus", "apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t; 5 restarts"
     ),
+    "autoattack-rand": Entry(
+        "autoattack:AutoAttackRand", "for stochastic models: apgd-ce, apgd-dlr on means"
+    ),
+    "joint-adaptive": Entry(
+        "joint:JointAdaptive", "autoattack, then attacks that see through masked gradients"
+    ),
     "apgd-ce": Entry("autoattack:ApgdCe", "Auto-PGD on the cross-entropy"),
     "apgd-dlr": Entry("autoattack:ApgdDlr", "Auto-PGD on the difference-of-logits ratio"),
     "apgd-t": Entry("autoattack:ApgdT", "Auto-PGD on the targeted DLR loss"),

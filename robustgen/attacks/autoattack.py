@@ -6,6 +6,7 @@ the same, and what is done otherwise to be quick.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from robustgen.attacks.options import Options
 from robustgen.attacks.screen import screened_square
 from robustgen.attacks.search import Search
 from robustgen.attacks.square import square
+from robustgen.attacks.victims import Averaged
 from robustgen.classifiers.base import Classifier
 from robustgen.errors import UnsupportedError
 from robustgen.threat import ThreatModel
@@ -26,6 +28,7 @@ from robustgen.threat import ThreatModel
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 PLUS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 RAND = ("apgd-ce", "apgd-dlr")
+RAND_DRAWS = 20
 
 
 class Budget(Options):
@@ -131,6 +134,21 @@ class AutoAttackPlus(Parts):
     title = "autoattack-plus"
     parts = PLUS
     defaults: ClassVar = {"restarts": 5}
+
+
+class AutoAttackRand(Parts):
+    """The version ``rand`` for stochastic models: APGD-CE and APGD-DLR on means over 20 draws.
+
+    Unlike the reference's, the best point and its success are decided by the mean as well.
+    """
+
+    title = "autoattack-rand"
+    parts = RAND
+    options_type = IterBudget
+
+    def stages(self, model: Classifier) -> list[Stage]:
+        seen = [stage._replace(victim=partial(Averaged, m=RAND_DRAWS)) for stage in super().stages(model)]
+        return seen if model.stochastic else super().stages(model)
 
 
 class ApgdCe(Parts):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustgen.attacks.search import Found, Search, run
 from robustgen.attacks.victim import Victim
+from robustgen.attacks.victims import usual_view
 from robustgen.audit import AUDIT, AUDITED, audited
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
@@ -24,7 +25,7 @@ class Stage(NamedTuple):
 
     name: str
     search: Search
-    victim: Callable[[Classifier], Victim] = Victim
+    victim: Callable[[Classifier], Victim] = usual_view
 
 
 class Cascade(Attack):

@@ -25,7 +25,8 @@ from robustgen.errors import UnsupportedError, UserError
 from robustgen.threat import ThreatModel
 
 Score = Callable[[Classifier, Tensor], Tensor]
-WEIGHTS = {"evade-0.3": 0.3, "evade-3": 3.0}  # of the detector's score against the margin
+# Nats of the margin for one spread of the score. Which is best differs by model.
+WEIGHTS = {"evade-0.5": 0.5, "evade-2": 2.0}
 
 
 def log_prob(model: Classifier, x: Tensor) -> Tensor:
@@ -40,14 +41,18 @@ def confidence(model: Classifier, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Detector:
-    """Accepts a picture where its score, (batch,) and differentiable, is at least the threshold."""
+    """Accepts a picture where its score, (batch,) and differentiable, is at least the threshold.
+
+    ``spread``: the scores' standard deviation on accepted and rejected pictures of the data, a unit.
+    """
 
     score: Score
     threshold: float
+    spread: float = 1.0
 
     def excess(self, model: Classifier, x: Tensor) -> Tensor:
-        """The score above the threshold, (batch,): accepted where it is 0 or more."""
-        return self.score(model, x) - self.threshold
+        """The score above the threshold in units of the spread, (batch,): accepted where it is 0 or more."""
+        return (self.score(model, x) - self.threshold) / self.spread
 
 
 @torch.no_grad()
@@ -70,7 +75,9 @@ def fit(model: Classifier, images: Tensor, score: Score = log_prob, rejection: f
     scores = score(model, images).double()
     if not bool(torch.isfinite(scores).all()):
         raise UserError("a score of a calibration picture is NaN or infinite", where="detector.fit")
-    return Detector(score, float(scores.sort().values[math.floor(rejection * len(scores))]))
+    threshold = float(scores.sort().values[math.floor(rejection * len(scores))])
+    spread = float(scores.std(correction=0))
+    return Detector(score, threshold, spread or 1.0)
 
 
 @torch.no_grad()

@@ -50,6 +50,11 @@ class Averaged(Victim):
         return self.logits(x).logits.argmax(1) != y
 
 
+def usual_view(model: Classifier) -> Victim:
+    """How an attack sees a model unless it knows better: as it is, or by the mean over its own draws."""
+    return Averaged(model) if model.stochastic else Victim(model)
+
+
 class View(Victim):
     """Abstract: loss and logits of the point itself, as ``point`` answers; a gradient from elsewhere.
 

@@ -190,6 +190,6 @@ def _few_classes(run: Run) -> Iterator[Flag]:
     margin = "; the targeted DLR loss needs 4 classes and gave way to the margin" if classes < 4 else ""
     yield Flag(
         run.model, "", "few_classes", "info",
-        f"{', '.join(e.name for e in targeted)}: with {classes} classes there are fewer others to aim at than the {wanted} "
-        f"asked for{margin}. Nothing is left out, since every other class is aimed at.",
+        f"{', '.join(e.name for e in targeted)}: with {classes} classes there are fewer to aim at than "
+        f"the {wanted} asked for{margin}. Nothing is left out, since every other class is aimed at.",
     )  # fmt: skip

@@ -55,7 +55,7 @@ def train(
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
-    publish.publish(run.average, card, folder, recipe_path)
+    publish.publish(run.average, card, folder, recipe_path, half=recipe.storage == "float16")
     return folder
 
 

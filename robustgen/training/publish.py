@@ -27,12 +27,16 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return content
 
 
-def publish(model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: Path) -> None:
+def publish(
+    model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: Path, *, half: bool = False
+) -> None:
     """Write weights.safetensors, recipe.yaml and card.yaml, the card last: it describes what is there.
 
-    Claims of an older card are kept where the weights are the same bits, and dropped otherwise.
+    ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the same bits, and dropped otherwise.
     """
     tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
     file = folder / "card.yaml"

@@ -141,6 +141,8 @@ class Recipe(Strict):
     """How often a diverged training goes back to its last checkpoint and on, with other draws."""
     checkpoint_every: int = Field(default=500, gt=0)
     """In steps."""
+    storage: Literal["float32", "float16"] = "float32"
+    """Of the weights in their file; what a card claims is measured on the stored ones."""
     summary: str
     reference: str = ""
     licence: str = "Apache-2.0"
@@ -175,7 +177,7 @@ class Recipe(Strict):
         Words are left out, and so is the rhythm of checkpoints, unless there may be ``restarts``:
         a training that diverged goes back to its last checkpoint.
         """
-        left_out = {"summary", "reference", "licence", "tried"}
+        left_out = {"summary", "reference", "licence", "tried", "storage"}
         if not self.restarts:
             left_out.add("checkpoint_every")
         content = self.model_dump(mode="json", exclude=left_out)

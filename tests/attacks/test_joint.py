@@ -24,7 +24,7 @@ from robustgen.perturb import Perturbed
 from robustgen.threat import ThreatModel
 
 THREAT = ThreatModel("linf", 0.1)
-SHORT: dict[str, Any] = {"n_iter": 20, "n_target_classes": 3, "n_queries": 200}
+SHORT: dict[str, Any] = {"n_iter": 16, "n_target_classes": 3, "n_queries": 100}
 N = 64
 
 
@@ -167,11 +167,11 @@ def test_the_stage_past_hidden_gradients_is_there_where_it_has_something_to_do(t
 
 def test_every_stage_sees_a_stochastic_model_through_its_mean(trained: FixedBatch) -> None:
     masked = Masked(trained.model, forward=noisy, stochastic=True)
-    for stage in JointAdaptive(THREAT, eot=5).stages(masked):
+    for stage in JointAdaptive(THREAT).stages(masked):
         view = stage.victim(masked)
         point = getattr(view, "point", view)
         assert isinstance(point, Averaged)
-        assert point.m == 5
+        assert point.m == 16
 
 
 def test_the_smoothing_is_as_wide_as_the_ball() -> None:

@@ -1,43 +1,32 @@
-"""Flags on what the rows alone do not show."""
+"""Flags on what the rows alone do not show, and on what clean rows show of the model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+from doubt_fakes import attack, rows, run
 
 from robustgen.metrics import doubts
-from robustgen.metrics.rows import Evaluation, Rows, Run, to_rows
-from robustgen.store import row_schema
+from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
 SIGMAS = [0.25, 0.5]
+CLEAN = {"name": "clean", "kind": "clean"}
 
 
-def rows(n: int = 8) -> Rows:
-    import pyarrow as pa
-
-    content = {
-        "sample_id": range(n), "label": [0] * n, "logits": [[1.0, 0.0]] * n, "draws": [1] * n,
-        "draws_correct": [1] * n, "forwards": [1.0] * n, "backwards": [0.0] * n, "seeded_by": ["sample"] * n,
-    }  # fmt: skip
-    schema = row_schema(2)
-    columns = [pa.array(list(content.get(field.name, [None] * n)), field.type) for field in schema]
-    return to_rows(pa.table(columns, schema=schema))
-
-
-def run(family: str = "softmax", foreign: str = "letters") -> Run:
+def whole(family: str = "softmax", foreign: str = "letters") -> Run:
     details = [
-        {"name": "clean", "kind": "clean"},
+        CLEAN,
         {"name": "calibration", "kind": "calibration"},
         {"name": "foreign", "kind": "ood", "data": foreign},
         {"name": "gradients", "kind": "gradients", "sigmas": SIGMAS},
     ]
     table = pd.DataFrame({"sample_id": list(range(8)) * 2, "sigma": [0.25] * 8 + [0.5] * 8})
-    evaluations = {d["name"]: Evaluation(d, rows(), 8) for d in details}
-    spec = {"model": {"name": "m", "num_classes": 2, "family": family}}
-    return Run("m", spec, evaluations, {"gradients": table})
+    made = run(*((d, rows()) for d in details), model={"family": family})
+    return replace(made, guidance={"gradients": table})
 
 
 def flags(found: Run) -> dict[str, Flag]:
@@ -45,29 +34,83 @@ def flags(found: Run) -> dict[str, Flag]:
 
 
 def test_a_whole_table_beside_the_rows_raises_no_flag() -> None:
-    assert "incomplete" not in flags(run())
+    assert "incomplete" not in flags(whole())
 
 
 @pytest.mark.parametrize("kept", [0, 3, 11])
 def test_a_lost_table_beside_the_rows_is_an_incomplete_evaluation(kept: int) -> None:
-    whole = run()
-    tables = {"gradients": whole.guidance["gradients"][:kept]} if kept else {}
-    flag = flags(replace(whole, guidance=tables))["incomplete"]
+    full = whole()
+    tables = {"gradients": full.guidance["gradients"][:kept]} if kept else {}
+    flag = flags(replace(full, guidance=tables))["incomplete"]
     assert (flag.evaluation, flag.severity) == ("gradients", "error")
     assert flag.message.startswith(f"{max(0, kept - 8)} of 8 evaluated")
 
 
 def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
-    assert "unknown_training" not in flags(run())
-    flag = flags(run("custom"))["unknown_training"]
+    assert "unknown_training" not in flags(whole())
+    flag = flags(whole("custom"))["unknown_training"]
     assert flag.severity == "info"
     assert "too good" in flag.message
-    without = run("custom")
+    without = whole("custom")
     del without.evaluations["calibration"]
     assert "unknown_training" not in flags(without)
 
 
 def test_foreign_pictures_that_depend_on_each_other_are_named() -> None:
-    assert "ten fonts" in flags(run())["dependent_samples"].message
-    assert "half-overlapping" in flags(run(foreign="photos"))["dependent_samples"].message
-    assert "dependent_samples" not in flags(run(foreign="mnist"))
+    assert "ten fonts" in flags(whole())["dependent_samples"].message
+    assert "half-overlapping" in flags(whole(foreign="photos"))["dependent_samples"].message
+    assert "dependent_samples" not in flags(whole(foreign="mnist"))
+
+
+@pytest.mark.parametrize(("declared", "severity"), [(True, "info"), (False, "warning")])
+def test_a_random_model_is_named_and_one_that_hides_it_is_warned_of(declared: bool, severity: str) -> None:
+    model = {"stochastic": True, "stochastic_declared": declared}
+    flag = flags(run((CLEAN, rows()), model=model))["random_forward"]
+    assert flag.severity == severity
+    assert "random_forward" not in flags(run((CLEAN, rows())))
+
+
+def test_rows_seeded_by_chunk_are_explained_by_what_draws() -> None:
+    by_chunk = rows(seeded_by=["chunk"] * 8)
+    outside = run((CLEAN, rows()), (attack("torchattacks-cw"), by_chunk))
+    assert "Outside attacks" in flags(outside)["seeded_by_chunk"].message
+    random = run((CLEAN, by_chunk), (attack("pgd"), by_chunk), model={"stochastic": True})
+    assert flags(random)["seeded_by_chunk"].message.startswith("A random model draws for a whole batch")
+
+
+def logits(n: int, classes: int = 10, spread: float = 5.0) -> np.ndarray:
+    return np.random.default_rng(0).normal(scale=spread, size=(n, classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        logits(64),
+        logits(2000),
+        logits(64, 2),
+        logits(64, 1000),
+        np.concatenate([logits(8)] * 8),  # equal pictures
+        np.tile(np.float32([[1, 0]]), (64, 1)),  # too few values to tell
+        1e4 * logits(64),
+    ],
+)
+def test_logits_as_they_are_pass(found: np.ndarray) -> None:
+    assert "quantised_logits" not in flags(run((CLEAN, rows(len(found), logits=found))))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        logits(64).round(),
+        logits(64).round(1),
+        logits(64).round(2),
+        logits(1000).round(2),
+        np.round(8 * logits(64)) / 8,
+        np.eye(10, dtype=np.float32)[logits(64).argmax(1)],  # a vote
+        logits(64) + np.float32(1e6),  # float32 is as coarse there
+    ],
+)
+def test_rounded_logits_are_named(found: np.ndarray) -> None:
+    flag = flags(run((CLEAN, rows(len(found), logits=found))))["quantised_logits"]
+    assert flag.severity == "warning"
+    assert "joint-adaptive" in flag.message

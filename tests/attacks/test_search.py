@@ -1,0 +1,197 @@
+"""The runner of searches: rows that leave, rows that take their place, and what neither may change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustgen.attacks.apgd import apgd
+from robustgen.attacks.search import Found, Search, Start, State, run
+from robustgen.attacks.victim import Answer, Victim
+from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.data import Dataset
+from robustgen.draws import Draws
+from robustgen.errors import UserError
+from robustgen.threat import ThreatModel
+
+EPS = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
+@pytest.mark.parametrize("norm", EPS)
+def test_a_row_does_not_see_its_neighbours(
+    trained: FixedBatch, digits: Dataset, norm: str, loss: str
+) -> None:
+    search = apgd(ThreatModel(norm, EPS[norm]), loss, jobs=2, n_iter=12)
+
+    def some(rows: Tensor, width: int | None = None) -> Found:
+        trained.begin(len(rows))
+        x, y = digits.images[rows], digits.labels[rows]
+        return run(search, Victim(trained), x, y, Draws(3, "e", digits.sample_ids[rows]), width=width)
+
+    whole = some(torch.arange(32))
+    assert 4 < int(whole.broken.sum()) < 28
+    for rows, width in (
+        (torch.arange(32).flip(0), None),
+        (torch.arange(32), 1),
+        (torch.arange(32), 5),
+        (torch.arange(9, 30), 8),
+        (torch.tensor([int(whole.broken.nonzero()[-1])]), None),
+        (torch.tensor([4, 4, 4]), 2),
+    ):
+        part = some(rows, width)
+        assert torch.equal(part.images, whole.images[rows])
+        assert torch.equal(part.broken, whole.broken[rows])
+
+
+class Countdown(Search):
+    """Asks about a picture of one grey value after another, ``n`` a job; draws go into the first."""
+
+    def __init__(self, n: int, jobs: int = 1) -> None:
+        self.n = n
+        self.jobs = jobs
+        self.asked: list[list[int]] = []
+
+    def begin(self, start: Start, draws: Draws) -> State:
+        assert len(draws) == len(start.row)
+        return State(**start.fields(), point=torch.zeros_like(start.x))
+
+    def ask(self, victim: Victim, state: State) -> Answer:
+        self.asked.append(state.row.tolist())
+        return victim.logits(state.point)
+
+    def step(self, state: State, answer: Answer) -> None:
+        state.step = state.step + 1
+        state.point = torch.ones_like(state.point) * (state.step / self.n + state.job).view(-1, 1, 1, 1)
+        state.over = state.step >= self.n
+
+
+class Threshold(Classifier):
+    """Class 1 from the grey value ``limit`` on, class 0 below; ``logits`` may be made to differ."""
+
+    num_classes, input_shape = 2, (1, 2, 2)
+
+    def __init__(self, limit: float, *, stochastic: bool = False) -> None:
+        super().__init__()
+        self.limit = limit
+        self.stochastic = stochastic
+        self.largest = 0
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        self.largest = max(self.largest, len(x))
+        level = x.mean((1, 2, 3)) - self.limit
+        return torch.stack([-level, level], 1)
+
+
+def search_in(model: Classifier, search: Search, n: int, width: int | None = None) -> Found:
+    x = torch.zeros(n, 1, 2, 2)
+    labels = torch.zeros(n, dtype=torch.long)
+    return run(search, Victim(model), x, labels, Draws(0, "e", torch.arange(n)), width=width)
+
+
+def test_broken_rows_leave_at_once_and_others_take_their_place() -> None:
+    search = Countdown(10)
+    found = search_in(Threshold(0.25), search, 7, width=3)
+    # broken by the 4th question (0, 0.1, 0.2, 0.3), three rows at a time
+    assert search.asked == 4 * [[0, 1, 2]] + 4 * [[3, 4, 5]] + 4 * [[6]]
+    assert found.broken.all()
+    torch.testing.assert_close(found.images, torch.full((7, 1, 2, 2), 0.3))
+
+
+def test_the_model_never_gets_more_than_the_width_and_all_of_it_while_rows_wait() -> None:
+    model, search = Threshold(9.0), Countdown(5, jobs=2)
+    found = search_in(model, search, 11, width=4)
+    assert not found.broken.any()
+    assert torch.equal(found.images, torch.zeros(11, 1, 2, 2))
+    sizes = [len(rows) for rows in search.asked]
+    assert max(sizes) == 4
+    assert sizes[:20] == 20 * [4]
+    for row in range(11):
+        assert sum(rows.count(row) for rows in search.asked) == 2 * 5
+
+
+def test_a_job_starts_anew_only_while_the_row_stands() -> None:
+    search = Countdown(4, jobs=3)
+    found = search_in(Threshold(1.3), search, 2)  # in the second job: 1.25 is below, 1.5 is above
+    assert found.broken.all()
+    # the first point of a job is the clean picture; then 1.25, 1.5
+    assert len(search.asked) == 4 + 3
+
+
+def test_counts_are_of_the_rows_that_were_asked_about(trained: FixedBatch, digits: Dataset) -> None:
+    trained.begin(32)
+    found = run(
+        apgd(ThreatModel("linf", 0.1), "ce", n_iter=12), Victim(trained), digits.images[:32],
+        digits.labels[:32], Draws(0, "e", torch.arange(32)), width=8,
+    )  # fmt: skip
+    assert (trained.backwards[~found.broken] == 13).all()
+    assert (trained.forwards[~found.broken] == 14).all()  # the clean picture's logits
+    assert (trained.backwards[found.broken] <= 13).all()
+    assert (trained.forwards == trained.backwards + 1).all()
+    assert float(trained.backwards[found.broken].mean()) < 8
+
+
+class Strict(Victim):
+    """The verdict is stricter than what the search sees: nothing below 0.6 counts."""
+
+    def confirm(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.mean((1, 2, 3)) > 0.6
+
+
+def test_a_hit_that_is_not_confirmed_is_none() -> None:
+    x, y = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)
+    found = run(Countdown(11), Strict(Threshold(0.25)), x, y, Draws(0, "e", torch.arange(2)))
+    assert found.broken.all()
+    torch.testing.assert_close(found.images, torch.full_like(x, 7 / 11))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
+    class Broken(Threshold):
+        def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+            return torch.where(x.mean((1, 2, 3))[:, None] > 0.25, bad, super().logits(x))
+
+    with pytest.raises(UserError, match="NaN or infinite logits under attack"):
+        search_in(Broken(2.0), Countdown(10), 3)
+
+
+class Tent(Threshold):
+    """The margin rises to its top, 0.5 above ``limit``, at the grey value 0.5, and falls again."""
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        level = 0.5 - (x.mean((1, 2, 3)) - 0.5).abs() - self.limit
+        return torch.stack([-level, level], 1)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_stochastic_models_rows_stay_and_the_highest_margin_comes_back(stochastic: bool) -> None:
+    search = Countdown(10, jobs=2)
+    found = search_in(Tent(0.15, stochastic=stochastic), search, 3)
+    assert found.broken.all()
+    if stochastic:
+        assert len(search.asked) == 10  # to the end of the job, though it was wrong from 0.2 on
+        torch.testing.assert_close(found.images, torch.full((3, 1, 2, 2), 0.5))
+        torch.testing.assert_close(found.margin, torch.full((3,), 0.7))
+    else:
+        assert len(search.asked) == 3
+        torch.testing.assert_close(found.images, torch.full((3, 1, 2, 2), 0.2))
+
+
+def test_a_stochastic_model_that_stands_gives_its_weakest_point_and_every_job() -> None:
+    search = Countdown(10, jobs=2)
+    found = search_in(Tent(0.7, stochastic=True), search, 3)
+    assert not found.broken.any()
+    assert len(search.asked) == 20
+    torch.testing.assert_close(found.images, torch.full((3, 1, 2, 2), 0.5))
+
+
+def test_points_outside_the_budget_do_not_count() -> None:
+    class Late(Countdown):
+        def allowed(self, state: State) -> Tensor:
+            return state.step >= 6
+
+    for stochastic, grey in ((False, 0.6), (True, 0.9)):
+        found = search_in(Threshold(0.25, stochastic=stochastic), Late(10), 2)
+        torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), grey))
+

@@ -1,0 +1,52 @@
+"""Runs made of rows that a test says, for the flags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from robustgen.metrics.rows import Evaluation, Rows, Run, to_rows
+from robustgen.store import row_schema
+
+
+def rows(right: list[bool] | int = 8, *, logits: np.ndarray | None = None, **columns: Any) -> Rows:
+    """Rows of these verdicts (a number: so many right ones), label 0 and logits [1, 0] unless said."""
+    verdicts = [True] * right if isinstance(right, int) else list(right)
+    n = len(verdicts)
+    plain = [[1.0, 0.0]] * n if logits is None else logits.tolist()
+    content = {
+        "sample_id": range(n), "label": [0] * n, "logits": plain, "draws": [1] * n,
+        "draws_correct": [int(v) for v in verdicts], "forwards": [1.0] * n, "backwards": [0.0] * n,
+        "seeded_by": ["sample"] * n, **columns,
+    }  # fmt: skip
+    schema = row_schema(len(plain[0]))
+    return to_rows(
+        pa.table([pa.array(list(content.get(f.name, [None] * n)), f.type) for f in schema], schema=schema)
+    )
+
+
+def attack(name: str, eps: float = 0.1, norm: str = "linf", cascade: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An attack's line of run.json."""
+    return {
+        "name": f"{name}-{norm}-{eps:g}", "kind": "attack", "attack": name, "norm": norm, "eps": eps,
+        "cascade": list(cascade),
+    }  # fmt: skip
+
+
+def run(
+    *evaluations: tuple[dict[str, Any], Rows],
+    classes: int = 2,
+    model: dict[str, Any] | None = None,
+    precision: str = "float32",
+    chunk: int = 64,
+    specs: list[dict[str, Any]] | None = None,
+) -> Run:
+    """A run of these evaluations; ``model`` changes what run.json says of the model."""
+    said = {"name": "m", "num_classes": classes, "family": "softmax", "stochastic": False} | (model or {})
+    spec = {
+        "model": said, "kernels": {"precision": precision},
+        "protocol": {"chunk": chunk, "evaluations": specs or []},
+    }  # fmt: skip
+    return Run("m", spec, {d["name"]: Evaluation(d, found, len(found)) for d, found in evaluations})

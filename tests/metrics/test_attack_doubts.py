@@ -1,0 +1,156 @@
+"""Flags of attacks, each on the rows that show it and on the nearest rows that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from doubt_fakes import attack, rows, run
+
+from robustgen.metrics.attack_doubts import attack_doubts
+from robustgen.metrics.intervals import wilson
+from robustgen.metrics.rows import Run
+from robustgen.types import Flag
+
+CLEAN = {"name": "clean", "kind": "clean"}
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def flags(found: Run) -> dict[str, Flag]:
+    several = list(attack_doubts(found))
+    assert len({flag.flag for flag in several}) == len(several)
+    return {flag.flag: flag for flag in several}
+
+
+def verdicts(right: int, n: int = 100) -> list[bool]:
+    return [True] * right + [False] * (n - right)
+
+
+def test_noise_is_no_attack_that_could_fail() -> None:
+    half, full = (rows(verdicts(right), label=[0] * 50 + [1] * 50) for right in (50, 100))
+    noise = run((CLEAN, half), (attack("noise", 0.5), full))
+    assert flags(noise) == {}
+    assert set(flags(run((CLEAN, half), (attack("pgd", 0.5), full)))) == {"easier_than_clean", "attack_fails"}
+
+
+@pytest.mark.parametrize(
+    ("searched", "norm", "eps", "weaker"),
+    [
+        (81, "linf", 0.1, True),
+        (80, "linf", 0.1, False),
+        (81, "linf", 0.2, True),
+        (81, "linf", 0.05, False),  # in a smaller ball there may be less to find
+        (81, "l2", 0.1, False),
+    ],
+)
+def test_an_attack_that_breaks_less_than_noise_is_an_error(
+    searched: int, norm: str, eps: float, weaker: bool
+) -> None:
+    found = flags(
+        run((attack("noise"), rows(verdicts(80))), (attack("pgd", eps, norm), rows(verdicts(searched))))
+    )
+    assert ("weaker_than_noise" in found) == weaker
+    if weaker:
+        assert found["weaker_than_noise"].severity == "error"
+        assert (
+            "81 of 100 right under this attack, 80 under random noise" in found["weaker_than_noise"].message
+        )
+
+
+@pytest.mark.parametrize(("regained", "flagged"), [(2, False), (3, True)])
+def test_samples_that_a_larger_ball_gives_back_are_counted_one_by_one(regained: int, flagged: bool) -> None:
+    small = np.array(verdicts(60))
+    large = np.array(verdicts(40))  # in sum it falls
+    large[60 : 60 + regained] = True
+    series = [(attack("pgd", 0.2), rows(large.tolist())), (attack("pgd", 0.1), rows(small.tolist()))]
+    found = flags(run(*series))
+    assert ("not_monotone_in_eps" in found) == flagged
+    if flagged:
+        assert found["not_monotone_in_eps"].evaluation == "pgd-linf-0.2"
+        assert found["not_monotone_in_eps"].message.startswith("3 of 100 samples that pgd-linf-0.1 broke")
+    other = [(attack("apgd-ce", 0.2), rows(large.tolist())), series[1]]
+    assert flags(run(*other)) == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "cascade", "flagged"),
+    [
+        ("square", STANDARD, True),
+        ("fab-t", STANDARD, False),
+        ("bpda", (*STANDARD, "bpda"), True),
+        ("square", ("square",), False),
+    ],
+)
+def test_a_stage_without_the_models_gradients_that_breaks_more(
+    stage: str, cascade: tuple[str, ...], flagged: bool
+) -> None:
+    broken = rows(verdicts(99), broken_by=[None] * 99 + [stage])
+    found = flags(run((attack("autoattack", cascade=cascade), broken), classes=10))
+    assert ("masked_gradients" in found) == flagged
+    if flagged:
+        assert "broke 1 of 100" in found["masked_gradients"].message
+
+
+@pytest.mark.parametrize(
+    ("right", "labels", "flagged"),
+    [
+        (50, [0] * 50 + [1] * 50, False),
+        (80, [0] * 50 + [1] * 50, True),
+        (80, [0] * 80 + [1] * 20, False),  # one answer for all pictures has as many right
+        (80, [0] * 20 + [1] * 80, False),
+    ],
+)
+def test_more_right_than_the_largest_class_where_every_picture_can_be_grey(
+    right: int, labels: list[int], flagged: bool
+) -> None:
+    found = flags(run((attack("pgd", 0.5), rows(verdicts(right), label=labels))))
+    assert ("attack_fails" in found) == flagged
+    assert flags(run((attack("pgd", 0.4), rows(verdicts(right), label=labels)))) == {}
+
+
+def audit(broken: int, survivors: int = 64, chunk: int = 64, **more: Any) -> dict[str, Flag]:
+    found = rows(
+        verdicts(survivors - broken, survivors), broken_by=[None] * (survivors - broken) + ["audit"] * broken
+    )
+    given = {"precision": "bf16", "chunk": chunk, "classes": 10} | more
+    return flags(run((attack("autoattack", cascade=STANDARD), found), **given))
+
+
+def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
+    none, one = audit(0)["audit"], audit(1)["audit"]
+    assert (none.severity, one.severity) == ("info", "warning")
+    assert none.message.startswith("0 of 8 audited survivors")  # every 8th of 64
+    assert one.message.startswith("1 of 8 audited survivors")
+    assert f"upper bound {100 * wilson(1, 8).high:.2g} %" in one.message
+    assert "--precision float32" in one.message
+    assert audit(0, chunk=16)["audit"].message.startswith("0 of 16 ")  # 4 at least in each of 4 chunks
+    assert audit(0, survivors=3)["audit"].message.startswith("0 of 3 ")
+    assert "audit" not in audit(0, precision="float32")
+    assert "audit" not in flags(run((attack("pgd"), rows(64)), precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "says"),
+    [
+        (10, {}, None),
+        (3, {}, "gave way to the margin"),
+        (8, {}, "the 9 asked for"),
+        (8, {"n_target_classes": 5}, None),
+    ],
+)
+def test_too_few_classes_for_a_targeted_attack(
+    classes: int, options: dict[str, int], says: str | None
+) -> None:
+    plain = (attack("pgd"), rows())
+    targeted = (attack("autoattack-t5", cascade=STANDARD), rows())
+    specs = [
+        {"kind": "clean"},
+        {"kind": "attack", "attack": "pgd", "options": {}},
+        {"kind": "attack", "attack": "autoattack", "options": options},
+    ]
+    found = flags(run(plain, targeted, classes=classes, specs=specs))
+    assert ("few_classes" in found) == (says is not None)
+    if says:
+        assert says in found["few_classes"].message
+    assert flags(run(plain, classes=classes, specs=specs)) == {}
