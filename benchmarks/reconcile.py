@@ -21,12 +21,19 @@ STANDARD = {"digits": "linf-0.15", "cifar10": "linf-8-255"}
 REENACTED = ("as-jem-2020", "as-sada-2023", "as-rdc-2024", "as-diffhammer-2024")
 
 
-def measure(models: list[str], protocol: str, data: str, out: Path) -> dict[str, dict[str, float]]:
-    """The robust accuracy of every model under a protocol, with its interval and n."""
+def measure(
+    models: list[str], protocol: str, data: str, out: Path, n: int | None
+) -> dict[str, dict[str, float]]:
+    """The robust accuracy in Linf of every model under a protocol, with its interval and n."""
     command = [sys.executable, "-m", "robustgen.cli", "report", *models, "--data", data]
-    subprocess.run([*command, "--protocol", protocol, "--out", str(out / protocol)], check=True)
-    rows = read_json(out / protocol / "summary.json")["metrics"]
-    return {row["model"]: row for row in rows if row["metric"] == "robust_accuracy" and not row["variant"]}
+    first = [] if n is None else ["--n", str(n)]
+    subprocess.run([*command, "--protocol", protocol, "--out", str(out / protocol), *first], check=True)
+    rows = [
+        row
+        for row in read_json(out / protocol / "summary.json")["metrics"]
+        if row["metric"] == "robust_accuracy" and not row["variant"] and "-linf-" in row["evaluation"]
+    ]
+    return {row["model"]: row for row in rows}
 
 
 def cell(row: dict[str, float] | None) -> str:
@@ -40,12 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", help="default: the zoo of the data")
     parser.add_argument("--data", default="digits", choices=STANDARD)
+    parser.add_argument("--n", type=int, help="the first n samples (default: as each protocol says)")
     parser.add_argument("--out", type=Path, default=Path("out/reconcile"))
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     models = [ref.name for ref in registry.resolve_all(options.models, options.data)]
     protocols = [*REENACTED, STANDARD[options.data], "joint-adaptive"]
-    found = {name: measure(models, name, options.data, options.out) for name in protocols}
+    found = {name: measure(models, name, options.data, options.out, options.n) for name in protocols}
     counts = [str(max((int(row["n"]) for row in found[name].values()), default=0)) for name in protocols]
     lines = [
         "| model | " + " | ".join(f"{p} (n = {n})" for p, n in zip(protocols, counts, strict=True)) + " |",

@@ -95,6 +95,16 @@ def train(
 
 
 @app.command()
+def transfer(
+    folder: Annotated[Path, typer.Argument(help="A finished report.")],
+) -> None:
+    """Ask every model of a report about the pictures that were made to break the others."""
+    from robustgen.transfer import transfer as run
+
+    run(folder)
+
+
+@app.command()
 def check(
     model: Annotated[str, typer.Argument(help="A zoo name, FILE.py:NAME, or LIBRARY:NAME.")],
     data: DataOption = "digits",
@@ -157,10 +167,9 @@ def list_(
     if as_json:
         typer.echo(json.dumps([{"name": name, "summary": summary} for name, summary in rows], indent=1))
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
+    width = min(28, max(len(name) for name, _ in rows))  # names of outside attacks may be longer
     for name, summary in rows:
-        table.add_row(name, summary)
-    Console(highlight=False).print(table)
+        typer.echo(f"{name:<{width}}  {summary}")
 
 
 @app.command()

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from robustgen import data
-from robustgen.classifiers import load_model
 from robustgen.classifiers.base import FixedBatch
 from robustgen.draws import Draws
-from robustgen.engine import fingerprint_weights
 from robustgen.errors import UserError
-from robustgen.registry import resolve
 from robustgen.store import RunStore
 from robustgen.threat import ThreatModel
+from robustgen.transfer import load_run
 from robustgen.worker import Verdict, ask
 
 
@@ -53,23 +51,7 @@ def verify_run(store: RunStore) -> list[Finding]:
     """Ask the model again, in float32, at each stored adversarial picture."""
     spec = store.spec
     attacks = [e for e in spec["evaluations"] if e["kind"] == "attack"]
-    root = store.environment.get("data_root")
-    dataset = data.load(spec["data"]["source"], root=root)
-    if dataset.fingerprint != spec["data"]["fingerprint"]:
-        raise UserError(
-            "the data are not those of the run", where=store.path,
-            expected=spec["data"]["fingerprint"], got=dataset.fingerprint,
-        )  # fmt: skip
-    (reference,) = resolve(store.environment["reference"])
-    model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
-    if fingerprint_weights(reference, model) != spec["model"]["fingerprint"]:
-        raise UserError(
-            f"the model {store.model!r} is not the one of the run: it was changed since", where=store.path,
-            expected=spec["model"]["fingerprint"], got=fingerprint_weights(reference, model),
-        )  # fmt: skip
-    torch.set_num_threads(spec["kernels"]["threads"])
-    batched = FixedBatch(model, spec["kernels"]["batch"])
-    batched.stochastic = spec["model"]["stochastic"]
+    batched, dataset = load_run(store)
     return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacks]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 # Of the small step, in L2. Differences of float32 logits are still known to about two digits over it,
-# and the kinks of trained nets of 3072 pixels add less than 4 % to a slope.
+# and the kinks of trained nets of 3072 pixels add less than 7 % to a slope.
 LENGTH = 8e-3
 # What float32 may add to a logit, as a share of the largest: 2 units in the last place were measured.
 ROUNDING = 16 * 2.0**-23

@@ -72,17 +72,30 @@ def _fold(model: Classifier) -> Classifier:
     return model
 
 
-@torch.no_grad()
 def _like(model: Classifier, other: Classifier, example: Tensor) -> Classifier | None:
-    """``other``, if its logits are the model's, for one batch size and for another."""
+    """``other``, if its logits and their gradient are the model's, for one batch size and for another.
+
+    The gradient too: a trace loses the backward pass that a model brings for a function of its own.
+    """
     try:
         for part in (example, example[:1]):
-            wanted, got = model.logits(part), other.logits(part)
-            if not bool((got - wanted).abs().max() <= TOLERANCE * wanted.std().clamp_min(1e-6)):
-                return None
+            for wanted, got in zip(_facts(model, part), _facts(other, part), strict=True):
+                if not bool((got - wanted).abs().max() <= TOLERANCE * wanted.std().clamp_min(1e-6)):
+                    return None
     except Exception:  # a trace that fits one batch size only, and the like
         return None
     return other
+
+
+def _facts(model: Classifier, x: Tensor) -> list[Tensor]:
+    """Logits, and the gradient of a sum of them with unequal weights; of some models, logits alone."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model.logits(x)
+        if not logits.requires_grad:
+            return [logits]
+        weights = torch.linspace(1, 2, logits.shape[1], device=x.device)
+        return [logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]]
 
 
 class _Conv2d(nn.Module):

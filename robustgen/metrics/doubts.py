@@ -9,6 +9,7 @@ import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
 from robustgen.metrics.intervals import wilson
+from robustgen.metrics.probe_doubts import probe_doubts
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
@@ -29,6 +30,7 @@ def find_doubts(run: Run) -> list[Flag]:
         _refused,
         _chance,
         attack_doubts,
+        _probes,
         _random,
         _quantised,
         _chunk_seed,
@@ -62,10 +64,10 @@ def _incomplete(run: Run) -> Iterator[Flag]:
 
 
 def _lost_tables(run: Run) -> Iterator[Flag]:
-    """Gradients are read from a table beside the rows, which may be lost while the rows are there."""
-    for evaluation, rows in run.of_kind("gradients"):
-        table = run.guidance.get(evaluation.name)
-        sigmas = len(evaluation.detail["sigmas"])
+    """A table beside the rows may be lost while the rows are there."""
+    for evaluation, rows in run.of_kind("gradients", "probes"):
+        table = (run.guidance | run.probes).get(evaluation.name)
+        sigmas = len(evaluation.detail.get("sigmas", [None]))
         counts = table["sample_id"].value_counts() if table is not None else {}
         have = sum(counts.get(i, 0) >= sigmas for i in rows.ids.tolist())
         if have < len(rows):
@@ -93,6 +95,12 @@ def _chance(run: Run) -> Iterator[Flag]:
             f"{clean.correct.mean():.0%} right on clean pictures, where chance is {chance:.0%}. "
             "Look at the order of the classes and at the normalisation ('robustgen check MODEL').",
         )  # fmt: skip
+
+
+def _probes(run: Run) -> Iterator[Flag]:
+    for evaluation, rows in run.of_kind("probes"):
+        if evaluation.name in run.probes:
+            yield from probe_doubts(run, evaluation, rows, run.probes[evaluation.name])
 
 
 def _random(run: Run) -> Iterator[Flag]:

@@ -17,6 +17,8 @@ from robustgen.metrics import verdicts
 from robustgen.store import RunStore
 
 Array = np.ndarray
+TABLES = {"gradients": "guidance", "probes": "probes"}
+"""The table beside the rows of an evaluation, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Run:
     evaluations: dict[str, Evaluation]
     guidance: dict[str, pd.DataFrame] = field(default_factory=dict)
     """By evaluation: the table of the gradients readout, without its pictures."""
+    probes: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """By evaluation: the table of the probes."""
     errors: list[dict[str, Any]] = field(default_factory=list)
     """The lines of errors.jsonl."""
 
@@ -115,17 +119,19 @@ class Run:
 
 def read_run(store: RunStore, n: int | None = None) -> Run:
     """Read the first ``n`` samples of every evaluation of a run."""
-    evaluations, guidance = {}, {}
+    evaluations = {}
+    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in TABLES.values()}
     for detail in store.spec["evaluations"]:
         name, size = detail["name"], int(detail["size"])
         table = store.rows(name, n)
         rows = to_rows(table) if table is not None and len(table) else None
         evaluations[name] = Evaluation(detail, rows, min(n or size, size))
-        if detail["kind"] == "gradients" and rows is not None:
-            found = store.table(name, "guidance", n)
+        beside = TABLES.get(detail["kind"])
+        if beside and rows is not None:
+            found = store.table(name, beside, n)
             if found is not None:
-                guidance[name] = numbers_of(found)
-    return Run(store.model, store.spec, evaluations, guidance, _errors(store.path / "errors.jsonl"))
+                tables[beside][name] = numbers_of(found)
+    return Run(store.model, store.spec, evaluations, **tables, errors=_errors(store.path / "errors.jsonl"))
 
 
 def to_rows(table: pa.Table) -> Rows:
@@ -151,7 +157,7 @@ def to_rows(table: pa.Table) -> Rows:
 
 
 def numbers_of(table: pa.Table) -> pd.DataFrame:
-    """A guidance table without its list columns (the stored pictures)."""
+    """A table without its list columns (the stored pictures of guidance)."""
     plain = [name for name in table.column_names if not pa.types.is_list(table.schema.field(name).type)]
     return table.select(plain).to_pandas()
 

@@ -32,7 +32,8 @@ def publish(
 ) -> None:
     """Write weights.safetensors, recipe.yaml and card.yaml, the card last: it describes what is there.
 
-    ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the same bits, and dropped otherwise.
+    ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the
+    same bits, and dropped otherwise.
     """
     tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
     if half:

@@ -194,4 +194,3 @@ def test_points_outside_the_budget_do_not_count() -> None:
     for stochastic, grey in ((False, 0.6), (True, 0.9)):
         found = search_in(Threshold(0.25, stochastic=stochastic), Late(10), 2)
         torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), grey))
-

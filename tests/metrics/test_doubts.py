@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from doubt_fakes import attack, rows, run
 
+from robustgen.attacks.probes import schema
 from robustgen.metrics import doubts
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
@@ -44,6 +45,17 @@ def test_a_lost_table_beside_the_rows_is_an_incomplete_evaluation(kept: int) -> 
     flag = flags(replace(full, guidance=tables))["incomplete"]
     assert (flag.evaluation, flag.severity) == ("gradients", "error")
     assert flag.message.startswith(f"{max(0, kept - 8)} of 8 evaluated")
+
+
+def test_probes_are_read_where_they_are_and_missed_where_they_are_lost() -> None:
+    full = run((CLEAN, rows()), ({"name": "probes", "kind": "probes"}, rows()))
+    numbers = dict.fromkeys([name for name in schema().names if name != "sample_id"], 0.0)
+    zero = pd.DataFrame({"sample_id": range(8), **(numbers | {"ce_gradient_zero": 1.0})})
+    found = flags(replace(full, probes={"probes": zero}))
+    assert found["zero_gradients"].evaluation == "probes"
+    assert "incomplete" not in found
+    assert flags(full)["incomplete"].message.startswith("0 of 8 evaluated: a table")
+    assert "incomplete" in flags(replace(full, probes={"probes": zero[:7]}))
 
 
 def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:

@@ -88,9 +88,12 @@ def judge(model: Classifier, threat: ThreatModel = THREATS[0]) -> tuple[set[str]
     labels = part.labels
     right = (logits.argmax(1) == labels).tolist()
     clean = rows(right, logits=logits.numpy(), label=labels.tolist())
-    found = run((CLEAN, clean), (PROBES, clean), classes=10)
+    found = run((PROBES, clean), classes=10)
     table = Probes(threat)(served, part.images, labels, Draws(0, "probes", part.sample_ids)).to_pandas()
-    flags = [*find_doubts(found), *probe_doubts(found, found.evaluations["probes"], clean, table)]
+    flags = [
+        *find_doubts(run((CLEAN, clean), classes=10)),
+        *probe_doubts(found, found.evaluations["probes"], clean, table),
+    ]
     return {flag.flag for flag in flags if flag.severity != "info"} - {"no_calibration"}, clean
 
 

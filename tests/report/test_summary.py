@@ -35,7 +35,7 @@ def write(store: RunStore, evaluation: str, labels: list[int], predicted: list[i
 
 @pytest.fixture
 def attacked(tmp_path: Path) -> Attacked:
-    """A run of four samples, of which attacks by name leave these predictions; all labels are 0."""
+    """A run of samples, of which attacks by name leave these predictions; all labels are 0."""
 
     def make(
         details: list[dict[str, Any]], clean: list[int], *after: tuple[list[int], dict[str, Any]]
@@ -109,7 +109,7 @@ def test_flags_of_attacks(attacked: Attacked) -> None:
     assert "broke 1 of 10" in found["masked_gradients"]
     assert "1 of 10 pictures left" in found["outside_budget"]
     assert "10 of 10 right under attack, 5 without" in found["easier_than_clean"]
-    assert "chance is 10%" in found["attack_fails"]
+    assert "attack_fails" not in found, "of one class alone all can be right on grey"
     assert "autoattack-linf-0.15" in found["seeded_by_chunk"]
     assert "±" in found["few_samples"]
     assert "no_calibration" in found

@@ -1,0 +1,168 @@
+"""AutoAttack's parts and versions, against nets whose exact robust accuracy is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from linear_oracle import DUAL, model_and_pictures
+from pyautoattack import AutoAttack as Reference
+from torch import Tensor, nn
+
+from robustgen.attacks.apgd import APGD
+from robustgen.attacks.autoattack import PLUS, STANDARD, AutoAttack, AutoAttackPlus, Budget, part, scaled
+from robustgen.attacks.fab import FAB
+from robustgen.attacks.losses import LOSSES
+from robustgen.attacks.square import Square
+from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError, UserError
+from robustgen.threat import ThreatModel
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+# at the box, 0.4 away from every pixel, an exact distance holds up to there
+EPS = {"linf": 0.01, "l2": 0.06, "l1": 0.2}
+
+
+def attack_all(
+    kind: type[AutoAttack], model: FixedBatch, x: Tensor, y: Tensor, threat: ThreatModel, **options: Any
+) -> Tensor:
+    """Whether each sample is broken; what comes back is checked."""
+    model.begin(len(x))
+    found = kind(threat, **options)(model, x, y, Draws(0, "aa", torch.arange(len(x))))
+    assert threat.contains(x, found.images).all()
+    broken = model.logits(found.images).argmax(1) != y
+    assert found.broken_by is not None
+    assert broken.tolist() == [name is not None for name in found.broken_by]
+    return broken
+
+
+def exactly(broken: Tensor, distances: Tensor, eps: float) -> None:
+    """What lies nearer than eps is broken, what lies farther stands (rounding of 1e-4 aside)."""
+    sure = (distances - eps).abs() > 1e-4 * eps
+    assert sure.sum() >= len(sure) - 1
+    assert torch.equal(broken[sure], (distances < eps)[sure])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("norm", DUAL)
+def test_reaches_the_exact_robust_accuracy_of_a_linear_net(norm: str, classes: int) -> None:
+    """With 2 and 3 classes on the margin, for DLR needs 3 and 4."""
+    net, model, x, y = model_and_pictures(classes)
+    distances = net.distances(x, y, DUAL[norm])
+    eps = float(distances.quantile(0.5))
+    assert eps < 0.4, "away from the box"
+    broken = attack_all(AutoAttack, model, x, y, ThreatModel(norm, eps), n_iter=20, n_queries=20)
+    exactly(broken, distances, eps)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_scaled_logits_hide_nothing(scale: float) -> None:
+    net, model, x, y = model_and_pictures(10, scale)
+    distances = net.distances(x, y, DUAL["linf"])
+    eps = float(distances.quantile(0.5))
+    broken = attack_all(AutoAttack, model, x, y, ThreatModel("linf", eps), n_iter=20, n_queries=20)
+    exactly(broken, distances, eps)
+
+
+class Mixture(Classifier):
+    """p(x, y) of two Gaussians of one covariance, a diagonal one: the boundary is a plane."""
+
+    num_classes, input_shape = 2, (1, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        middle = 0.5 + 0.02 * torch.randn(36, generator=generator)
+        apart = 0.01 * torch.randn(36, generator=generator)
+        self.means = torch.stack([middle - apart, middle + apart])
+        self.variance = 0.001 + 0.002 * torch.rand(36, generator=generator)
+        self.shares = torch.tensor([0.3, 0.7])
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        apart = (x.flatten(1)[:, None] - self.means) ** 2 / self.variance
+        return self.shares.log() - apart.sum(2) / 2 - (6.2831853 * self.variance).log().sum() / 2
+
+    def distances(self, x: Tensor, y: Tensor, dual: float) -> Tensor:
+        """To the plane, in the dual norm: log-odds over the norm of their gradient."""
+        normal = ((self.means[1] - self.means[0]) / self.variance).double()
+        middle = ((self.means[1] ** 2 - self.means[0] ** 2) / self.variance).double().sum() / 2
+        odds = x.flatten(1).double() @ normal - middle + (self.shares[1] / self.shares[0]).double().log()
+        return torch.where(y == 1, odds, -odds) / torch.linalg.vector_norm(normal, ord=dual)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+def test_reaches_the_exact_robust_accuracy_of_a_gaussian_mixture(norm: str) -> None:
+    mixture = Mixture()
+    y = torch.arange(64) % 2
+    x = mixture.means[y].view(-1, 1, 6, 6) + mixture.variance.sqrt().view(1, 6, 6) * torch.randn(64, 1, 6, 6)
+    right = mixture(x).argmax(1) == y
+    assert right.float().mean() > 0.6
+    x, y = x[right], y[right]
+    distances = mixture.distances(x, y, DUAL[norm])
+    assert (distances > 0).all()
+    eps = float(distances.quantile(0.6))
+    model = FixedBatch(mixture, len(x))
+    broken = attack_all(AutoAttack, model, x, y, ThreatModel(norm, eps), n_iter=20, n_queries=20)
+    exactly(broken, distances, eps)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_parts_and_budgets_are_the_references(norm: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for kind, version, order in ((AutoAttack, "standard", STANDARD), (AutoAttackPlus, "plus", PLUS)):
+        theirs = Reference(net, norm=NORMS[norm], eps=0.1, version=version)
+        assert tuple(theirs.attacks_to_run) == order
+        model = PlainClassifier(net, 10, (1, 8, 8))
+        stages = kind(ThreatModel(norm, 0.1)).stages(model)
+        assert tuple(stage.name for stage in stages) == order
+        for name, search, _ in stages:
+            if name == "square":
+                assert isinstance(search, Square)
+                assert search.n_queries == theirs.square.n_queries
+            elif name.startswith("fab"):
+                assert isinstance(search, FAB)
+                assert search.n_iter == theirs.fab.n_iter
+                # the reference's targeted FAB starts once for each class
+                assert search.jobs == (
+                    theirs.fab.n_target_classes if name == "fab-t" else theirs.fab.n_restarts
+                )
+            elif version == "standard" or norm != "l1":  # its plus is not made for L1, as it says itself
+                assert isinstance(search, APGD)
+                wanted = theirs.apgd_targeted if name == "apgd-t" else theirs.apgd
+                assert search.n_iter == wanted.n_iter
+                jobs = theirs.apgd_targeted.n_target_classes if name == "apgd-t" else theirs.apgd.n_restarts
+                assert search.jobs == jobs
+                assert hasattr(search, "share") is False
+
+
+def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:
+    assert [scaled("dlr", k) for k in (2, 3, 4)] == ["margin", "dlr", "dlr"]
+    assert [scaled("dlr-targeted", k) for k in (2, 3, 4)] == [
+        "margin-targeted", "margin-targeted", "dlr-targeted",
+    ]  # fmt: skip
+    threat = ThreatModel("linf", 0.1)
+    for classes, jobs in ((2, 1), (3, 2), (10, 9), (100, 9)):
+        search = part("apgd-t", threat, Budget(), classes)
+        assert isinstance(search, APGD)
+        assert search.jobs == jobs
+        assert search.loss is LOSSES[scaled("dlr-targeted", classes)]
+        assert part("fab-t", threat, Budget(), classes).jobs == jobs
+
+
+def test_one_class_and_unknown_options_are_errors() -> None:
+    model = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 1, (1, 8, 8))
+    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UnsupportedError, match="2 classes or more"):
+        AutoAttack(ThreatModel("linf", 0.1))(model, x, y, Draws(0, "aa", torch.arange(2)))
+    for options in ({"n_iter": 0}, {"queries": 5}, {"n_queries": -1}, {"restarts": 0}):
+        with pytest.raises(UserError):
+            AutoAttack(ThreatModel("linf", 0.1), **options)
+
+
+def test_a_smaller_budget_shows_in_the_name() -> None:
+    threat = ThreatModel("linf", 0.1)
+    names = {AutoAttack(threat, **o).name for o in ({}, {"n_iter": 50}, {"n_queries": 50}, {"restarts": 2})}
+    assert len(names) == 4
+    assert AutoAttack(threat, n_iter=100).name == AutoAttack(threat).name == "autoattack"

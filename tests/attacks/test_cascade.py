@@ -1,0 +1,190 @@
+"""Cascades: what each stage gets, who is named, and the audit of low gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from linear_oracle import away_from_the_box, model_and_pictures
+from torch import Tensor
+
+from robustgen.attacks.apgd import apgd
+from robustgen.attacks.autoattack import AutoAttack
+from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited
+from robustgen.attacks.search import Search, Start, State
+from robustgen.attacks.victim import Answer, Victim
+from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.quick import quick_copy
+from robustgen.draws import Draws
+from robustgen.threat import ThreatModel
+
+
+class Up(Search):
+    """Asks about one picture: the clean one and ``much`` more of every pixel."""
+
+    def __init__(self, much: float) -> None:
+        self.much = much
+        self.rows: list[int] = []
+
+    def begin(self, start: Start, draws: Draws) -> State:
+        self.rows += (start.x.mean((1, 2, 3)) * 100).round().long().tolist()
+        self.drawn = draws.uniform(4)
+        return State(**start.fields(), point=start.x + self.much)
+
+    def ask(self, victim: Victim, state: State) -> Answer:
+        return victim.logits(state.point)
+
+    def step(self, state: State, answer: Answer) -> None:
+        state.over = torch.ones_like(state.over)
+
+
+class Grey(Classifier):
+    """Class 1 from the grey value 0.5 on."""
+
+    num_classes, input_shape = 2, (1, 2, 2)
+
+    def __init__(self, *, stochastic: bool = False) -> None:
+        super().__init__()
+        self.stochastic = stochastic
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        level = x.mean((1, 2, 3)) - 0.5
+        return torch.stack([-level, level], 1)
+
+
+class Steps(Cascade):
+    name = "steps"
+
+    def __init__(self, **searches: Search) -> None:
+        super().__init__(ThreatModel("linf", 0.5), tuple(searches))
+        self.searches = searches
+
+    def stages(self, model: Classifier) -> list[Stage]:
+        return [Stage(name, search) for name, search in self.searches.items()]
+
+
+def greys(*values: float) -> tuple[Tensor, Tensor, Draws]:
+    x = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    return x, torch.zeros(len(x), dtype=torch.long), Draws(0, "steps", torch.arange(len(x)))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_each_stage_gets_what_is_left_and_names_what_it_breaks(fixed: bool) -> None:
+    small, large, none = Up(0.15), Up(0.3), Up(0.01)
+    x, y, draws = greys(0.10, 0.45, 0.25, 0.60, 0.40)
+    model = FixedBatch(Grey(), 2) if fixed else Grey()
+    if isinstance(model, FixedBatch):
+        model.begin(5)
+    images, broken_by = Steps(first=small, second=large, third=none)(model, x, y, draws)
+    # the fourth is wrong from the start: it comes back clean, and no stage is named
+    assert broken_by == [None, "first", "second", None, "first"]
+    torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([0.10, 0.60, 0.55, 0.60, 0.55]))
+    assert torch.equal(images[[0, 3]], x[[0, 3]])
+    assert small.rows == [10, 45, 25, 40]
+    assert large.rows == [10, 25]
+    assert none.rows == [10]
+    if isinstance(model, FixedBatch):
+        # the verdict on the clean picture; then every stage its clean logits and its one point
+        assert model.forwards.tolist() == [7, 3, 5, 1, 3]
+
+
+def test_stages_draw_from_streams_of_their_own_and_samples_from_theirs() -> None:
+    first, second = Up(0.01), Up(0.01)
+    x, y, draws = greys(0.1, 0.2, 0.3)
+    Steps(first=first, second=second)(Grey(), x, y, draws)
+    assert not (first.drawn == second.drawn).any()
+    before = first.drawn.clone()
+    Steps(first=first)(Grey(), x[1:], y[1:], Draws(0, "steps", torch.tensor([1, 2])))
+    assert torch.equal(first.drawn, before[1:])
+
+
+def test_of_a_stochastic_model_all_samples_are_attacked_and_the_weakest_point_stays() -> None:
+    first, second = Up(0.05), Up(0.10)
+    x, y, draws = greys(0.10, 0.47, 0.60)
+    images, broken_by = Steps(first=first, second=second)(Grey(stochastic=True), x, y, draws)
+    assert broken_by == [None, "first", "first"]
+    assert second.rows == [10]
+    torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([0.20, 0.52, 0.65]))
+
+
+@pytest.mark.parametrize("survivors", [*range(70), 1000])
+def test_every_8th_survivor_is_audited_and_4_at_least(survivors: int) -> None:
+    chosen = audited(survivors)
+    assert len(chosen) == min(survivors, max(4, math.ceil(survivors / 8)))
+    assert chosen == sorted(set(chosen))
+    assert all(0 <= i < survivors for i in chosen)
+    if survivors >= 32:
+        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        assert max(gaps) <= 8, "they lie evenly"
+
+
+def useless(quick: Classifier) -> Classifier:
+    """The copy, with low gradients that are 0: the weights they are taken with are."""
+    for module in quick.modules():
+        if hasattr(module, "low") and isinstance(module.low, Tensor):
+            module.low.zero_()
+    return quick
+
+
+def breakable(low: bool) -> tuple[FixedBatch, Tensor, Tensor, ThreatModel]:
+    """A linear net whose low gradients are useless, and pictures that exact ones break at once."""
+    net, plain, x, y = model_and_pictures(10)
+    layer = torch.nn.Linear(64, 10)
+    layer.weight.data, layer.bias.data = net.weight, -0.5 * net.weight.sum(1)
+    plain.model.module = torch.nn.Sequential(torch.nn.Flatten(), layer)
+    inner = plain.model.eval().requires_grad_(False)
+    copied = quick_copy(inner, x[:8])
+    assert copied is not None
+    distance = net.distances(x, y, 1.0)
+    keep = distance.argsort()[-40:]  # of those that no random start breaks
+    x, y = x[keep], y[keep]
+    model = FixedBatch(inner, 40, quick=useless(copied), low=low)
+    model.begin(40)
+    return model, x, y, ThreatModel("linf", 1.05 * float(distance[keep].amax()))
+
+
+def test_the_audit_breaks_what_low_gradients_missed_and_says_so() -> None:
+    draws = Draws(0, "aa", torch.arange(40))
+    names = {}
+    for low in (False, True):
+        model, x, y, threat = breakable(low)
+        attack = AutoAttack(threat, n_iter=10, n_queries=1)
+        found = attack(model, x, y, draws)
+        names[low] = found.broken_by
+        wrong = model.logits(found.images).argmax(1) != y
+        assert wrong.tolist() == [name is not None for name in found.broken_by]
+        assert threat.contains(x, found.images).all()
+    assert None not in names[False]
+    assert AUDIT not in names[False]
+    survivors = [i for i, name in enumerate(names[True]) if name in (None, AUDIT)]
+    assert len(survivors) > 8
+    examined = [survivors[k] for k in audited(len(survivors))]
+    assert [i for i, name in enumerate(names[True]) if name == AUDIT] == examined
+
+
+def test_no_audit_where_gradients_are_exact() -> None:
+    model, x, y, threat = breakable(low=False)
+    weak = AutoAttack(ThreatModel("linf", threat.eps / 100), n_iter=2, n_queries=1)
+    found = weak(model, x, y, Draws(0, "aa", torch.arange(40)))
+    calls = model.forwards.clone()
+    model.begin(40)
+    model.low = True
+    weak(model, x, y, Draws(0, "aa", torch.arange(40)))
+    more = (model.forwards - calls) > 0
+    assert found.broken_by.count(None) == 40
+    assert more.nonzero().squeeze(1).tolist() == audited(40)
+
+
+def test_an_audit_of_no_survivors_and_of_a_cascade_without_its_stages() -> None:
+    model, x, y, threat = breakable(low=True)
+    model.low = True
+    x = away_from_the_box(40)
+    wrong = (model.logits(x).argmax(1) + 1) % 10
+    assert AutoAttack(threat, n_iter=1, n_queries=1)(
+        model, x, wrong, Draws(0, "aa", torch.arange(40))
+    ).broken_by == [None] * 40
+    only = Steps(first=Up(0.0))
+    only.searches = {"first": apgd(ThreatModel("linf", 1e-4), "ce", n_iter=1)}
+    found = only(model, x, model.logits(x).argmax(1), Draws(0, "aa", torch.arange(40)))
+    assert AUDIT not in found.broken_by
