@@ -12,6 +12,7 @@ LETTERS = {
     "n_iter": "i",
     "n_target_classes": "t",
     "n_queries": "q",
+    "eot": "e",
     "loss": "",
     "iterate": "",
 }

@@ -140,7 +140,7 @@ class Straight(View):
         declared = "surrogate" in self.model.supports
         with torch.enable_grad():
             # not the quick copy, whose own layers have backward passes of their own
-            logits = self.model.surrogate(x) if declared else self.model.logits(x)  # type: ignore[operator]
+            logits = self.model.surrogate(x) if declared else self.model.logits(x)
             for step in [] if declared else _hidden_steps(logits):
                 step.register_hook(_unchanged)
             return torch.autograd.grad(loss(logits).sum(), x)[0]

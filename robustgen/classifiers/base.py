@@ -91,6 +91,14 @@ class Classifier(nn.Module):
         levels = torch.as_tensor(sigma, device=x.device, dtype=x.dtype).reshape(-1, 1, 1, 1)
         return x + levels**2 * self.input_gradient(x, sigma, lambda joint: _pick(joint, y))
 
+    def surrogate(self, x: Tensor) -> Tensor:
+        """Differentiable logits that agree with ``logits`` but for a step without a useful gradient.
+
+        Optional, for models with such a step, a purifier for one: attacks then take the gradient of
+        this in place of that (BPDA, Athalye et al. 2018, arXiv:1802.00420).
+        """
+        raise UnsupportedError(f"{type(self).__name__} offers no stand-in for its gradient")
+
     def input_gradient(
         self, x: Tensor, sigma: float | Tensor | None, score: Callable[[Tensor], Tensor]
     ) -> Tensor:
@@ -113,7 +121,7 @@ class Classifier(nn.Module):
 
     @property
     def supports(self) -> frozenset[str]:
-        """Which of logits, log_joint, log_prob, denoise work, computed from what is overridden."""
+        """Which of logits, log_joint, log_prob, denoise, surrogate work, computed from what is overridden."""
         cls = type(self)
         found = set()
         joint = cls.log_joint is not Classifier.log_joint
@@ -125,6 +133,8 @@ class Classifier(nn.Module):
             found.add("log_prob")
         if cls.denoise is not Classifier.denoise or (joint and isinstance(self.noise, ConditionalNoise)):
             found.add("denoise")
+        if cls.surrogate is not Classifier.surrogate:
+            found.add("surrogate")
         return frozenset(found)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,6 +229,9 @@ class FixedBatch(Classifier):
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         self._count(self.backwards, len(x))  # a denoiser by Tweedie's formula costs a backward pass
         return self._call(self.model.denoise, x, sigma, y)
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self._call(self.model.surrogate, x)
 
     def reseed(self, seed: int) -> None:
         self.model.reseed(seed)

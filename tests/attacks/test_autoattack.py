@@ -21,8 +21,6 @@ from robustgen.errors import UnsupportedError, UserError
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-# at the box, 0.4 away from every pixel, an exact distance holds up to there
-EPS = {"linf": 0.01, "l2": 0.06, "l1": 0.2}
 
 
 def attack_all(
@@ -38,11 +36,14 @@ def attack_all(
     return broken
 
 
-def exactly(broken: Tensor, distances: Tensor, eps: float) -> None:
-    """What lies nearer than eps is broken, what lies farther stands (rounding of 1e-4 aside)."""
-    sure = (distances - eps).abs() > 1e-4 * eps
-    assert sure.sum() >= len(sure) - 1
-    assert torch.equal(broken[sure], (distances < eps)[sure])
+def between(distances: Tensor) -> float:
+    """An eps near the median that no sample's distance comes near to: FAB ends 0.3 % behind a boundary,
+    where its last step goes 5 % too far of a last tenth of the way, and APGD's steps are not endless."""
+    ordered = distances.sort().values
+    middle = ordered[int(0.35 * len(ordered)) : int(0.65 * len(ordered))]
+    k = int((middle[1:] / middle[:-1]).argmax())
+    assert middle[k + 1] / middle[k] > 1.01
+    return float((middle[k] * middle[k + 1]).sqrt())
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -51,19 +52,19 @@ def test_reaches_the_exact_robust_accuracy_of_a_linear_net(norm: str, classes: i
     """With 2 and 3 classes on the margin, for DLR needs 3 and 4."""
     net, model, x, y = model_and_pictures(classes)
     distances = net.distances(x, y, DUAL[norm])
-    eps = float(distances.quantile(0.5))
+    eps = between(distances)
     assert eps < 0.4, "away from the box"
     broken = attack_all(AutoAttack, model, x, y, ThreatModel(norm, eps), n_iter=20, n_queries=20)
-    exactly(broken, distances, eps)
+    assert torch.equal(broken, distances < eps)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_scaled_logits_hide_nothing(scale: float) -> None:
     net, model, x, y = model_and_pictures(10, scale)
     distances = net.distances(x, y, DUAL["linf"])
-    eps = float(distances.quantile(0.5))
+    eps = between(distances)
     broken = attack_all(AutoAttack, model, x, y, ThreatModel("linf", eps), n_iter=20, n_queries=20)
-    exactly(broken, distances, eps)
+    assert torch.equal(broken, distances < eps)
 
 
 class Mixture(Classifier):
@@ -102,10 +103,10 @@ def test_reaches_the_exact_robust_accuracy_of_a_gaussian_mixture(norm: str) -> N
     x, y = x[right], y[right]
     distances = mixture.distances(x, y, DUAL[norm])
     assert (distances > 0).all()
-    eps = float(distances.quantile(0.6))
+    eps = between(distances)
     model = FixedBatch(mixture, len(x))
     broken = attack_all(AutoAttack, model, x, y, ThreatModel(norm, eps), n_iter=20, n_queries=20)
-    exactly(broken, distances, eps)
+    assert torch.equal(broken, distances < eps)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -134,7 +135,6 @@ def test_parts_and_budgets_are_the_references(norm: str) -> None:
                 assert search.n_iter == wanted.n_iter
                 jobs = theirs.apgd_targeted.n_target_classes if name == "apgd-t" else theirs.apgd.n_restarts
                 assert search.jobs == jobs
-                assert hasattr(search, "share") is False
 
 
 def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_every_8th_survivor_is_audited_and_4_at_least(survivors: int) -> None:
     assert chosen == sorted(set(chosen))
     assert all(0 <= i < survivors for i in chosen)
     if survivors >= 32:
-        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(chosen)]
         assert max(gaps) <= 8, "they lie evenly"
 
 
@@ -177,13 +178,13 @@ def test_no_audit_where_gradients_are_exact() -> None:
 
 
 def test_an_audit_of_no_survivors_and_of_a_cascade_without_its_stages() -> None:
-    model, x, y, threat = breakable(low=True)
-    model.low = True
+    model, _, _, threat = breakable(low=True)
     x = away_from_the_box(40)
     wrong = (model.logits(x).argmax(1) + 1) % 10
-    assert AutoAttack(threat, n_iter=1, n_queries=1)(
-        model, x, wrong, Draws(0, "aa", torch.arange(40))
-    ).broken_by == [None] * 40
+    assert (
+        AutoAttack(threat, n_iter=1, n_queries=1)(model, x, wrong, Draws(0, "aa", torch.arange(40))).broken_by
+        == [None] * 40
+    )
     only = Steps(first=Up(0.0))
     only.searches = {"first": apgd(ThreatModel("linf", 1e-4), "ce", n_iter=1)}
     found = only(model, x, model.logits(x).argmax(1), Draws(0, "aa", torch.arange(40)))

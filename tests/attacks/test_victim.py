@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,12 +26,12 @@ class Shifted(Classifier):
 
 
 @pytest.fixture
-def net() -> Iterator[PlainClassifier]:
+def net() -> PlainClassifier:
     module = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(512, 32), nn.SiLU(),
         nn.Linear(32, 10),
     )  # fmt: skip
-    yield PlainClassifier(module, 10, (1, 8, 8)).eval().requires_grad_(False)
+    return PlainClassifier(module, 10, (1, 8, 8)).eval().requires_grad_(False)
 
 
 def test_gives_loss_and_gradient_by_autograd(net: PlainClassifier) -> None:
@@ -77,7 +75,9 @@ def test_the_copys_calls_count_for_the_rows_that_are_served() -> None:
     assert model.backwards.tolist() == [0, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize(("low", "given", "rough"), [(True, None, True), (True, False, False), (False, None, False)])
+@pytest.mark.parametrize(
+    ("low", "given", "rough"), [(True, None, True), (True, False, False), (False, None, False)]
+)
 def test_low_gradients_where_the_run_has_them_and_nobody_says_otherwise(
     net: PlainClassifier, low: bool, given: bool | None, rough: bool
 ) -> None:

@@ -1,0 +1,79 @@
+"""The pilot: what it refuses, which batch sizes it finds, and when it takes bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustgen import pilot as module
+from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.errors import UserError
+from robustgen.pilot import Kernels, pilot
+
+
+def net(side: int = 8) -> PlainClassifier:
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 10))
+    return PlainClassifier(layers, 10, (1, side, side)).eval().requires_grad_(False)
+
+
+class BySize(Classifier):
+    """Logits that differ in the last bits by the batch's size, unless it is a multiple of 16."""
+
+    num_classes, input_shape = 10, (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return self.layer(x.flatten(1)) * (1.0 if len(x) % 16 == 0 else 1 + 2**-20)
+
+
+def test_an_unknown_precision_is_an_error() -> None:
+    with pytest.raises(UserError, match="unknown precision"):
+        pilot(net(), torch.rand(16, 1, 8, 8), "fp16")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_precision_that_is_asked_for_is_taken(precision: str) -> None:
+    assert pilot(net(), torch.rand(16, 1, 8, 8), precision).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("side", "gain", "precision"),
+    [(8, 9.0, "float32"), (40, 9.0, "bf16"), (40, 1.1, "float32"), (40, 0.0, "float32")],
+)
+def test_auto_takes_bfloat16_where_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, side: int, gain: float, precision: str
+) -> None:
+    """On pictures of more than 1,024 values, from 1.15 times on."""
+    monkeypatch.setattr(module, "_gain", lambda quick, pictures: gain)
+    assert pilot(net(side), torch.rand(8, 1, side, side), "auto").precision == precision
+
+
+def test_sizes_are_those_with_the_same_bits() -> None:
+    model = BySize().eval().requires_grad_(False)
+    x = torch.rand(64, 1, 8, 8)
+    assert pilot(model, x, "float32") == Kernels("float32", [16, 32, 48])
+    for size in (3, 16, 20, 50):
+        fixed = FixedBatch(model, 64, sizes=[16, 32, 48])
+        assert torch.equal(fixed.logits(x[:size]), model.logits(x)[:size])
+
+
+def test_gain_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([3.0, 1.5])
+    monkeypatch.setattr(module, "_seconds", lambda quick, pictures: next(times))
+    assert module._gain(net(), torch.rand(8, 1, 8, 8)) == 2.0
+
+
+class NoGradient(Classifier):
+    num_classes, input_shape = 10, (1, 40, 40)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return x.detach().flatten(1)[:, :10]
+
+
+def test_a_model_without_gradients_has_sizes_and_no_low_precision() -> None:
+    found = pilot(NoGradient().eval(), torch.rand(24, 1, 40, 40), "auto")
+    assert found == Kernels("float32", [8, 16])
