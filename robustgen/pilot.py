@@ -42,7 +42,7 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
             "unknown precision", where="--precision", expected="auto, float32 or bf16", got=precision
         )
     try:
-        quick = quick_copy(model, pictures)
+        quick = quick_copy(model, pictures) or model
         sizes = _sizes(model, quick, pictures)
         gain = _gain(quick, pictures) if precision == "auto" and math.prod(model.input_shape) > SMALL else 0.0
     except Exception:  # a model that fails: its chunks say so, each for itself

@@ -94,6 +94,7 @@ def test_mistakes_in_options():
 
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path):
     command = [sys.executable, "-m", "robustgen.cli", "report", "pgd-at-digits", "--out", str(tmp_path)]
+    command += ["--protocol", "linf-0.15"]  # long enough to be interrupted
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("runs/*/samples/*/*.parquet")):
         time.sleep(0.05)

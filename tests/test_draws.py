@@ -73,3 +73,49 @@ def test_reference_draws_are_torchs_for_the_rows_that_are_left() -> None:
     assert torch.equal(shared, torch.rand(2).expand(4, 2))
     assert torch.equal(own[[0, 2]], torch.rand(2, 3))
     assert not own[[1, 3]].any()
+
+
+def test_places_are_streams_of_their_own() -> None:
+    draws = Draws(0, "a", torch.arange(6))
+    rows = torch.tensor([4, 1])
+    streams = [
+        draws.at(rows),
+        *(draws.at(rows, i) for i in range(3)),
+        draws.at(rows, 0, 0),
+        draws.at(rows, 0, 1),
+    ]
+    streams += [draws.at(rows, 1, 0), Draws(1, "a", rows).at(torch.arange(2), 1)]
+    drawn = torch.cat([stream.uniform(50) for stream in streams])
+    assert len(torch.unique(drawn)) == drawn.numel()
+    # without a place they are the samples' own
+    assert torch.equal(drawn[:2], Draws(0, "a", torch.tensor([4, 1])).uniform(50))
+
+
+def test_a_place_is_the_same_whatever_was_drawn_and_whoever_is_beside() -> None:
+    rows, jobs = torch.tensor([5, 0, 3]), torch.tensor([2, 0, 7])
+    wanted = Draws(0, "a", torch.arange(6)).at(rows, jobs, 4).normal(3, 2)
+    used = Draws(0, "a", torch.arange(6))
+    used.uniform(17)
+    assert torch.equal(used.at(rows, jobs, 4).normal(3, 2), wanted)
+    for k in range(3):
+        alone = Draws(0, "a", rows[k : k + 1]).at(torch.tensor([0]), int(jobs[k]), 4)
+        assert torch.equal(alone.normal(3, 2)[0], wanted[k])
+    twice = Draws(0, "a", torch.arange(6)).at(rows).at(torch.arange(3), jobs).at(torch.arange(3), 4)
+    assert torch.equal(twice.normal(3, 2), wanted)
+
+
+def test_streams_of_neighbouring_places_do_not_know_of_each_other() -> None:
+    draws = Draws(0, "a", torch.arange(200))
+    rows = torch.arange(200)
+    drawn = torch.stack([draws.at(rows, place).uniform(100) for place in range(5)])
+    assert stats.kstest(drawn.flatten().numpy(), "uniform").pvalue > 1e-3
+    for a, b in ((drawn[1:], drawn[:-1]), (drawn[1:, 1:], drawn[:-1, :-1]), (drawn[1:, :-1], drawn[:-1, 1:])):
+        r = np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1]
+        assert abs(r) < 5 / a.numel() ** 0.5
+
+
+def test_what_the_reference_shares_belongs_to_a_sample_here() -> None:
+    ids = torch.arange(4)
+    shared = Draws(0, "a", ids).shared(3)
+    assert torch.equal(shared, Draws(0, "a", ids).uniform(3))
+    assert len(torch.unique(shared)) == 12

@@ -55,9 +55,9 @@ def test_auto_takes_bfloat16_where_it_is_worth_it(
 def test_sizes_are_those_with_the_same_bits() -> None:
     model = BySize().eval().requires_grad_(False)
     x = torch.rand(64, 1, 8, 8)
-    assert pilot(model, x, "float32") == Kernels("float32", [16, 32, 48])
+    assert pilot(model, x, "float32") == Kernels("float32", [16, 32])
     for size in (3, 16, 20, 50):
-        fixed = FixedBatch(model, 64, sizes=[16, 32, 48])
+        fixed = FixedBatch(model, 64, sizes=[16, 32])
         assert torch.equal(fixed.logits(x[:size]), model.logits(x)[:size])
 
 
@@ -76,4 +76,34 @@ class NoGradient(Classifier):
 
 def test_a_model_without_gradients_has_sizes_and_no_low_precision() -> None:
     found = pilot(NoGradient().eval(), torch.rand(24, 1, 40, 40), "auto")
-    assert found == Kernels("float32", [8, 16])
+    assert found == Kernels("float32", [12])
+
+
+class Later(Classifier):
+    """The second half of a batch of 32 or more gets other bits in parts of 16 than in the whole."""
+
+    num_classes, input_shape = 10, (1, 8, 8)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        z = x.flatten(1)[:, :10]
+        late = (torch.arange(len(x)) >= 16)[:, None]
+        return torch.where(late, z * (1 + 2**-20), z)
+
+
+def test_rows_of_every_part_are_compared() -> None:
+    assert pilot(Later().eval(), torch.rand(64, 1, 8, 8), "float32").sizes == []
+
+
+def test_a_small_batch_has_no_parts() -> None:
+    assert pilot(net(), torch.rand(15, 1, 8, 8), "float32").sizes == []
+
+
+class Fails(Classifier):
+    num_classes, input_shape = 10, (1, 40, 40)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        raise ZeroDivisionError
+
+
+def test_a_model_that_fails_does_not_stop_the_others() -> None:
+    assert pilot(Fails().eval(), torch.rand(16, 1, 40, 40), "auto") == Kernels("float32", [])

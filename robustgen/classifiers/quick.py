@@ -30,21 +30,42 @@ class Backward:
         self.low = False
 
 
-def quick_copy(model: Classifier, example: Tensor) -> Classifier:
+def quick_copy(model: Classifier, example: Tensor) -> Classifier | None:
     """A copy of ``model`` (in evaluation mode, without gradients to weights) with quicker kernels.
 
     ``example``: a few pictures (batch, channels, height, width), on which the copy must give the
-    model's own logits; a net that cannot be rewritten is copied as it is.
+    model's own logits and gradients. What a net does not bear is left out, batch-norm's folding first,
+    then the layout; None where it cannot even be copied.
     """
-    folded = _like(model, _fold(copy.deepcopy(model)), example)
-    quick = folded if folded is not None else copy.deepcopy(model)
-    quick.to(memory_format=torch.channels_last)
+    for folded, layout in ((True, torch.channels_last), (False, torch.channels_last), (False, None)):
+        try:
+            quick = copy.deepcopy(model)
+        except Exception:  # a generator, an open file: whatever a user's model holds
+            return None
+        quick = _fold(quick) if folded else quick
+        if layout is not None:
+            quick.to(memory_format=layout)
+        quick = quick.eval().requires_grad_(False)
+        if _like(model, quick, example):
+            return _switchable(quick, example)
+    return None
+
+
+def _switchable(quick: Classifier, example: Tensor) -> Classifier:
+    """The copy with layers whose gradients may be taken in bfloat16, where it bears them."""
     switch = Backward()
-    for module in list(quick.modules()):
-        for name, layer in module.named_children():
-            if type(layer) in SWITCHED:
-                setattr(module, name, SWITCHED[type(layer)](layer, switch))
-    return quick.eval().requires_grad_(False)
+    layers = [layer for layer in quick.modules() if type(layer) in SWITCHED]
+    for layer in layers:
+        layer.low = layer.weight.detach().bfloat16()  # type: ignore[operator]
+        layer.switch = switch  # type: ignore[assignment]
+        layer.__class__ = SWITCHED[type(layer)]
+    try:
+        with low_gradients(quick):
+            _facts(quick, example)
+    except Exception:  # a layer that is used for more than its forward
+        for layer in layers:
+            layer.__class__ = type(layer).__mro__[1]
+    return quick
 
 
 @contextmanager
@@ -72,19 +93,20 @@ def _fold(model: Classifier) -> Classifier:
     return model
 
 
-def _like(model: Classifier, other: Classifier, example: Tensor) -> Classifier | None:
-    """``other``, if its logits and their gradient are the model's, for one batch size and for another.
+def _like(model: Classifier, other: Classifier, example: Tensor) -> bool:
+    """Whether the other's logits and their gradient are the model's, for one batch size and for another.
 
     The gradient too: a trace loses the backward pass that a model brings for a function of its own.
     """
-    try:
-        for part in (example, example[:1]):
-            for wanted, got in zip(_facts(model, part), _facts(other, part), strict=True):
-                if not bool((got - wanted).abs().max() <= TOLERANCE * wanted.std().clamp_min(1e-6)):
-                    return None
-    except Exception:  # a trace that fits one batch size only, and the like
-        return None
-    return other
+    for part in (example, example[:1]):
+        try:
+            facts, others = _facts(model, part), _facts(other, part)
+        except Exception:  # a trace that fits one batch size only, a view of another layout, and the like
+            return False
+        for wanted, got in zip(facts, others, strict=True):
+            if not bool((got - wanted).abs().max() <= TOLERANCE * wanted.std().clamp_min(1e-6)):
+                return False
+    return True
 
 
 def _facts(model: Classifier, x: Tensor) -> list[Tensor]:
@@ -98,35 +120,29 @@ def _facts(model: Classifier, x: Tensor) -> list[Tensor]:
         return [logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]]
 
 
-class _Conv2d(nn.Module):
-    """A convolution whose input gradient may be computed in bfloat16."""
+class _Conv2d(nn.Conv2d):
+    """A convolution whose input gradient may be computed in bfloat16; made of another by its class alone."""
 
-    def __init__(self, layer: nn.Conv2d, switch: Backward) -> None:
-        super().__init__()
-        self.layer = layer
-        self.switch = switch
-        self.low = layer.weight.detach().bfloat16()
-        self.zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    switch: Backward
+    low: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.switch.low and self.zeros and x.requires_grad and torch.is_grad_enabled():
-            return _ConvolutionLow.apply(x, self.layer, self.low)
-        return self.layer(x)
+    def forward(self, input: Tensor) -> Tensor:
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if self.switch.low and plain and input.requires_grad and torch.is_grad_enabled():
+            return _ConvolutionLow.apply(input, self, self.low)
+        return super().forward(input)
 
 
-class _Linear(nn.Module):
-    """A linear layer whose input gradient may be computed in bfloat16."""
+class _Linear(nn.Linear):
+    """A linear layer whose input gradient may be computed in bfloat16; made as ``_Conv2d`` is."""
 
-    def __init__(self, layer: nn.Linear, switch: Backward) -> None:
-        super().__init__()
-        self.layer = layer
-        self.switch = switch
-        self.low = layer.weight.detach().bfloat16()
+    switch: Backward
+    low: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.switch.low and x.requires_grad and torch.is_grad_enabled():
-            return _LinearLow.apply(x, self.layer, self.low)
-        return self.layer(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.switch.low and input.requires_grad and torch.is_grad_enabled():
+            return _LinearLow.apply(input, self, self.low)
+        return super().forward(input)
 
 
 SWITCHED: dict[type, Any] = {nn.Conv2d: _Conv2d, nn.Linear: _Linear}
@@ -136,7 +152,7 @@ class _ConvolutionLow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, low: Tensor) -> Tensor:
         ctx.layer, ctx.low, ctx.shape = layer, low, x.shape
-        return layer(x)
+        return nn.Conv2d.forward(layer, x)
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,7 @@ from robustgen.classifiers.softmax import Softmax
 from robustgen.threat import ThreatModel
 from robustgen.training import frozen, make_objective
 from robustgen.training.adversarial import ascend
-from robustgen.training.recipe import AdversarialSpec
+from robustgen.training.recipe import AdversarialSpec, FastAdversarialSpec
 
 
 def generator() -> torch.Generator:
@@ -113,3 +113,65 @@ def test_frozen_gives_back_mode_and_gradients_after_an_error(model):
     assert seen == [(False, False)]
     assert model.training
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["net.head.bias"]
+
+
+class Seen(PlainClassifier):
+    """Keeps the pictures that it was asked about, and in which mode."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = []
+
+    def logits(self, x, sigma=None):
+        self.asked.append((x.detach().clone(), self.training))
+        return super().logits(x)
+
+
+def fast(**changes):
+    return FastAdversarialSpec(**{"kind": "n-fgsm", "eps": 0.1} | changes)
+
+
+def linear_of_two(shape=(1, 4, 4)):
+    torch.manual_seed(0)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    weight = linear[1].weight.detach()
+    return Seen(linear, 2, shape), (weight[1] - weight[0]).sign().view(1, *shape)
+
+
+@pytest.mark.parametrize("noise", [1.0, 2.0])
+def test_fast_is_one_step_of_eps_from_the_noise_clipped_to_the_box(noise):
+    model, rise = linear_of_two()
+    x, y = torch.rand(64, 1, 4, 4, generator=generator()), torch.arange(64) % 2
+    objective = make_objective(fast(noise=noise), None)
+    loss, parts = objective.loss(model, x, y, generator())
+    (start, evaluated), (x_adv, trained) = model.asked[0], model.asked[-1]
+    assert len(model.asked) == 2
+    assert (evaluated, trained) == (False, True)
+    # of two classes the cross-entropy rises along the sign of the difference of their weights
+    step = 0.1 * torch.where(y.view(-1, 1, 1, 1) == 0, rise, -rise)
+    torch.testing.assert_close(x_adv, (start + step).clamp(0, 1))
+    # the noise is uniform in noise * eps either way, and not cut to the ball of eps
+    moved = (start - x) / 0.1
+    assert float(moved.abs().max()) <= noise + 1e-5
+    assert float(moved.abs().max()) > 0.98 * noise
+    assert float((x_adv - x).abs().max()) > 0.15
+    assert abs(float(moved.std()) - noise / 3**0.5) < 0.05
+    torch.testing.assert_close(loss, functional.cross_entropy(model.module(x_adv), y))
+    accuracy = float((model.module(x_adv).argmax(1) == y).float().mean())
+    assert parts["robust_accuracy"] == pytest.approx(accuracy)
+    loss.backward()
+    assert model.module[1].weight.grad.abs().sum() > 0
+
+
+def test_fast_grows_during_the_warm_up_and_leaves_weights_without_gradients_of_the_step():
+    model, _ = linear_of_two()
+    x, y = torch.full((8, 1, 4, 4), 0.5), torch.arange(8) % 2
+    objective = make_objective(fast(warm_up=0.5), None)
+    largest = []
+    for objective.progress in (0.0, 0.25, 0.5, 0.9):
+        objective.loss(model, x, y, generator())
+        assert model.module[1].weight.grad is None
+        assert model.module[1].weight.requires_grad
+        start, x_adv = model.asked[-2][0], model.asked[-1][0]
+        largest.append(float((x_adv - start).abs().max()))
+    assert largest == pytest.approx([0.0, 0.05, 0.1, 0.1], abs=1e-6)

@@ -169,3 +169,31 @@ def test_weights_that_are_no_numbers_are_never_published(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match="stopped at step 30: the weights have diverged"):
         train(write(tmp_path, tiny()), tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("objective", [{"kind": "cross-entropy"}, {"kind": "n-fgsm", "eps": 0.02}])
+def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, monkeypatch, objective):
+    recipe = write(tmp_path, tiny(precision="bf16", objective=objective, ema=0.9, steps=80))
+    train(recipe, tmp_path / "undisturbed")
+    wanted = sha256(tmp_path / "undisturbed")
+    lines = only_checkpoint(cache).with_name("curve.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[-1] < 0.8 * losses[0]
+    step, calls = Run.step, []
+
+    def crash(self):
+        calls.append(self.done)
+        if len(calls) == 24:
+            raise Interrupted
+        return step(self)
+
+    monkeypatch.setattr(Run, "step", crash)
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "tiny", fresh=True)
+    train(recipe, tmp_path / "tiny")
+    assert calls[24] == 20  # the last checkpoint
+    assert sha256(tmp_path / "tiny") == wanted
+    model = classifiers.load(tmp_path / "tiny")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    train(write(tmp_path / "other", tiny(objective=objective, ema=0.9, steps=80)), tmp_path / "tiny")
+    assert sha256(tmp_path / "tiny") != wanted, "float32 gives other bits"

@@ -19,6 +19,10 @@ from robustgen.training.recipe import Recipe
         ({"options": {"widht": 3}}, "widht"),
         ({"options": {"norm": "layer"}}, "batch, group, none"),
         ({"optimiser": {"lr": 0}}, "optimiser.lr"),
+        ({"precision": "fp16"}, "precision"),
+        ({"objective": {"kind": "n-fgsm"}}, "eps"),
+        ({"objective": {"kind": "n-fgsm", "eps": 0}}, "eps"),
+        ({"objective": {"kind": "n-fgsm", "eps": 0.1, "steps": 3}}, "steps"),
     ],
 )
 def test_wrong_recipes_are_explained(tmp_path, changes, message):
@@ -47,6 +51,13 @@ def test_fingerprint_sees_what_decides_the_weights_and_no_words():
     first = Recipe(**tiny()).fingerprint()
     for words in ({"summary": "x"}, {"tried": ["x"]}, {"reference": "x"}, {"licence": "MIT"}):
         assert Recipe(**tiny(**words)).fingerprint() == first
-    for change in ({"seed": 1}, {"batch": 31}, {"ema": 0.5}, {"augment": {"flip": True}}, {"restarts": 1}):
+    for change in (
+        {"seed": 1},
+        {"batch": 31},
+        {"ema": 0.5},
+        {"augment": {"flip": True}},
+        {"restarts": 1},
+        {"precision": "bf16"},
+    ):
         assert Recipe(**tiny(**change)).fingerprint() != first
     assert Recipe(**tiny()).fingerprint("00ff") != first

@@ -1,0 +1,260 @@
+"""The parity table: attacks of this package beside the reference's, pyautoattack, sample by sample.
+
+    python benchmarks/parity.py MODEL [--data NAME] [--n N] [--norms linf l2 l1] [--eps E E E] [--json]
+
+For each norm the four parts of AutoAttack run alone, from the clean pictures that the model gets
+right: ours as ``search.replay`` runs them (the reference's order, counts and draws) with the float32
+cross-entropy, and the reference itself, batch by batch with the same seed. Then both cascades run on
+all pictures, ours as users run it, with its own draws and skips. Robust accuracies are of the chosen
+pictures for a part, of all for the cascade.
+
+``--eps`` gives one number a norm; without it, that of a grid at which a short APGD of the
+reference leaves nearest to half. Every cell is kept in the user's cache folder by the hash of all that
+it depends on, so a benchmark that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyautoattack import AutoAttack as Reference
+from pyautoattack.autopgd_base import APGDAttack
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustgen import load_data, load_model
+from robustgen.attacks.apgd import APGD
+from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget, part
+from robustgen.attacks.search import Search, replay
+from robustgen.attacks.square import square
+from robustgen.attacks.victim import Victim
+from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.draws import Draws
+from robustgen.metrics.intervals import wilson
+from robustgen.threat import ThreatModel
+from robustgen.types import Norm
+
+NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+# From what plain nets on 32x32 colour need to what robust ones on 8x8 grey do.
+GRID: dict[Norm, list[float]] = {
+    "linf": [k / 255 for k in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80)],
+    "l2": [0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.3, 1.6, 2.0],
+    "l1": [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0],
+}
+SEED = 0
+
+
+class Subject(NamedTuple):
+    """A model and its pictures, the batch that both sides get, and the attacks' budget."""
+
+    model: Classifier
+    x: Tensor
+    y: Tensor
+    batch: int
+    budget: Budget
+
+
+def cached(subject: Subject, *key: object, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returns (of JSON's types), once for this model, these pictures and ``key``."""
+    said = (key, subject.batch, subject.budget, torch.__version__, version("pyautoattack"), _code())
+    known = hashlib.sha256(repr(said).encode())
+    for tensor in (*subject.model.state_dict().values(), subject.x, subject.y):
+        known.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen" / "benchmarks"
+    file = cache / f"parity-{known.hexdigest()[:16]}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    result = compute()
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(result))
+    unfinished.replace(file)
+    return result
+
+
+def _code() -> str:
+    """sha256 of the attacks' code: what it finds is not another version's."""
+    import robustgen
+
+    folder = Path(robustgen.__file__).parent
+    files = sorted([*folder.glob("attacks/*.py"), *folder.glob("classifiers/*.py"), folder / "draws.py"])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def reference(model: nn.Module, norm: Norm, eps: float, budget: Budget) -> Reference:
+    """pyautoattack's standard version with this budget."""
+    attack = Reference(model, norm=NORMS[norm], eps=eps, seed=SEED, device="cpu")
+    for one in (attack.apgd, attack.apgd_targeted):
+        one.n_iter = one.n_iter_orig = budget.n_iter
+        one.n_iter_2 = max(int(0.22 * budget.n_iter), 1)
+        one.n_iter_min = max(int(0.06 * budget.n_iter), 1)
+        one.size_decr = max(int(0.03 * budget.n_iter), 1)
+    attack.fab.n_iter, attack.square.n_queries = budget.n_iter, budget.n_queries
+    if budget.n_target_classes is not None:
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = budget.n_target_classes
+    attack.verbose = False
+    return attack
+
+
+def search(name: str, norm: Norm, eps: float, subject: Subject) -> Search:
+    """Our part in the reference's configuration: its own cross-entropy with its rounding, all questions."""
+    threat = ThreatModel(norm, eps)
+    if name == "square":
+        return square(threat, n_queries=subject.budget.n_queries)
+    found = part(name, threat, subject.budget, subject.model.num_classes)
+    if name == "apgd-ce":
+        assert isinstance(found, APGD)
+        found.loss = lambda z, y, target: functional.cross_entropy(z, y, reduction="none")
+        found.zero = 0.0
+    return found
+
+
+def right(subject: Subject) -> Tensor:
+    """Which pictures the model gets right, (n,)."""
+    with torch.no_grad():
+        predicted = [subject.model.logits(part).argmax(1) for part in subject.x.split(subject.batch)]
+    return torch.cat(predicted) == subject.y
+
+
+def alone(subject: Subject, name: str, norm: Norm, eps: float, *, theirs: bool) -> list[bool]:
+    """Whether one part leaves each picture that was right standing."""
+    chosen = right(subject)
+    x, y = subject.x[chosen], subject.y[chosen]
+    standing: list[bool] = []
+    for a, b in zip(x.split(subject.batch), y.split(subject.batch), strict=True):
+        if theirs:
+            attack = reference(subject.model, norm, eps, subject.budget)
+            attack.attacks_to_run = [name]
+            images = attack.run_standard_evaluation(a, b, batch_size=len(a))[0]
+        else:
+            images = replay(search(name, norm, eps, subject), Victim(subject.model), a, b, SEED).images
+        with torch.no_grad():
+            standing += (subject.model.logits(images).argmax(1) == b).tolist()
+    return standing
+
+
+def cascade(subject: Subject, norm: Norm, eps: float, *, theirs: bool) -> list[bool]:
+    """Whether each picture is right and stands the standard cascade."""
+    x, y = subject.x, subject.y
+    if theirs:
+        attack = reference(subject.model, norm, eps, subject.budget)
+        images = attack.run_standard_evaluation(x, y, batch_size=subject.batch)[0]
+    else:
+        model = FixedBatch(subject.model, subject.batch)
+        model.begin(len(x))
+        ours = AutoAttack(ThreatModel(norm, eps), **subject.budget.model_dump(exclude_defaults=True))
+        images = ours(model, x, y, Draws(SEED, "parity", torch.arange(len(x)))).images
+    with torch.no_grad():
+        return [
+            bool(right)
+            for a, b in zip(images.split(subject.batch), y.split(subject.batch), strict=True)
+            for right in subject.model.logits(a).argmax(1) == b
+        ]
+
+
+def find_eps(subject: Subject, norm: Norm) -> float:
+    """The eps of the grid at which 20 steps of the reference's APGD-CE leave nearest to half of 64."""
+    chosen = right(subject).nonzero().squeeze(1)[:64]
+    x, y = subject.x[chosen], subject.y[chosen]
+
+    def left(eps: float) -> float:
+        attack = APGDAttack(subject.model, norm=NORMS[norm], eps=eps, n_iter=20, seed=SEED, device="cpu")
+        with torch.no_grad():
+            return float((subject.model(attack.perturb(x, y)).argmax(1) == y).float().mean())
+
+    return min(GRID[norm], key=lambda eps: abs(left(eps) - 0.5))
+
+
+def row(name: str, eps: float, theirs: list[bool], ours: list[bool]) -> dict[str, Any]:
+    """One line of the table; shares in %."""
+    n = len(theirs)
+    equal = sum(a == b for a, b in zip(theirs, ours, strict=True))
+    return {
+        "attack": name,
+        "eps": eps,
+        "n": n,
+        "reference": 100 * sum(theirs) / n,
+        "ours": 100 * sum(ours) / n,
+        "equal": 100 * equal / n,
+        "interval": [100 * v for v in wilson(equal, n)],
+        "ours_alone": sum(a and not b for a, b in zip(theirs, ours, strict=True)),
+        "reference_alone": sum(b and not a for a, b in zip(theirs, ours, strict=True)),
+    }
+
+
+def measure(
+    subject: Subject, norm: Norm, eps: float | None, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The lines of one norm."""
+    at = cached(subject, "eps", norm, compute=lambda: find_eps(subject, norm)) if eps is None else eps
+    lines = []
+    for name in (*STANDARD, "cascade"):
+        began, pair = time.perf_counter(), []
+        for theirs in (True, False):
+
+            def compute(name: str = name, theirs: bool = theirs) -> list[bool]:
+                if name == "cascade":
+                    return cascade(subject, norm, at, theirs=theirs)
+                return alone(subject, name, norm, at, theirs=theirs)
+
+            pair.append(cached(subject, name, norm, at, theirs, compute=compute))
+        lines.append(row(name, at, *pair))
+        line = lines[-1]
+        seconds = time.perf_counter() - began
+        say(
+            f"{norm:<5} {at:<8.4g} {name:<8} left standing: reference {line['reference']:6.2f} %, ours "
+            f"{line['ours']:6.2f} %; equal verdicts {line['equal']:6.2f} % of {line['n']} (broken by ours "
+            f"alone {line['ours_alone']}, by the reference alone {line['reference_alone']}; {seconds:.0f} s)"
+        )
+    return lines
+
+
+def main() -> int:
+    """Print the table; exit 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--data", help="default: the last part of the model's name, as in softmax-digits")
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
+    parser.add_argument("--eps", nargs="+", type=float, help="one number a norm")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--n-iter", type=int, default=100)
+    parser.add_argument("--n-queries", type=int, default=5000)
+    parser.add_argument("--n-target-classes", type=int)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    a = parser.parse_args()
+    if a.eps is not None and len(a.eps) != len(a.norms):
+        parser.error("--eps: expected one number a norm")
+    name = a.data or a.model.rpartition("-")[2]
+    source = load_data(name)
+    pictures = source.slice(0, min(a.n, len(source)))
+    model = load_model(a.model, name)
+    budget = Budget(n_iter=a.n_iter, n_queries=a.n_queries, n_target_classes=a.n_target_classes)
+    subject = Subject(model.eval().requires_grad_(False), pictures.images, pictures.labels, a.batch, budget)
+    stream = sys.stderr if a.json else sys.stdout
+    warnings.simplefilter("ignore", Warning)  # of the reference, about gradients that are 0
+    table = {
+        norm: measure(subject, norm, eps, lambda line: print(line, file=stream, flush=True))
+        for norm, eps in zip(a.norms, a.eps or [None] * len(a.norms), strict=True)
+    }
+    if a.json:
+        versions = {name: version(name) for name in ("torch", "pyautoattack")}
+        print(json.dumps({"setting": vars(a), "versions": versions, "norms": table}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
