@@ -36,6 +36,7 @@ from torch.nn import functional
 from robustgen import load_data, load_model
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget, part
+from robustgen.attacks.fab import FAB
 from robustgen.attacks.search import Search, replay
 from robustgen.attacks.square import square
 from robustgen.attacks.victim import Victim
@@ -113,6 +114,8 @@ def search(name: str, norm: Norm, eps: float, subject: Subject) -> Search:
     if name == "square":
         return square(threat, n_queries=subject.budget.n_queries)
     found = part(name, threat, subject.budget, subject.model.num_classes)
+    if name == "fab-t":  # every question of the reference's: users get LeanFAB, which asks half of them
+        return FAB(threat, jobs=found.jobs, n_iter=subject.budget.n_iter)
     if name == "apgd-ce":
         assert isinstance(found, APGD)
         found.loss = lambda z, y, target: functional.cross_entropy(z, y, reduction="none")
