@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.quick import low_gradients, quick_copy
@@ -21,6 +22,7 @@ Precision = Literal["float32", "bf16"]
 PARTS = (2, 4, 8)  # a batch is tried cut into so many
 LEAST = 8  # pictures: smaller products take other kernels, for some rows and not for others
 WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
+ALIKE = 0.99  # cosine of a gradient in bfloat16 with the exact one
 SMALL = 1024  # values of a picture; up to here bfloat16 never paid
 
 
@@ -66,7 +68,9 @@ def _bits(model: Classifier, quick: Classifier, pictures: Tensor) -> list[Tensor
     with torch.no_grad():
         bits = [model.logits(pictures), quick.logits(pictures)]
     try:
-        return [*bits, _gradient(quick, pictures)]
+        bits.append(_gradient(quick, pictures))
+        with low_gradients(quick):
+            return [*bits, _gradient(quick, pictures)]
     except RuntimeError:  # a model that cannot be differentiated: its gradients are never asked for
         return bits
 
@@ -74,9 +78,11 @@ def _bits(model: Classifier, quick: Classifier, pictures: Tensor) -> list[Tensor
 def _gain(quick: Classifier, pictures: Tensor) -> float:
     """How many times faster a gradient is in bfloat16; 0 where there is none."""
     try:
-        full = _seconds(quick, pictures)
+        full, exact = _seconds(quick, pictures), _gradient(quick, pictures).flatten(1)
         with low_gradients(quick):
-            return full / _seconds(quick, pictures)
+            near = functional.cosine_similarity(exact, _gradient(quick, pictures).flatten(1))
+            # a forward that differentiates itself loses its second order without a word
+            return full / _seconds(quick, pictures) if bool((near > ALIKE).all()) else 0.0
     except RuntimeError:
         return 0.0
 

@@ -179,7 +179,7 @@ class SparseAPGD(APGD):
     def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
         super().__init__(threat, loss, jobs=jobs, n_iter=n_iter)
         early = math.ceil(0.3 * n_iter)
-        lengths = [early, early, n_iter - 2 * early]
+        lengths = [early, early, max(0, n_iter - 2 * early)]
         # Of every step: the ball's radius, whether its climb begins or ends there, whether it is checked.
         self.eps = torch.tensor([e for e, n in zip((3, 2, 1), lengths, strict=True) for _ in range(n + 1)])
         self.eps = self.eps * threat.eps
@@ -204,7 +204,8 @@ class SparseAPGD(APGD):
         eps = self.eps.to(state.x)[step]
         first, last = self.first.to(device)[step], self.last.to(device)[step]
         state.take_in(answer, first, self.zero)
-        moved = (state.best != state.x).flatten(1).sum(1).to(state.x.dtype)
+        # x + delta - x is not delta to the last bit: what rounding leaves is no pixel that moved
+        moved = ((state.best - state.x).abs() > 1e-9).flatten(1).sum(1).to(state.x.dtype)
         checked = self.checked.to(device)[step]
         fewer = checked & (moved / state.moved < 0.95)
         state.size = torch.where(fewer | first, eps, torch.where(checked, state.size / 1.5, state.size))

@@ -84,8 +84,8 @@ def test_on_a_linear_model_only_rejected_proposals_are_skipped(norm: str) -> Non
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7), ("l1", 1.5)])
 def test_on_a_trained_net_skipped_proposals_are_worth_little(norm: str, eps: float) -> None:
     """A gain is lost where plain Square, at the very same best point, would have accepted the proposal.
-    At an eps as large as this the net is far from linear; a skipped one is still worth less than a
-    quarter of one that is asked about."""
+    At an eps as large as this the net is far from linear; still little is lost (measured: 2.0, 3.7 and
+    0.5 % of all gains), and a skipped one is worth less than a quarter of one that is asked about."""
     digits = data.load("digits").slice(0, 24)
     model = FixedBatch(load_model("pgd-at-digits").eval().requires_grad_(False), 24)
     model.begin(24)
@@ -118,7 +118,8 @@ def test_on_a_trained_net_skipped_proposals_are_worth_little(norm: str, eps: flo
             setattr(state, field, torch.where(mask, kept, getattr(before, field)))
     assert asked + skips == 24 * 301
     figures = f"{skips / (asked + skips):.0%} skipped, {lost / (won + lost):.2%} of the gains lost"
-    assert skips / (asked + skips) > 0.2, figures
+    assert skips / (asked + skips) > 0.1, figures
+    assert lost / (won + lost) < 0.05, figures
     assert lost / skips < won / asked / 4, figures
 
 
