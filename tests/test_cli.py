@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,9 @@ def test_mistakes_in_options():
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path):
     command = [sys.executable, "-m", "robustgen.cli", "report", "pgd-at-digits", "--out", str(tmp_path)]
     command += ["--protocol", "linf-0.15"]  # long enough to be interrupted
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # Where the tests themselves run in the background, ctrl-c is ignored, and children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not list(tmp_path.glob("runs/*/samples/*/*.parquet")):
         time.sleep(0.05)
         assert process.poll() is None
