@@ -147,8 +147,10 @@ class AutoAttackRand(Parts):
     options_type = IterBudget
 
     def stages(self, model: Classifier) -> list[Stage]:
-        seen = [stage._replace(victim=partial(Averaged, m=RAND_DRAWS)) for stage in super().stages(model)]
-        return seen if model.stochastic else super().stages(model)
+        stages = super().stages(model)
+        if not model.stochastic:  # all of its draws are one
+            return stages
+        return [stage._replace(victim=partial(Averaged, m=RAND_DRAWS)) for stage in stages]
 
 
 class ApgdCe(Parts):

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustgen import config
+from robustgen.attacks.autoattack import QueryBudget, TargetBudget
 from robustgen.attacks.options import Options
 from robustgen.attacks.outside.base import forked_generators, predict
 from robustgen.classifiers.base import Classifier, serving
@@ -52,18 +53,6 @@ class IterBudget(Options):
     """The budget of APGD-CE."""
 
     n_iter: int = Field(default=100, gt=0)
-
-
-class TargetBudget(IterBudget):
-    """The budget of APGD-T and FAB-T."""
-
-    n_target_classes: int | None = Field(default=None, gt=0)
-
-
-class QueryBudget(Options):
-    """The budget of Square."""
-
-    n_queries: int = Field(default=5000, gt=0)
 
 
 class Cascade(Attack):
