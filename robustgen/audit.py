@@ -1,4 +1,4 @@
-"""The audit of a run with gradients in low precision: which samples are attacked once more.
+"""The audit of a cascade that saves work: which samples are attacked once more, in full.
 
 The attack that makes it and the flag that counts it both need to know.
 """
@@ -9,8 +9,8 @@ import math
 
 AUDIT = "audit"
 """What ``broken_by`` says of a sample that only the audit broke."""
-AUDITED = ("apgd-t", "fab-t")
-"""The stages of a cascade that an audit repeats with float32 gradients."""
+AUDITED = ("apgd-t", "fab-t", "square")
+"""The stages of a cascade that an audit repeats: to the end of every job, with float32 gradients."""
 
 
 def audited(survivors: int) -> list[int]:

@@ -102,6 +102,7 @@ def _plan_attack(planned: Plan, spec: AttackSpec, dataset: Dataset, settings: Da
         attack = attacks.build(spec, ThreatModel(spec.norm, eps))
         cascade = list(attacks.stages(attack))
         detail = {"attack": attack.name, "norm": spec.norm, "eps": eps, "cascade": cascade}
+        detail["thorough"] = getattr(attack, "thorough", True)
         planned.evaluations.append(
             Evaluation(
                 attacks.evaluation_name(attack), "attack", dataset.name, "test", len(dataset), detail,

@@ -72,7 +72,7 @@ class APGD(Search, ABC):
         self.zero = ZERO[loss]
         self.targeted = loss in TARGETED
         self.jobs = jobs
-        self.n_iter = n_iter
+        self.n_iter = self.length = n_iter
 
     def ask(self, victim: Victim, state: State) -> Answer:
         assert isinstance(state, Climb)
@@ -126,6 +126,10 @@ class DenseAPGD(APGD):
         state.point = self._next(state)
         state.step = state.step + 1
         state.over = state.step > self.n_iter
+
+    def lacking(self, state: State) -> Tensor:
+        assert isinstance(state, DenseClimb)
+        return -state.best_loss
 
     def _adapt(self, state: DenseClimb) -> None:
         """At a checkpoint, halve the step of rows that do not climb any more (conditions 1 and 2)."""

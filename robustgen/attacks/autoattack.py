@@ -34,12 +34,13 @@ RAND_DRAWS = 20
 class Budget(Options):
     """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
     at (None: 9, in L1 5 for APGD-T; never more than there are), restarts of the untargeted parts
-    (None: 1, in L1 5), and Square's queries."""
+    (None: 1, in L1 5), Square's queries, and whether every job runs to its end (see ``Cascade``)."""
 
     n_iter: int = Field(default=100, gt=0)
     n_target_classes: int | None = Field(default=None, gt=0)
     restarts: int | None = Field(default=None, gt=0)
     n_queries: int = Field(default=5000, gt=0)
+    thorough: bool = False
 
 
 class IterBudget(Options):
@@ -98,7 +99,10 @@ def _targets(budget: Budget, classes: int, reference: int) -> int:
 
 
 class Parts(Cascade):
-    """Parts of AutoAttack in order, each from the clean pictures on those samples still classified right."""
+    """Parts of AutoAttack in order, each from the clean pictures on those samples still classified right.
+
+    A part alone, which nothing audits, is thorough.
+    """
 
     reference = "Croce and Hein 2020, arXiv:2003.01690"
     title: ClassVar[str]
@@ -108,9 +112,9 @@ class Parts(Cascade):
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         given = config.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
-        super().__init__(threat, self.parts)
-        self.name = given.mark(self.title)
         self.budget = Budget(**(self.defaults | given.model_dump(exclude_defaults=True)))
+        super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
+        self.name = given.mark(self.title)
 
     def stages(self, model: Classifier) -> list[Stage]:
         if model.num_classes < 2:
@@ -145,6 +149,7 @@ class AutoAttackRand(Parts):
     title = "autoattack-rand"
     parts = RAND
     options_type = IterBudget
+    defaults: ClassVar = {"thorough": True}
 
     def stages(self, model: Classifier) -> list[Stage]:
         stages = super().stages(model)

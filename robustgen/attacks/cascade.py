@@ -34,13 +34,15 @@ class Cascade(Attack):
     ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
     did, and where it was wrong from the start.
 
-    Where gradients are taken in bfloat16, an audit comes last: on every 8th survivor of the batch,
-    4 at least, APGD-T and FAB-T again, with float32 gradients.
+    Unless ``thorough``, jobs that will not arrive end early (hope.py). Where they do, or gradients are
+    taken in bfloat16, an audit comes last: on every 8th survivor of the batch, 4 at least, some of the
+    stages again, thoroughly and with float32 gradients. Jobs of a stochastic model never end early.
     """
 
-    def __init__(self, threat: ThreatModel, names: tuple[str, ...]) -> None:
+    def __init__(self, threat: ThreatModel, names: tuple[str, ...], *, thorough: bool = True) -> None:
         super().__init__(threat)
         self.names = names
+        self.thorough = thorough
 
     @abstractmethod
     def stages(self, model: Classifier) -> list[Stage]:
@@ -54,11 +56,14 @@ class Cascade(Attack):
             robust = (model.logits(x).argmax(1) == y) | model.stochastic
         stages = self.stages(model)
 
-        def attack(stage: Stage, name: str, place: int, left: Tensor) -> None:
+        def attack(stage: Stage, name: str, place: int, left: Tensor, thorough: bool) -> None:
             width = model.batch if isinstance(model, FixedBatch) else None
             streams = draws.at(left, place)
             with serving(model, left):
-                result = run(stage.search, stage.victim(model), x[left], y[left], streams, width=width)
+                result = run(
+                    stage.search, stage.victim(model), x[left], y[left], streams, width=width,
+                    thorough=thorough,
+                )  # fmt: skip
             broken = left[result.broken]
             if model.stochastic:
                 found.weigh(left, result.images, result.margin)
@@ -68,16 +73,17 @@ class Cascade(Attack):
             for i in broken.tolist():
                 broken_by[i] = name
 
+        thorough = self.thorough or model.stochastic
         for place, stage in enumerate(stages):
             left = robust.nonzero().squeeze(1)
             if len(left):
-                attack(stage, stage.name, place, left)
-        if isinstance(model, FixedBatch) and model.low:
+                attack(stage, stage.name, place, left, thorough)
+        if not thorough or (isinstance(model, FixedBatch) and model.low):
             left = robust.nonzero().squeeze(1)
             left = left[audited(len(left))]
             for place, stage in enumerate(stages):
                 again = left[robust[left]]
                 if stage.name in AUDITED and len(again):
                     exact = stage._replace(victim=partial(Victim, low=False))
-                    attack(exact, AUDIT, len(stages) + place, again)
+                    attack(exact, AUDIT, len(stages) + place, again, True)
         return Perturbed(found.images, broken_by)

@@ -33,7 +33,7 @@ class AutoAttack:
     ``model``: anything that maps pictures in [0, 1] to logits; a module must be in evaluation mode.
     ``norm``: Linf, L2 or L1; ``version``: standard or plus, or custom with ``attacks_to_run``; ``seed``
     decides every draw (None: 0, so that a run can be repeated). ``precision="bf16"`` takes gradients in
-    bfloat16 and audits what survives; losses and verdicts are float32 always.
+    bfloat16; losses and verdicts are float32 always. What is spared is audited (see docs/attacks.md).
 
     After a run, ``broken_by`` names, for each picture, the attack that broke it (None: none did).
     Raises UserError for an unknown norm or version, eps <= 0, pictures outside [0, 1] and NaN logits.
@@ -111,18 +111,19 @@ class AutoAttack:
         for name in dict.fromkeys(self.attack.names):
             left -= broken_by.count(name)
             self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
-        if self.low:
+        if self.low or not self.attack.thorough:
             found = broken_by.count(AUDIT)
             checked = len(audited(left))
-            self.console.print(f"audit in float32: {found} of {checked} broken")
+            self.console.print(f"audit in full and in float32: {found} of {checked} survivors broken")
 
 
 class _Versions(Parts):
-    """The parts of a version, or those that a user lists."""
+    """The parts of a version, or those that a user lists, thorough since no audit may be among them."""
 
     def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:
         self.title, self.parts = version, parts  # type: ignore[misc]
-        self.defaults = {"restarts": 5} if version != "standard" and threat.norm != "l1" else {}  # type: ignore[misc]
+        restarts = {"restarts": 5} if version != "standard" and threat.norm != "l1" else {}
+        self.defaults = restarts | {"thorough": version == "custom"}  # type: ignore[misc]
         super().__init__(threat)
 
 

@@ -31,10 +31,12 @@ DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
 @dataclass
 class Walk(State):
-    """Rows of FAB. ``target``: the class aimed at; ``iteration``: how many are done; ``ends_one``:
-    whether ``point`` is where an iteration went (there its verdict counts), or only where one begins."""
+    """Rows of FAB. ``target``: the class aimed at; ``nearest``: the distance of the nearest adversarial
+    point so far; ``iteration``: how many are done; ``ends_one``: whether ``point`` is where an iteration
+    went (there its verdict counts), or only where one begins."""
 
     target: Tensor
+    nearest: Tensor
     iteration: Tensor
     ends_one: Tensor
 
@@ -51,7 +53,7 @@ class FAB(Search):
     def __init__(self, threat: ThreatModel, *, jobs: int = 1, n_iter: int = 100) -> None:
         self.threat = threat
         self.jobs = jobs
-        self.n_iter = n_iter
+        self.n_iter = self.length = n_iter
 
     def begin(self, start: Start, draws: Draws) -> Walk:
         return self._walk(start, start.x, targets(start, True))
@@ -64,9 +66,15 @@ class FAB(Search):
         assert isinstance(state, Walk)
         return state.ends_one & (self.threat.distance(state.x, state.point) <= self.threat.eps)
 
+    def lacking(self, state: State) -> Tensor:
+        assert isinstance(state, Walk)
+        return state.nearest - self.threat.eps
+
     def step(self, state: State, answer: Answer) -> None:
         assert isinstance(state, Walk)
         back = state.ends_one & (answer.logits.argmax(1) != state.y)
+        distance = self.threat.distance(state.x, state.point).to(state.nearest)
+        state.nearest = torch.where(back, state.nearest.minimum(distance), state.nearest)
         state.step = state.step + 1
         state.iteration = state.iteration + state.ends_one
         state.over = state.iteration >= self.n_iter
@@ -79,7 +87,10 @@ class FAB(Search):
 
     def _walk(self, start: Start, point: Tensor, target: Tensor) -> Walk:
         fields = start.fields()
-        return Walk(**fields, point=point, target=target, iteration=fields["step"], ends_one=fields["over"])
+        return Walk(
+            **fields, point=point, target=target, nearest=fields["lacked"], iteration=fields["step"],
+            ends_one=fields["over"],
+        )  # fmt: skip
 
     def _next(self, state: Walk, answer: Answer, leave: Tensor) -> Tensor:
         """Where an iteration that leaves from ``leave`` goes, the model being linear as the ``answer``

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from robustgen.config import Strict
 
-# An option's letter in the name of an attack; an option without one (a word) stands by its value.
+# An option's letter in the name of an attack; an option without one (a word) stands by its value, or,
+# where it says yes or no, by its name.
 LETTERS = {
     "steps": "s",
     "restarts": "r",
@@ -32,7 +33,9 @@ class Options(Strict):
     def mark(self, name: str) -> str:
         """``name``, and every option that is not at its default: a smaller budget shows in the name."""
         changed = [
-            f"{LETTERS[key]}{format(value, 'g') if isinstance(value, float) else value}"
+            key
+            if value is True
+            else f"{LETTERS[key]}{format(value, 'g') if isinstance(value, float) else value}"
             for key, value in self.model_dump(exclude_defaults=True).items()
         ]
         return "-".join([name, *changed])

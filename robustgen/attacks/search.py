@@ -2,8 +2,9 @@
 
 A search is a loop for one picture: ask the model about a point, take the next point. Rows that are
 broken, or that have spent their budget, leave at once and others take their place, so the model is
-always asked about as many points as it likes best. Since a row's way depends on nothing but its
-own picture and draws, what it finds does not depend on who its neighbours are.
+always asked about as many points as it likes best. Further restarts and target classes of a picture
+that withstood the first are rows beside each other. Since a row's way depends on nothing but its own
+picture and draws, what it finds does not depend on who its neighbours are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from robustgen.attacks.hope import end_hopeless
 from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.draws import Draws, ReferenceDraws
@@ -27,7 +29,8 @@ class State:
 
     ``row``: place in the batch; ``x``, ``y``: clean picture and label; ``clean``: the model's logits
     there; ``job``: which restart or target class; ``step``: how many points were asked about in this
-    job; ``point``: the next one; ``over``: whether the job's budget is spent.
+    job; ``point``: the next one; ``over``: whether the job has ended. ``at_first``, ``lacked``: what the
+    job's best point lacked when that was first known, and at the last look, after ``looked`` steps (hope.py).
     """
 
     row: Tensor
@@ -38,6 +41,9 @@ class State:
     step: Tensor
     point: Tensor
     over: Tensor
+    at_first: Tensor
+    lacked: Tensor
+    looked: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
@@ -64,16 +70,20 @@ class Start(NamedTuple):
     def fields(self) -> dict[str, Tensor]:
         """What a new State takes over as it is, its counters at 0."""
         zeros = torch.zeros_like(self.job)
-        return {**self._asdict(), "step": zeros, "over": zeros.bool()}
+        unknown = torch.full_like(self.job, torch.inf, dtype=torch.float32)
+        known = {"at_first": unknown, "lacked": unknown, "looked": zeros}
+        return {**self._asdict(), "step": zeros, "over": zeros.bool(), **known}
 
 
 class Search(ABC):
-    """One attack as a loop for one picture. ``jobs``: how often it starts anew from the clean picture,
-    with other draws or another target class, while the picture is not broken."""
+    """One attack as a loop for one picture. ``jobs``: how many such loops a picture gets, each with other
+    draws or another target class: the first alone, since it breaks most, then the others together."""
 
     jobs: int = 1
     discarded: int = 0
     """How many pictures of normal draws the reference's code makes after ``begin`` and does not use."""
+    length: int
+    """Steps of a job that finds nothing; asked for where ``lacking`` says something."""
 
     @abstractmethod
     def begin(self, start: Start, draws: Draws) -> State:
@@ -86,6 +96,11 @@ class Search(ABC):
     @abstractmethod
     def step(self, state: State, answer: Answer) -> None:
         """Take in the answer: move ``state.point``, count ``state.step``, set ``state.over``."""
+
+    def lacking(self, state: State) -> Tensor | None:
+        """How far the best point of each row's job is from success, (rows,), in any unit, inf where that
+        is not known yet; None for a search whose jobs all run to their end."""
+        return None
 
     def allowed(self, state: State) -> Tensor:
         """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
@@ -117,39 +132,56 @@ class Found:
         return cls(x.clone(), torch.zeros_like(low, dtype=torch.bool), low)
 
     def note(self, rows: Tensor, points: Tensor) -> None:
-        """These points break the samples ``rows``."""
-        self.images[rows] = points
+        """These points break the samples ``rows``; of several points of a sample the first is kept."""
+        first = _first_of_each(rows)
+        self.images[rows[first]] = points[first]
         self.broken[rows] = True
 
     def weigh(self, rows: Tensor, points: Tensor, margins: Tensor) -> None:
         """Keep the points whose margin is higher than any before."""
-        better = margins > self.margin[rows]
-        rows = rows[better]
-        self.images[rows], self.margin[rows] = points[better], margins[better].to(self.margin)
+        order = margins.argsort(descending=True, stable=True)
+        order = order[_first_of_each(rows[order])]
+        best = order[margins[order] > self.margin[rows[order]]]
+        rows = rows[best]
+        self.images[rows], self.margin[rows] = points[best], margins[best].to(self.margin)
         self.broken[rows] = self.margin[rows] > 0
 
 
 def run(
-    search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None
-) -> Found:
-    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) at a time.
+    search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
+    thorough: bool = True,
+) -> Found:  # fmt: skip
+    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) points at a time,
+    or one sample's jobs if these are more.
 
-    Raises UserError where the model's logits are no numbers.
+    Unless ``thorough``, jobs that will not arrive end early (hope.py). Raises UserError where the
+    model's logits are no numbers.
     """
     found = Found.nothing(x)
     stochastic = victim.model.stochastic
-    everyone = torch.arange(len(x), device=x.device)
-    width = width or len(x)
-    with victim.serving(everyone):
+    fresh = torch.arange(len(x), device=x.device)  # samples whose first job is to begin
+    standing = fresh[:0]  # samples whose other jobs are
+    others = search.jobs - 1
+    width = width or len(x) * search.jobs
+    with victim.serving(fresh):
         clean = victim.logits(x).logits
 
-    def begin(rows: Tensor, job: Tensor) -> State:
-        start = Start(rows, x[rows], y[rows], clean[rows], job)
-        return search.begin(start, draws.at(rows, job))
+    def begin(samples: Tensor, jobs: range) -> State:
+        row = samples.repeat_interleave(len(jobs))
+        job = torch.tensor(jobs, device=x.device).repeat(len(samples))
+        return search.begin(Start(row, x[row], y[row], clean[row], job), draws.at(row, job))
 
-    waiting = everyone[width:]
-    state = begin(everyone[:width], torch.zeros_like(everyone[:width]))
-    while len(state):
+    state = begin(fresh[:width], range(1))
+    fresh = fresh[width:]
+    while len(state) or len(standing) or len(fresh):
+        if len(standing):
+            # Together, whatever the room, so that a sample's way does not depend on its neighbours.
+            count = max((width - len(state)) // others, 0 if len(state) else 1)
+            state = state.join(begin(standing[:count], range(1, search.jobs)))
+            standing = standing[count:]
+        if len(fresh) and len(state) < width:
+            room = width - len(state)
+            state, fresh = state.join(begin(fresh[:room], range(1))), fresh[room:]
         with victim.serving(state.row):
             answer = search.ask(victim, state)
         _check(answer)
@@ -160,19 +192,27 @@ def run(
         else:
             _note_hits(found, search, victim, state, answer)
         search.step(state, answer)
+        lacking = None if thorough else search.lacking(state)
+        if lacking is not None:
+            end_hopeless(state, lacking, search.length)
         # The mean of a stochastic model's draws may go on rising where it is wrong already.
         gone = torch.zeros_like(state.over) if stochastic else found.broken[state.row]
         ended = gone | state.over
         if bool(ended.any()):
-            again = ended & ~found.broken[state.row] & (state.job + 1 < search.jobs)
-            rows, job = state.row[again], state.job[again] + 1
+            again = ended & ~found.broken[state.row] & (state.job == 0)
+            if others:
+                standing = torch.cat([standing, state.row[again]])
             state = state.take(~ended)
-            room = width - len(state) - len(rows)
-            rows, job = torch.cat([rows, waiting[:room]]), torch.cat([job, torch.zeros_like(waiting[:room])])
-            waiting = waiting[room:]
-            if len(rows):
-                state = state.join(begin(rows, job))
     return found
+
+
+def _first_of_each(rows: Tensor) -> Tensor:
+    """The places at which a value of ``rows`` stands for the first time."""
+    order = rows.argsort(stable=True)
+    ordered = rows[order]
+    new = torch.ones_like(rows, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return order[new]
 
 
 def _check(answer: Answer) -> None:

@@ -49,7 +49,7 @@ class Square(Search, ABC):
 
     def __init__(self, threat: ThreatModel, *, n_queries: int = 5000) -> None:
         self.threat = threat
-        self.n_queries = n_queries
+        self.n_queries = self.length = n_queries
 
     @abstractmethod
     def start(self, x: Tensor, draws: Draws) -> Tensor:
@@ -68,6 +68,10 @@ class Square(Search, ABC):
 
     def ask(self, victim: Victim, state: State) -> Answer:
         return victim.logits(state.point)
+
+    def lacking(self, state: State) -> Tensor:
+        assert isinstance(state, Squares)
+        return -state.margin
 
     def step(self, state: State, answer: Answer) -> None:
         assert isinstance(state, Squares)

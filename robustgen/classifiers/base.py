@@ -253,7 +253,8 @@ class FixedBatch(Classifier):
     def _count(self, tally: Tensor, calls: int) -> None:
         # An outside attack drops rows without a word: then the calls are shared among all it was given.
         if len(tally):
-            tally[self._served] += calls / len(self._served)
+            share = torch.full((len(self._served),), calls / len(self._served), dtype=tally.dtype)
+            tally.index_add_(0, self._served, share)  # a sample may be served at several points at once
 
     def _pad(self, rows: Tensor) -> Tensor:
         allowed = [size for size in self.sizes or [] if size >= len(rows)]

@@ -155,11 +155,11 @@ def _undefended(run: Run) -> Iterator[Flag]:
 
 
 def _audit(run: Run) -> Iterator[Flag]:
-    """Gradients in bfloat16: how many survivors an attack with exact ones breaks."""
-    if run.spec["kernels"].get("precision") != "bf16":
-        return
+    """Work that was saved: how many survivors an attack in full breaks."""
+    low = run.spec["kernels"].get("precision") == "bf16"
     for evaluation, rows in _searches(run):
-        if not _targeted(evaluation):
+        early = not evaluation.detail.get("thorough", True)
+        if not (low or early) or not _targeted(evaluation):
             continue
         found = rows.broken_by == AUDIT
         survivors = rows.ids[rows.correct | found]
@@ -167,11 +167,18 @@ def _audit(run: Run) -> Iterator[Flag]:
         k, m = int(found.sum()), sum(len(audited(int(count))) for count in left)
         if not m:
             continue
+        saved, remedies = [], []
+        if early:
+            saved.append("Jobs that were not going to arrive were ended early")
+            remedies.append("the attack's option 'thorough: true'")
+        if low:
+            saved.append("gradients were taken in bfloat16" if early else "Gradients were taken in bfloat16")
+            remedies.append("--precision float32")
         yield Flag(
             run.model, evaluation.name, "audit", "warning" if k > AUDIT_GAP * m else "info",
-            f"{k} of {m} audited survivors broken with float32 gradients, 95 % upper bound "
-            f"{100 * wilson(k, m).high:.2g} %. Gradients were taken in bfloat16; --precision float32 takes "
-            "them exactly.",
+            f"{k} of {m} audited survivors broken by the attack in full, 95 % upper bound "
+            f"{100 * wilson(k, m).high:.2g} %. {' and '.join(saved)}; "
+            f"{' and '.join(remedies)} would spare nothing.",
         )  # fmt: skip
 
 

@@ -11,7 +11,17 @@ from pyautoattack import AutoAttack as Reference
 from torch import Tensor, nn
 
 from robustgen.attacks.apgd import APGD
-from robustgen.attacks.autoattack import PLUS, STANDARD, AutoAttack, AutoAttackPlus, Budget, part, scaled
+from robustgen.attacks.autoattack import (
+    PLUS,
+    STANDARD,
+    ApgdT,
+    AutoAttack,
+    AutoAttackPlus,
+    AutoAttackRand,
+    Budget,
+    part,
+    scaled,
+)
 from robustgen.attacks.fab import FAB
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.square import Square
@@ -166,3 +176,12 @@ def test_a_smaller_budget_shows_in_the_name() -> None:
     names = {AutoAttack(threat, **o).name for o in ({}, {"n_iter": 50}, {"n_queries": 50}, {"restarts": 2})}
     assert len(names) == 4
     assert AutoAttack(threat, n_iter=100).name == AutoAttack(threat).name == "autoattack"
+
+
+def test_only_what_an_audit_follows_ends_jobs_early() -> None:
+    threat = ThreatModel("linf", 0.1)
+    assert not AutoAttack(threat).thorough
+    assert AutoAttack(threat, thorough=True).thorough
+    assert AutoAttack(threat, thorough=True).name == "autoattack-thorough"
+    assert AutoAttackRand(threat).thorough
+    assert ApgdT(threat).thorough

@@ -164,17 +164,22 @@ def test_the_audit_breaks_what_low_gradients_missed_and_says_so() -> None:
     assert [i for i, name in enumerate(names[True]) if name == AUDIT] == examined
 
 
-def test_no_audit_where_gradients_are_exact() -> None:
+def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -> None:
     model, x, y, threat = breakable(low=False)
-    weak = AutoAttack(ThreatModel("linf", threat.eps / 100), n_iter=2, n_queries=1)
-    found = weak(model, x, y, Draws(0, "aa", torch.arange(40)))
-    calls = model.forwards.clone()
-    model.begin(40)
-    model.low = True
-    weak(model, x, y, Draws(0, "aa", torch.arange(40)))
-    more = (model.forwards - calls) > 0
-    assert found.broken_by.count(None) == 40
-    assert more.nonzero().squeeze(1).tolist() == audited(40)
+
+    def calls(low: bool, thorough: bool) -> Tensor:
+        model.low = low
+        model.begin(40)
+        weak = AutoAttack(ThreatModel("linf", threat.eps / 100), n_iter=2, n_queries=1, thorough=thorough)
+        assert weak(model, x, y, Draws(0, "aa", torch.arange(40))).broken_by.count(None) == 40
+        return model.forwards.clone()
+
+    full = calls(low=False, thorough=True)
+    assert len(full.unique()) == 1
+    for low, thorough in ((True, True), (True, False), (False, False)):
+        again = calls(low, thorough)
+        most = again.min()
+        assert (again > most).nonzero().squeeze(1).tolist() == audited(40)
 
 
 def test_an_audit_of_no_survivors_and_of_a_cascade_without_its_stages() -> None:

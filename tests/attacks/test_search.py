@@ -111,12 +111,40 @@ def test_the_model_never_gets_more_than_the_width_and_all_of_it_while_rows_wait(
         assert sum(rows.count(row) for rows in search.asked) == 2 * 5
 
 
-def test_a_job_starts_anew_only_while_the_row_stands() -> None:
+def test_the_other_jobs_begin_together_where_the_first_has_failed() -> None:
     search = Countdown(4, jobs=3)
-    found = search_in(Threshold(1.3), search, 2)  # in the second job: 1.25 is below, 1.5 is above
+    found = search_in(Threshold(1.3), search, 2)
     assert found.broken.all()
-    # the first point of a job is the clean picture; then 1.25, 1.5
-    assert len(search.asked) == 4 + 3
+    # the first point of a job is the clean picture; then the second asks about 1.25, the third about 2.25
+    assert search.asked == 4 * [[0, 1]] + 2 * [[0, 0, 1, 1]]
+    torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), 2.25))
+    alone = Countdown(4, jobs=3)
+    search_in(Threshold(0.3), alone, 2)  # broken by the first job
+    assert alone.asked == 3 * [[0, 1]]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+def test_jobs_and_samples_that_wait_for_room_all_have_their_turn(width: int) -> None:
+    model, search = Threshold(9.0), Countdown(5, jobs=3)
+    assert not search_in(model, search, 6, width=width).broken.any()
+    for row in range(6):
+        assert sum(rows.count(row) for rows in search.asked) == 3 * 5
+    assert max(len(rows) for rows in search.asked) <= max(width, 2)  # two jobs begin together
+
+
+def test_of_several_points_of_a_sample_the_first_is_kept_or_the_highest() -> None:
+    points = torch.arange(5.0).view(5, 1, 1, 1)
+    rows = torch.tensor([2, 0, 2, 0, 2])
+    found = Found.nothing(torch.full((3, 1, 1, 1), -1.0))
+    found.note(rows, points)
+    assert found.images.flatten().tolist() == [1, -1, 0]
+    assert found.broken.tolist() == [True, False, True]
+    found = Found.nothing(torch.full((3, 1, 1, 1), -1.0))
+    found.weigh(rows, points, torch.tensor([0.1, -3.0, 0.3, -2.0, 0.2]))
+    assert found.images.flatten().tolist() == [3, -1, 2]
+    found.weigh(rows, 10 + points, torch.tensor([0.1, 1.0, 0.2, -2.0, 0.2]))
+    assert found.images.flatten().tolist() == [11, -1, 2]
+    assert found.broken.tolist() == [True, False, True]
 
 
 def test_counts_are_of_the_rows_that_were_asked_about(trained: FixedBatch, digits: Dataset) -> None:
@@ -182,7 +210,7 @@ def test_a_stochastic_model_that_stands_gives_its_weakest_point_and_every_job() 
     search = Countdown(10, jobs=2)
     found = search_in(Tent(0.7, stochastic=True), search, 3)
     assert not found.broken.any()
-    assert len(search.asked) == 20
+    assert len(search.asked) == 20  # the second job after the first
     torch.testing.assert_close(found.images, torch.full((3, 1, 2, 2), 0.5))
 
 

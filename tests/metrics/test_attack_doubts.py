@@ -126,7 +126,17 @@ def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
     assert "--precision float32" in one.message
     assert audit(0, chunk=16)["audit"].message.startswith("0 of 16 ")  # 4 at least in each of 4 chunks
     assert audit(0, survivors=3)["audit"].message.startswith("0 of 3 ")
+    assert "thorough" not in none.message
     assert "audit" not in audit(0, precision="float32")
+    early = flags(
+        run(
+            (attack("autoattack", cascade=STANDARD) | {"thorough": False}, rows(verdicts(64))),
+            precision="float32", chunk=64, classes=10,
+        )
+    )["audit"]  # fmt: skip
+    assert early.message.startswith("0 of 8 ")
+    assert "thorough: true" in early.message
+    assert "bfloat16" not in early.message
     assert "audit" not in flags(run((attack("pgd"), rows(64)), precision="bf16"))
 
 
