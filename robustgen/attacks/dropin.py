@@ -75,6 +75,11 @@ class AutoAttack:
         The clean picture stands where no attack succeeded. ``bs``: how many pictures a call of the
         model takes. With ``return_labels`` the model's predictions there come as a second tensor.
         """
+        if len(x_orig) == 0 or len(x_orig) != len(y_orig):
+            raise UserError(
+                "there is nothing to attack, or a label is missing", expected="a label for each picture",
+                got=f"{len(x_orig)} pictures, {len(y_orig)} labels",
+            )  # fmt: skip
         low, high = x_orig.aminmax()
         if not (low >= 0 and high <= 1):
             raise UserError(
