@@ -25,10 +25,7 @@ def entries(what: str) -> list[tuple[str, str]]:
         case "corruptions":
             from robustgen.corruptions import CORRUPTIONS
 
-            return [
-                (name, kind.summary if kind.formula else f"{kind.summary} (not built yet)")
-                for name, kind in CORRUPTIONS.items()
-            ]
+            return [(name, kind.missing() or kind.summary) for name, kind in CORRUPTIONS.items()]
         case "data":
             from robustgen.data import SOURCES
 
