@@ -23,26 +23,42 @@ from robustgen.registry import EntryPointModel, FileModel, ModelRef, OutsideMode
 ARCHITECTURES: dict[str, str] = {
     "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
     "jem": "robustgen.classifiers.jem:JEM",
+    "gmmc": "robustgen.classifiers.gmmc:GMMC",
     "cdn": "robustgen.classifiers.cdn:CDN",
+    "egc": "robustgen.classifiers.egc:EGC",
     "noisy-softmax": "robustgen.classifiers.cdn:NoisySoftmax",
     "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
+}
+
+# Those of a card with ``over``: called with the denoiser that it names and the card's options.
+OVER_A_DENOISER: dict[str, str] = {
+    "diffusion": "robustgen.classifiers.diffusion:DiffusionClassifier",
+    "score": "robustgen.classifiers.score:ScoreClassifier",
 }
 
 
 def build(
     arch: str, options: dict[str, Any], *, where: object, folder: Path | None = None
 ) -> Classifier | Denoiser:
-    """An untrained model: a name of ARCHITECTURES, or ``model.py:NAME`` in ``folder``."""
+    """A model as its options alone make it: a name of ARCHITECTURES or, with the option ``over``, of
+    OVER_A_DENOISER, or ``model.py:NAME`` in ``folder``."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     file, _, attribute = arch.partition(":")
     if attribute and file.endswith(".py") and folder is not None:
         make = import_file(folder / file, attribute)
         return construct(make, where=f"{folder / file}:{attribute}", **options)
-    if arch in ARCHITECTURES:
-        module, _, attribute = ARCHITECTURES[arch].partition(":")
+    known = ARCHITECTURES | OVER_A_DENOISER
+    if arch in OVER_A_DENOISER and "over" not in options:
+        raise UserError(
+            f"the architecture {arch!r} has no weights of its own, but stands on a trained denoiser",
+            where=where,
+            remedy="name one in the card, such as 'over: denoiser-digits'; there is nothing to train",
+        )
+    if arch in known:
+        module, _, attribute = known[arch].partition(":")
         make = getattr(importlib.import_module(module), attribute)
     else:
-        raise unknown_name("architecture", arch, ARCHITECTURES, where=where)
+        raise unknown_name("architecture", arch, known, where=where)
     try:
         return make(**options)
     except UserError:
@@ -51,7 +67,7 @@ def build(
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
-            expected=", ".join(f"{k}={v!r}" for k, v in options.items()) + " to make a model",
+            expected=", ".join(f"{k}={v!r}" for k, v in options.items() if k != "over") + " to make a model",
             got=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
             remedy="mend the options",
         ) from None
@@ -65,10 +81,33 @@ def load(folder: Path | str) -> Classifier | Denoiser:
     folder = Path(folder)
     folder = folder.parent if folder.name == "card.yaml" else folder
     card = registry.load_card(folder)
-    model = build(card.arch, card.options, where=folder / "card.yaml", folder=folder)
+    over = {} if card.over is None else {"over": load(_denoiser_folder(card.over, folder / "card.yaml"))}
+    model = build(card.arch, card.options | over, where=folder / "card.yaml", folder=folder)
     if card.weights is not None:
         _load_weights(model, folder / card.weights.file, card.weights.sha256)
     return _frozen(model)
+
+
+def _denoiser_folder(name: str, where: Path) -> Path:
+    """The folder of the denoiser that a card stands on."""
+    folder = registry.model_folders().get(name)
+    if folder is None:
+        raise UserError(
+            "the denoiser that this card stands on is not there",
+            where=f"{where}: over",
+            expected=f"a folder models/{name}",
+            got="no such folder",
+            remedy="fetch or train it, or name another one ('robustgen list models')",
+        )
+    card = registry.load_card(folder)
+    if card.family != "denoiser" or card.over is not None:
+        raise UserError(
+            "a card can only stand on a denoiser",
+            where=f"{where}: over",
+            expected="a model of the family denoiser, with weights of its own",
+            got=f"{name}, of the family {card.family}",
+        )
+    return folder
 
 
 def _frozen(model: Any) -> Any:
@@ -233,6 +272,9 @@ def fingerprint_model(ref: ModelRef) -> str:
     if isinstance(ref, ZooModel):
         card: ModelCard = registry.load_card(ref.folder)
         content += [card.arch, card.options, card.weights and card.weights.sha256]
+        if card.over is not None:
+            folder = _denoiser_folder(card.over, ref.folder / "card.yaml")
+            content.append(fingerprint_model(ZooModel(card.over, folder)))
         file, _, attribute = card.arch.partition(":")
         if attribute:
             content.append(_sha256(ref.folder / file))

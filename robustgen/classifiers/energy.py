@@ -104,14 +104,21 @@ class NoisyBackbone(nn.Module):
 
     def forward(self, u: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, classes) and the energy (batch,), which is 0 without its heads."""
-        embedding = self.embed(sigma)
         energy = torch.zeros_like(sigma)
+        scales = self.scales(u, self.embed(sigma))
+        for level, (h, u) in enumerate(scales):
+            if len(self.to_score):
+                # a pixel of this level stands for 4^level of the picture's
+                energy = energy + 4**level * (self.to_score[level](F.silu(h)) * u).sum((1, 2, 3))
+        return self.head(F.silu(scales[-1][0]).mean((2, 3))), energy
+
+    def scales(self, u: Tensor, embedding: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Features and the downsampled picture at each picture size, from the picture's own on."""
+        found = []
         h = u
         for level, stage in enumerate(self.stages):
             if level:  # by averages: the gradient of a maximum jumps
                 h, u = F.avg_pool2d(h, 2), F.avg_pool2d(u, 2)
             h = stage(h, embedding)
-            if len(self.to_score):
-                # a pixel of this level stands for 4^level of the picture's
-                energy = energy + 4**level * (self.to_score[level](F.silu(h)) * u).sum((1, 2, 3))
-        return self.head(F.silu(h).mean((2, 3))), energy
+            found.append((h, u))
+        return found

@@ -25,6 +25,7 @@ OBJECTIVES: dict[str, str] = {
     "adversarial": "robustgen.training.adversarial:Adversarial",
     "n-fgsm": "robustgen.training.adversarial:FastAdversarial",
     "sgld": "robustgen.training.sgld:Sgld",
+    "gmmc": "robustgen.training.centres:Gmmc",
     "denoising": "robustgen.training.denoising:Denoising",
 }
 

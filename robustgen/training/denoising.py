@@ -2,10 +2,12 @@
 
 - CDN: cross-entropy and class-conditional denoising score matching (Vincent 2011; Thiry and Guth
   2024), E -log p(c | y) + weight * E lambda(sigma) |sigma grad_y log p_sigma(y, c) + eps|^2 / d.
+- EGC: cross-entropy without the label, and the same score matching of its energy with the label, left
+  out at random (Guo et al. 2023).
 - NoisySoftmax, or weight 0: the cross-entropy alone.
 - EDMDenoiser: E lambda(sigma) |D(y; sigma, c) - x|^2 / (sigma^2 d), with labels left out at random.
 
-The last two are the same loss, since by Tweedie's formula D - x = sigma (sigma grad log p + eps);
+Both kinds of denoising are the same loss, since by Tweedie's formula D - x = sigma (sigma grad log p + eps);
 lambda(sigma) = (sigma^2 + sigma_data^2) / sigma_data^2 makes it 1 at every level for a network whose
 output is 0 (Karras et al. 2022, equation 8).
 """
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.cdn import CDN, NoisyClassifier
 from robustgen.classifiers.denoisers import EDMDenoiser
+from robustgen.classifiers.egc import EGC
 from robustgen.errors import UserError
 from robustgen.training import Objective, accuracy
 from robustgen.training.recipe import DenoisingSpec
@@ -36,7 +39,7 @@ class Denoising(Objective):
         if not isinstance(model, NoisyClassifier | EDMDenoiser):
             raise UserError(
                 "this objective trains models of noisy pictures only",
-                expected="the architecture cdn, noisy-softmax or denoiser",
+                expected="the architecture cdn, egc, noisy-softmax or denoiser",
                 got=type(model).__name__,
             )
         if self.progress == 0:  # the first step: the scale of the data is not trained but measured
@@ -54,19 +57,25 @@ class Denoising(Objective):
         sigma = torch.where(clean, model.noise.low, levels)  # the level at which a clean picture is read
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         noisy = x + _wide(torch.where(clean, 0.0, sigma)) * eps
-        if not isinstance(model, CDN) or self.spec.weight == 0:
+        if self.spec.weight == 0 or not isinstance(model, CDN | EGC):
             logits = model.logits(noisy, sigma)
             loss = F.cross_entropy(logits, y)
             return loss, {"accuracy": accuracy(logits, y)}
         noisy.requires_grad_()
-        joint = model.log_joint(noisy, sigma)
-        score = torch.autograd.grad(joint.gather(1, y[:, None]).sum(), noisy, create_graph=True)[0]
+        if isinstance(model, CDN):
+            logits = model.log_joint(noisy, sigma)
+            log_prob = logits.gather(1, y[:, None])
+        else:
+            logits = model.logits(noisy, sigma)  # the class is not to be read off the label
+            labels = torch.where(_chance(self.spec.dropped, x, generator), model.num_classes, y)
+            log_prob = model.log_density(noisy, sigma, model.class_map(noisy, sigma, labels))
+        score = torch.autograd.grad(log_prob.sum(), noisy, create_graph=True)[0]
         residual = (_wide(sigma) * score + eps).square().mean((1, 2, 3))
         weights = level_weight(sigma, model.sigma_data) * ~clean
         matching = (weights * residual).sum() / (~clean).sum().clamp_min(1)
-        entropy = F.cross_entropy(joint, y)
+        entropy = F.cross_entropy(logits, y)
         parts = {"matching": float(matching.detach()), "cross_entropy": float(entropy.detach())}
-        return entropy + self.spec.weight * matching, parts | {"accuracy": accuracy(joint, y)}
+        return entropy + self.spec.weight * matching, parts | {"accuracy": accuracy(logits, y)}
 
     def _denoiser(
         self, model: EDMDenoiser, x: Tensor, y: Tensor, generator: torch.Generator

@@ -47,16 +47,11 @@ class FastAdversarialSpec(Strict):
     """Share of the training during which eps grows linearly to its value."""
 
 
-class SgldSpec(Strict):
-    """JEM: cross-entropy and maximum likelihood by SGLD samples; see training/sgld.py."""
+class ChainSpec(Strict):
+    """How samples are drawn while a density is trained on them; see training/sgld.py."""
 
-    kind: Literal["sgld"]
     sigma: float = Field(default=0.03, ge=0)
     """Standard deviation of the noise that is added to every training picture, in pixel units."""
-    weight: Positive = 1.0
-    """Weight of the likelihood term."""
-    energy_decay: float = Field(default=0.0, ge=0)
-    """Weight of the mean square of log p(x) at data and samples, which keeps it near 0."""
     steps: int = Field(default=20, ge=1)
     step_size: Positive = 1.0
     noise: float = Field(default=0.01, ge=0)
@@ -65,6 +60,26 @@ class SgldSpec(Strict):
     reinit: Share = 0.05
     max_gap: Positive = 100.0
     """Largest |log p(data) - log p(samples)| in nats that is not yet called divergence."""
+    energy_decay: float = Field(default=0.0, ge=0)
+    """Weight of the mean square of the log-density at data and samples, which keeps it near 0."""
+
+
+class SgldSpec(ChainSpec):
+    """JEM: cross-entropy and maximum likelihood by SGLD samples; see training/sgld.py."""
+
+    kind: Literal["sgld"]
+    weight: Positive = 1.0
+    """Weight of the likelihood term."""
+
+
+class GmmcSpec(ChainSpec):
+    """GMMC: pictures drawn to the centre of their class, samples pushed from it; see training/centres.py."""
+
+    kind: Literal["gmmc"]
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the samples' energy; 0 leaves the discriminative loss alone."""
+    discriminative: Share = 0.0
+    """Share of the training, from its start, without samples."""
 
 
 class DenoisingSpec(Strict):
@@ -82,7 +97,7 @@ class DenoisingSpec(Strict):
 
 
 ObjectiveSpec = Annotated[
-    CrossEntropySpec | AdversarialSpec | FastAdversarialSpec | SgldSpec | DenoisingSpec,
+    CrossEntropySpec | AdversarialSpec | FastAdversarialSpec | SgldSpec | GmmcSpec | DenoisingSpec,
     Field(discriminator="kind"),
 ]
 

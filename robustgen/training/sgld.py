@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from robustgen.classifiers.jem import JEM, sgld
+from robustgen.classifiers.jem import JEM
+from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
 from robustgen.training import Diverged, Objective, accuracy, frozen
-from robustgen.training.recipe import SgldSpec
+from robustgen.training.recipe import ChainSpec, SgldSpec
 
 
-class Sgld(Objective):
-    """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
+class Chains:
+    """SGLD chains in a replay buffer that all steps share (Tieleman 2008, persistent contrastive divergence).
 
-    grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised. The samples are
-    chains of a replay buffer that is shared by all steps (persistent contrastive divergence, Tieleman
-    2008): a share ``reinit`` starts anew from uniform noise, the rest go on from where they were.
+    A share ``reinit`` of the chains that are drawn starts anew from uniform noise, the rest go on from
+    where they were. ``buffer``: (chains, channels, height, width) in [0, 1].
     """
 
-    spec: SgldSpec
-
-    def __init__(self, spec: SgldSpec, data: Dataset) -> None:
-        super().__init__(spec, data)
+    def __init__(self, spec: ChainSpec, shape: tuple[int, int, int]) -> None:
+        self.spec = spec
         start = torch.Generator().manual_seed(0)
-        self.buffer = torch.rand(spec.buffer, *data.shape, generator=start)
+        self.buffer = torch.rand(spec.buffer, *shape, generator=start)
 
-    def loss(
-        self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
-        samples = self.draw(model, len(x), generator)
-        joint = model.log_joint(torch.cat([x, samples]))
-        log_prob = joint.logsumexp(1)
-        real, fake = log_prob[: len(x)], log_prob[len(x) :]
-        gap = real.mean() - fake.mean()
-        if not abs(float(gap.detach())) <= self.spec.max_gap:
-            raise Diverged(
-                "the model and its samples have come apart",
-                expected=f"|log p(data) - log p(samples)| up to {self.spec.max_gap:g} nats",
-                got=f"{float(gap.detach()):g}",
-                remedy="a smaller learning rate, more SGLD steps, or energy_decay",
-            )
-        logits = joint[: len(x)]
-        classification = functional.cross_entropy(logits, y)
-        decay = self.spec.energy_decay * log_prob.square().mean()
-        parts = {
-            "classification": float(classification.detach()),
-            "gap": float(gap.detach()),
-            "accuracy": accuracy(logits, y),
-        }
-        return classification - self.spec.weight * gap + decay, parts
+    def draw(
+        self,
+        model: nn.Module,
+        log_prob: Callable[[Tensor, Tensor], Tensor],
+        n: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """``n`` chains moved on: samples (n, channels, height, width) and their places in the buffer (n,).
 
-    def draw(self, model: JEM, n: int, generator: torch.Generator) -> Tensor:
-        """Samples (n, channels, height, width): chains of the buffer, some of them new, moved on."""
+        ``log_prob`` maps samples and places to (n,), in nats; ``model`` is what it calls.
+        """
         self.buffer = self.buffer.to(generator.device)
         device = self.buffer.device
         # distinct places: of two chains at one place only the later would be kept
@@ -65,7 +48,7 @@ class Sgld(Objective):
         start = torch.where(renew.view(-1, 1, 1, 1), fresh, start)
         with frozen(model):
             samples = sgld(
-                model.log_prob,
+                lambda x: log_prob(x, places),
                 start,
                 steps=self.spec.steps,
                 step_size=self.spec.step_size,
@@ -74,10 +57,54 @@ class Sgld(Objective):
                 box=(0.0, 1.0),
             )
         self.buffer[places] = samples
-        return samples
+        return samples, places
+
+
+def check_gap(gap: Tensor, largest: float) -> None:
+    """Diverged where |log p(data) - log p(samples)| exceeds ``largest`` nats, or is no number."""
+    if not abs(float(gap.detach())) <= largest:
+        raise Diverged(
+            "the model and its samples have come apart",
+            expected=f"|log p(data) - log p(samples)| up to {largest:g} nats",
+            got=f"{float(gap.detach()):g}",
+            remedy="a smaller learning rate, more SGLD steps, or energy_decay",
+        )
+
+
+class Sgld(Objective):
+    """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
+
+    grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised.
+    """
+
+    spec: SgldSpec
+
+    def __init__(self, spec: SgldSpec, data: Dataset) -> None:
+        super().__init__(spec, data)
+        self.chains = Chains(spec, data.shape)
+
+    def loss(
+        self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
+        samples, _ = self.chains.draw(model, lambda x, _: model.log_prob(x), len(x), generator)
+        joint = model.log_joint(torch.cat([x, samples]))
+        log_prob = joint.logsumexp(1)
+        real, fake = log_prob[: len(x)], log_prob[len(x) :]
+        gap = real.mean() - fake.mean()
+        check_gap(gap, self.spec.max_gap)
+        logits = joint[: len(x)]
+        classification = functional.cross_entropy(logits, y)
+        decay = self.spec.energy_decay * log_prob.square().mean()
+        parts = {
+            "classification": float(classification.detach()),
+            "gap": float(gap.detach()),
+            "accuracy": accuracy(logits, y),
+        }
+        return classification - self.spec.weight * gap + decay, parts
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"buffer": self.buffer}
+        return {"buffer": self.chains.buffer}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.buffer = state["buffer"].clone()
+        self.chains.buffer = state["buffer"].clone()

@@ -131,7 +131,8 @@ def test_wrong_cards(zoo, changes, text):
 
 def test_every_architecture_of_the_table_exists():
     for name in classifiers.ARCHITECTURES:
-        options = {"num_classes": 10, "input_shape": [1, 8, 8]} | ({"sigma": 0.1} if name == "jem" else {})
+        sigma = {"sigma": 0.1} if name in ("jem", "gmmc") else {}
+        options = {"num_classes": 10, "input_shape": [1, 8, 8]} | sigma
         assert isinstance(build(name, options, where="test"), Classifier | Denoiser), name
 
 

@@ -8,6 +8,7 @@ import torch
 from robustgen import data
 from robustgen.classifiers.cdn import CDN, NoisySoftmax
 from robustgen.classifiers.denoisers import EDMDenoiser
+from robustgen.classifiers.egc import EGC
 from robustgen.classifiers.softmax import Softmax
 from robustgen.errors import UserError
 from robustgen.training.augment import augment
@@ -34,7 +35,8 @@ def generator(seed=0):
 
 def without_network(model):
     """Only what is not trained stays: the scalar Wiener filter, and equal classes."""
-    for weight in [*model.backbone.to_score.parameters(), *model.backbone.head.parameters()]:
+    heads = model.to_maps if isinstance(model, EGC) else model.backbone.to_score
+    for weight in [*heads.parameters(), *model.backbone.head.parameters()]:
         torch.nn.init.zeros_(weight)
     return model
 
@@ -56,11 +58,13 @@ def test_losses_of_an_untrained_model_are_those_of_the_scalar_wiener_filter(digi
     g sigma^2 a pixel, so that the loss is g sigma^2 / sigma^2 * lambda = g (1 + sigma^2 / s_d^2) = 1.
     """
     x, y = digits.images.repeat(20, 1, 1, 1), digits.labels.repeat(20)
-    model = without_network(CDN(10, SHAPE, **TINY))
-    loss, parts = objective(digits, weight=3.0).loss(model, x, y, generator())
-    assert parts["matching"] == pytest.approx(1.0, abs=0.02)
-    assert parts["cross_entropy"] == pytest.approx(math.log(10), abs=1e-4)
-    assert float(loss.detach()) == pytest.approx(parts["cross_entropy"] + 3 * parts["matching"], rel=1e-5)
+    for make in (CDN, EGC):
+        loss, parts = objective(digits, weight=3.0).loss(
+            without_network(make(10, SHAPE, **TINY)), x, y, generator()
+        )
+        assert parts["matching"] == pytest.approx(1.0, abs=0.02)
+        assert parts["cross_entropy"] == pytest.approx(math.log(10), abs=1e-4)
+        assert float(loss.detach()) == pytest.approx(parts["cross_entropy"] + 3 * parts["matching"], rel=1e-5)
     loss, _ = objective(digits).loss(EDMDenoiser(10, SHAPE, **TINY), x, y, generator())
     assert float(loss.detach()) == pytest.approx(1.0, abs=0.02)
     assert torch.allclose(level_weight(torch.tensor([0.0, 0.3]), torch.tensor(0.3)), torch.tensor([1.0, 2.0]))
@@ -68,7 +72,7 @@ def test_losses_of_an_untrained_model_are_those_of_the_scalar_wiener_filter(digi
 
 def test_the_scale_is_measured_at_the_first_step_only(digits):
     x, y = digits.images[:4], digits.labels[:4]
-    for model in (CDN(10, SHAPE, **TINY), NoisySoftmax(10, SHAPE, **TINY), EDMDenoiser(10, SHAPE, **TINY)):
+    for model in (make(10, SHAPE, **TINY) for make in (CDN, EGC, NoisySoftmax, EDMDenoiser)):
         rule = objective(digits)
         rule.loss(model, x, y, generator())
         assert torch.equal(model.mean, digits.images.mean(0))
@@ -90,8 +94,9 @@ def test_the_control_sees_the_noise_of_the_joint_model_and_only_the_cross_entrop
     assert "matching" not in parts
 
 
-def test_score_matching_reaches_every_weight_and_draws_only_from_the_generator(digits):
-    model = CDN(10, SHAPE, **TINY)
+@pytest.mark.parametrize("make", [CDN, EGC])
+def test_score_matching_reaches_every_weight_and_draws_only_from_the_generator(digits, make):
+    model = make(10, SHAPE, **TINY)
     losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(losses))
@@ -116,7 +121,26 @@ def test_dropped_labels_train_the_null_label(digits):
     assert model.net.label.weight.grad[10].any()
 
 
-@pytest.mark.parametrize("make", [CDN, EDMDenoiser])
+def test_the_label_is_for_the_energy_and_not_for_the_class(digits):
+    """EGC is trained to classify without the label; with it, the score is that of the label's class."""
+    model = EGC(10, SHAPE, **TINY)
+    for block in (m for m in model.modules() if hasattr(m, "modulation")):
+        torch.nn.init.normal_(block.modulation.weight, std=0.1)
+    x, y = digits.images, digits.labels
+    _, before = objective(digits).loss(model, x, y, generator())
+    with torch.no_grad():
+        model.label.weight[:10] += 1
+    loss, after = objective(digits).loss(model, x, y, generator())
+    assert after["cross_entropy"] == before["cross_entropy"]
+    assert after["matching"] != before["matching"]
+    loss.backward()
+    assert model.label.weight.grad[:10].any()
+    assert not model.label.weight.grad[10].any()  # no label adds nothing, and stays so
+    for model_grad in (model.backbone.head.weight.grad, model.to_maps[0].weight.grad):
+        assert model_grad.any()
+
+
+@pytest.mark.parametrize("make", [CDN, EGC, EDMDenoiser])
 def test_a_short_training_denoises_better_than_it_began(digits, make):
     torch.manual_seed(0)
     model, rule = make(10, SHAPE, **TINY), objective(digits, clean=0.0)

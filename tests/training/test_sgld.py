@@ -17,6 +17,11 @@ def model():
     return JEM(10, (1, 8, 8), sigma=0.03, width=4, blocks=(1,), pool=2)
 
 
+def draw(objective, model, n, generator):
+    """Samples of log p(x) and their places."""
+    return objective.chains.draw(model, lambda x, _: model.log_prob(x), n, generator)
+
+
 def spec(**changes):
     options = {"kind": "sgld", "steps": 3, "step_size": 0.5, "noise": 0.0, "sigma": 0.0, "buffer": 200}
     return SgldSpec(**options | changes)
@@ -27,7 +32,7 @@ def test_gradient_is_that_of_data_minus_that_of_samples(model, monkeypatch):
     x, y = digits.images[:8], digits.labels[:8]
     objective = make_objective(spec(weight=0.7, energy_decay=0.1), digits)
     samples = torch.rand(8, 1, 8, 8, generator=generator(1))
-    monkeypatch.setattr(objective, "draw", lambda *_: samples)
+    monkeypatch.setattr(objective.chains, "draw", lambda *_: (samples, torch.arange(8)))
     loss, parts = objective.loss(model, x, y, generator())
     real, fake = model.log_prob(x), model.log_prob(samples)
     ce = torch.nn.functional.cross_entropy(model(x), y)
@@ -38,10 +43,12 @@ def test_gradient_is_that_of_data_minus_that_of_samples(model, monkeypatch):
 
 def test_samples_rise_in_density_and_go_back_to_the_buffer(model):
     objective = make_objective(spec(reinit=0.0), load("digits", "train"))
-    before = objective.buffer.clone()
-    samples = objective.draw(model, 16, generator())
-    changed = (objective.buffer != before).flatten(1).any(1)
-    assert int(changed.sum()) == 16
+    before = objective.chains.buffer.clone()
+    samples, places = draw(objective, model, 16, generator())
+    changed = (objective.chains.buffer != before).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(places.tolist())
+    assert len(places) == 16
+    assert torch.equal(objective.chains.buffer[places], samples)
     assert model.log_prob(samples).mean() > model.log_prob(before[changed]).mean()
     assert samples.aminmax().min >= 0
     assert samples.aminmax().max <= 1
@@ -53,19 +60,19 @@ def test_share_of_chains_that_start_anew(model):
     objective = make_objective(
         spec(reinit=0.25, steps=1, step_size=1e-9, buffer=4000), load("digits", "train")
     )
-    before = objective.buffer.clone()
-    objective.draw(model, 4000, generator())
-    renewed = ((objective.buffer - before).abs().flatten(1).amax(1) > 0.01).float().mean()
+    before = objective.chains.buffer.clone()
+    draw(objective, model, 4000, generator())
+    renewed = ((objective.chains.buffer - before).abs().flatten(1).amax(1) > 0.01).float().mean()
     assert abs(float(renewed) - 0.25) < 0.03
 
 
 def test_buffer_is_part_of_the_state(model):
     digits = load("digits", "train")
     first, second = make_objective(spec(), digits), make_objective(spec(), digits)
-    first.draw(model, 16, generator())
-    assert not torch.equal(first.buffer, second.buffer)
+    draw(first, model, 16, generator())
+    assert not torch.equal(first.chains.buffer, second.chains.buffer)
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first.draw(model, 16, generator(5)), second.draw(model, 16, generator(5)))
+    assert torch.equal(draw(first, model, 16, generator(5))[0], draw(second, model, 16, generator(5))[0])
 
 
 def test_model_and_samples_that_come_apart_are_divergence(model):

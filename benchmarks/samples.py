@@ -1,0 +1,157 @@
+"""What a generative model's samples are worth: does an independent classifier see the class asked for?
+
+    python benchmarks/samples.py [MODEL ...] [--n 200] [--seed 0] [--json] [--out FOLDER]
+
+Every class is asked for as often. Joint models (jem, gmmc) sample by SGLD on log p(x, y), with the
+steps, step and noise of their training's whole chains; models with a denoiser (cdn, egc, denoiser) by
+Langevin steps at their highest noise level and the probability flow down from it, once as they are and
+once with classifier-free guidance 2. The first judge (softmax-digits) is the one the project's bar
+names. It never saw a picture moved by a pixel, and the models of noisy pictures learned from such
+pictures: the second judge (softmax-noise-digits) did. Neither was trained together with a model.
+
+Prints a line a model and, with ``--json``, all figures. ``--out`` also saves a sheet a model: samples
+in the odd rows, and below each the training picture that is nearest to it in L2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustgen import classifiers, config, data, registry
+from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.classifiers.sampling import guided, sample_denoiser, sample_joint
+from robustgen.data import Dataset
+from robustgen.metrics.intervals import wilson
+from robustgen.training.recipe import ChainSpec, Recipe
+from robustgen.types import ConditionalNoise
+
+JUDGES = ("softmax-digits", "softmax-noise-digits")
+FAMILIES = ("jem", "gmmc", "cdn", "egc", "denoiser")
+GUIDANCE = (1.0, 2.0)
+SHOWN = 5  # of each class
+
+
+def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
+    """Samples of the classes ``y`` in [0, 1], by the words for how they were drawn."""
+    folder = registry.model_folders()[name]
+    model = classifiers.load(folder)
+    levels = model.levels if isinstance(model, Denoiser) else model.noise
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(levels, ConditionalNoise):
+        grey = torch.full((len(y), *model.input_shape), 0.5)
+        return {
+            f"guidance {weight:g}": sample_denoiser(
+                guided(model, y, weight), grey, levels, generator=generator
+            ).clamp(0, 1)
+            for weight in GUIDANCE
+        }
+    assert isinstance(model, Classifier)
+    spec = config.read(Recipe, folder / "recipe.yaml").objective
+    assert isinstance(spec, ChainSpec)
+    steps = round(spec.steps / spec.reinit)
+    options = {"steps": steps, "step_size": spec.step_size, "noise": spec.noise}
+    return {f"SGLD, {steps} steps": sample_joint(model, y, generator=generator, **options)}
+
+
+def measure(name: str, how: str, samples: Tensor, y: Tensor, train: Dataset) -> dict[str, Any]:
+    """Each judge's agreement with its interval, and how far samples are from the training pictures."""
+    row: dict[str, Any] = {"model": name, "sampler": how, "n": len(y), "judges": {}}
+    for judge in JUDGES:
+        model = classifiers.load(registry.model_folders()[judge])
+        assert isinstance(model, Classifier)
+        with torch.no_grad():
+            right = model.logits(samples).argmax(1) == y
+        low, high = wilson(int(right.sum()), len(y))
+        classes = [float(right[y == k].float().mean()) for k in y.unique().tolist()]
+        row["judges"][judge] = {
+            "agreement": float(right.float().mean()), "ci_low": low, "ci_high": high, "by_class": classes
+        }  # fmt: skip
+    _, distance = nearest(samples, train)
+    row["nearest_training_picture"] = float(distance.median())
+    row["deviation_within_class"] = spread(samples, y)
+    row["deviation_within_class_of_data"] = spread(train.images, train.labels)
+    return row
+
+
+def nearest(samples: Tensor, train: Dataset) -> tuple[Tensor, Tensor]:
+    """The training picture that is nearest in L2, as an index, and its distance; (batch,) each."""
+    distances = torch.cdist(samples.flatten(1), train.images.flatten(1))
+    found = distances.min(1)
+    return found.indices, found.values
+
+
+def spread(images: Tensor, labels: Tensor) -> float:
+    """Root mean square deviation of a pixel from the mean picture of its class."""
+    squares = [(images[labels == k] - images[labels == k].mean(0)).square().mean() for k in labels.unique()]
+    return float(torch.stack(squares).mean().sqrt())
+
+
+def save_sheet(path: Path, samples: Tensor, y: Tensor, train: Dataset) -> None:
+    """A column a class; in pairs of rows the first samples, and below each its nearest training picture."""
+    from PIL import Image
+
+    indices, _ = nearest(samples, train)
+    columns = []
+    for k in y.unique().tolist():
+        places = (y == k).nonzero().flatten()[:SHOWN]
+        pairs = torch.stack([samples[places], train.images[indices[places]]], 1).flatten(0, 1)
+        columns.append(torch.cat([*functional.pad(pairs, (1, 1, 1, 1), value=0.5)], 1))
+    sheet = np.round(255 * torch.cat(columns, 2).numpy()).astype(np.uint8)
+    picture = Image.fromarray(sheet[0] if len(sheet) == 1 else sheet.transpose(1, 2, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(path)
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """A measured model as a line."""
+    judges = [
+        f"{name} agrees {100 * j['agreement']:.1f} % [{100 * j['ci_low']:.1f}, {100 * j['ci_high']:.1f}]"
+        for name, j in row["judges"].items()
+    ]
+    return f"{row['model']} ({row['sampler']}, n = {row['n']}): {', '.join(judges)}"
+
+
+def generative(names: list[str]) -> list[str]:
+    """The models asked for, or every generative one of the digits zoo."""
+    folders = registry.model_folders()
+    cards = {name: registry.load_card(folders[name]) for name in names or folders}
+    return [n for n, card in cards.items() if names or (card.data == "digits" and card.family in FAMILIES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", help="zoo names (default: every generative model of digits)")
+    parser.add_argument("--n", type=int, default=200, help="samples a model; a multiple of the classes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="a folder for the sheets of pictures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train = data.load("digits", "train")
+    y = torch.arange(len(train.class_names)).repeat(options.n // len(train.class_names))
+    rows = []
+    for name in generative(options.models):
+        for how, samples in samplers(name, y, options.seed).items():
+            rows.append(measure(name, how, samples, y, train))
+            if not options.json:
+                print(sentence(rows[-1]), flush=True)
+            if options.out:
+                save_sheet(
+                    options.out / f"{name}-{how.split(',')[0].replace(' ', '-')}.png", samples, y, train
+                )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""GMMC: a generative classifier whose classes have fixed centres in feature space (Yang et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.networks import ResNet
+from robustgen.errors import UserError
+from robustgen.types import FixedNoise
+
+
+def max_mahalanobis_centres(classes: int, dims: int, radius: float) -> Tensor:
+    """Centres mu (classes, dims), float64, that are as far from each other as their norm allows.
+
+    |mu_k|^2 = radius^2 and mu_i . mu_j = -radius^2 / (K - 1): the corners of a regular simplex, which
+    has K - 1 dimensions; further ones are 0 (Pang et al. 2018, Max-Mahalanobis centres). UserError for
+    fewer dimensions or fewer than two classes.
+    """
+    if classes < 2 or dims < classes - 1:
+        raise UserError(
+            "a regular simplex does not fit into the features",
+            expected=f"at least 2 classes, and a feature fewer than classes or more ({max(classes - 1, 1)})",
+            got=f"{classes} classes in {dims} features",
+            remedy="more features",
+        )
+    # Row k of Helmert's matrix is orthonormal to the others and to (1, ..., 1): in this basis the unit
+    # vectors less their mean, which span K - 1 dimensions, have the inner products 1[i = j] - 1 / K.
+    k = torch.arange(1, classes, dtype=torch.float64)[:, None]
+    columns = torch.arange(classes, dtype=torch.float64)
+    helmert = ((columns < k).double() - k * (columns == k)) / (k * (k + 1)).sqrt()
+    centres = torch.zeros(classes, dims, dtype=torch.float64)
+    centres[:, : classes - 1] = radius * math.sqrt(classes / (classes - 1)) * helmert.T
+    return centres
+
+
+class GMMC(Classifier):
+    """log p(x, y) = -|phi(x) - mu_y|^2 / 2 - log Z: a mixture of Gaussians over the features phi(x).
+
+    phi is a residual network without norm layers with ``features`` outputs; the centres mu_y are those
+    of ``max_mahalanobis_centres`` and are never trained. The Gaussians' variance is 1: another one is
+    another ``radius``, since phi may scale. The softmax of log p(x, y) is p(y | x); its logsumexp is
+    log p(x) up to the unknown Z, so it ranks pictures and has no bits per dimension. Unlike JEM's it is
+    bounded: no picture is denser than one whose features lie at a centre. It is a density of pictures
+    with the noise of its training, ``sigma`` in pixel units of [0, 1]; there are no other levels, hence
+    no denoiser. Deterministic: no noise is added at test.
+    """
+
+    density = "unnormalised"
+    centres: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        *,
+        sigma: float,
+        features: int = 64,
+        radius: float = 10.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.noise = FixedNoise(sigma)
+        self.net = ResNet(features, input_shape, **options)
+        centres = max_mahalanobis_centres(num_classes, features, radius)
+        self.register_buffer("centres", centres.float(), persistent=False)
+
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        # differences and not the square multiplied out, whose terms cancel at the centre itself
+        return -(self.net(x)[:, None] - self.centres).square().sum(2) / 2

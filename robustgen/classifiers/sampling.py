@@ -1,0 +1,122 @@
+"""Pictures from a model: Langevin dynamics on a density, or a denoiser along falling noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.types import ConditionalNoise
+
+LANGEVIN_STEP = 0.3  # as a share of sigma^2
+
+
+def sgld(
+    log_prob: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    noise: float,
+    generator: torch.Generator,
+    box: tuple[float, float] | None = None,
+) -> Tensor:
+    """Stochastic gradient Langevin dynamics (Welling and Teh 2011), from ``x`` on; returns x's shape.
+
+    x <- x + step_size * grad log p(x) + noise * n, with n standard normal. It samples p exactly in
+    the limit of small steps where noise = sqrt(2 step_size); JEM's noise is far smaller, so its
+    samples are those of a sharpened density. ``log_prob`` maps x to (batch,) in nats; ``box`` clips
+    after each step (projected Langevin, Bubeck et al. 2018).
+    """
+    for _ in range(steps):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            grad = torch.autograd.grad(log_prob(x).sum(), x)[0]
+        x = x.detach() + step_size * grad
+        x = x + noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        if box is not None:
+            x = x.clamp(*box)
+    return x.detach()
+
+
+def sample_joint(
+    model: Classifier,
+    y: Tensor,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    step_size: float,
+    noise: float,
+) -> Tensor:
+    """Pictures (batch, channels, height, width) in [0, 1] of the classes ``y`` (batch,).
+
+    SGLD on log p(x, y), which is log p(x | y) up to a constant, from uniform noise. Give it the steps
+    of the training's whole chains (about its steps / reinit), not those of one visit.
+    """
+    x = torch.rand(len(y), *model.input_shape, generator=generator, device=generator.device)
+    return sgld(
+        lambda x: model.log_joint(x).gather(1, y[:, None]).squeeze(1),
+        x,
+        steps=steps,
+        step_size=step_size,
+        noise=noise,
+        generator=generator,
+        box=(0.0, 1.0),
+    )
+
+
+def guided(model: Classifier | Denoiser, y: Tensor, weight: float = 1.0) -> Callable[[Tensor, float], Tensor]:
+    """The denoiser of classes ``y``, as a map of (x, sigma), for ``sample_denoiser``.
+
+    A ``weight`` above 1 is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), D(x) +
+    weight (D(x, y) - D(x)): by Tweedie's formula the class's gradient counts that often, so the
+    samples are surer of their class and less diverse than the model's own, which weight 1 gives.
+    """
+    if weight == 1:
+        return lambda x, sigma: model.denoise(x, sigma, y)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        without = model.denoise(x, sigma)
+        return without + weight * (model.denoise(x, sigma, y) - without)
+
+    return denoise
+
+
+@torch.no_grad()
+def sample_denoiser(
+    denoise: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    levels: ConditionalNoise,
+    *,
+    generator: torch.Generator,
+    steps: int = 16,
+    burn_in: int = 20,
+) -> Tensor:
+    """Pictures of x's shape by a denoiser E[x0 | x], from the highest to the lowest of ``levels``.
+
+    ``denoise`` maps noisy pictures and their sigma to clean ones, so by Tweedie's formula the score is
+    (denoise(x, sigma) - x) / sigma^2. At the highest level ``burn_in`` Langevin steps from ``x``, any
+    pictures, forget them: there the density is smooth, but by no means noise alone. Then Heun's method
+    on the probability-flow ODE dx = (x - denoise(x, sigma)) / sigma dsigma (Karras et al. 2022,
+    algorithm 1) over ``steps`` levels with equal ratios; the samples are the last level's denoised
+    pictures, not clipped. burn_in + 2 steps - 1 calls of ``denoise``.
+    """
+    ratio, share = levels.low / levels.high, torch.linspace(0, 1, steps, dtype=torch.float64)
+    sigmas = (levels.high * ratio**share).clamp(levels.low, levels.high).tolist()
+    x = x + levels.high * _normal(x, generator)
+    for _ in range(burn_in):
+        x = x + LANGEVIN_STEP * (denoise(x, levels.high) - x)
+        # the noise that leaves N(0, sigma^2) as it is; the usual sqrt(2 step) would swell it
+        x = x + levels.high * (1 - (1 - LANGEVIN_STEP) ** 2) ** 0.5 * _normal(x, generator)
+    for sigma, lower in pairwise(sigmas):
+        slope = (x - denoise(x, sigma)) / sigma
+        guess = x + (lower - sigma) * slope
+        x = x + (lower - sigma) / 2 * (slope + (guess - denoise(guess, lower)) / lower)
+    return denoise(x, sigmas[-1])
+
+
+def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

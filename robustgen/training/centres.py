@@ -1,0 +1,69 @@
+"""GMMC's objective in its three modes: discriminative, generative, and both in turn (Yang et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.gmmc import GMMC
+from robustgen.data import Dataset
+from robustgen.errors import UserError
+from robustgen.training import Objective, accuracy
+from robustgen.training.recipe import GmmcSpec
+from robustgen.training.sgld import Chains, check_gap
+
+
+class Gmmc(Objective):
+    """E(x, y) - beta E(sample, y'), with the energy E(x, y) = |phi(x) - mu_y|^2 / 2.
+
+    - discriminative, beta = 0: every picture is drawn to the centre of its class. Nothing pushes it from
+      the other centres, and nothing need: they are fixed.
+    - generative, beta > 0: the samples are SGLD chains of log p(x, y'), a class a place of the replay
+      buffer. With beta = 1 the gradient is that of -log p(x | y); below it some of the pull is left.
+    - joint: discriminative for the share ``discriminative`` of the training, then generative.
+
+    To the generative loss comes energy_decay E^2 at data and samples, since a square that is pushed away
+    grows without bound. The chains' noise is in pixels, as JEM's; the paper adds it to the centre.
+    """
+
+    spec: GmmcSpec
+
+    def __init__(self, spec: GmmcSpec, data: Dataset) -> None:
+        super().__init__(spec, data)
+        self.chains = Chains(spec, data.shape)
+
+    def loss(
+        self, model: GMMC, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        if not isinstance(model, GMMC):
+            raise UserError(
+                "this objective trains classifiers with fixed centres only",
+                expected="the architecture gmmc",
+                got=type(model).__name__,
+            )
+        x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
+        joint = model.log_joint(x)
+        energy = -_of_class(joint, y).mean()
+        parts = {"energy": float(energy.detach()), "accuracy": accuracy(joint, y)}
+        if not self.spec.beta or self.progress < self.spec.discriminative:
+            return energy, parts
+
+        def log_prob(x: Tensor, places: Tensor) -> Tensor:
+            return _of_class(model.log_joint(x), places % model.num_classes)
+
+        samples, places = self.chains.draw(model, log_prob, len(x), generator)
+        sampled = -log_prob(samples, places)
+        gap = sampled.mean() - energy
+        check_gap(gap, self.spec.max_gap)
+        decay = self.spec.energy_decay * torch.cat([_of_class(joint, y), sampled]).square().mean()
+        return energy - self.spec.beta * sampled.mean() + decay, parts | {"gap": float(gap.detach())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"buffer": self.chains.buffer}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.chains.buffer = state["buffer"].clone()
+
+
+def _of_class(joint: Tensor, y: Tensor) -> Tensor:
+    return joint.gather(1, y[:, None]).squeeze(1)
