@@ -45,7 +45,7 @@ def batches(find: Find) -> Find:
 
 
 def ours(model: Classifier, threat: ThreatModel, steps: int, example: Tensor) -> Find:
-    batched = FixedBatch(model, BATCH, quick=quick_copy(model, example))
+    batched = FixedBatch(model, BATCH, quick=quick_copy(model, example), sizes=[])
     attack = PGD(threat, steps=steps, restarts=1, loss="ce")
 
     def find(x: Tensor, y: Tensor) -> Tensor:

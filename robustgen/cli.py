@@ -62,6 +62,8 @@ def report(
 
     chosen = registry.load_protocol(protocol)
     references = registry.resolve_all(models or [], data)
+    if not models and (left_out := registry.expensive(data)):
+        console.print(f"{', '.join(left_out)}: many network calls a picture, so only where they are named")
 
     from robustgen import engine, executors
     from robustgen.report import render, summary

@@ -180,6 +180,10 @@ class ModelCard(Strict):
     options: dict[str, Any] = {}
     """Keyword arguments of the architecture."""
     weights: Weights | None = None
+    over: Slug | None = None
+    """Zoo name of the trained denoiser that the model stands on, instead of weights and recipe of its own."""
+    calls: int = Field(default=1, ge=1)
+    """Network calls that the logits of one picture cost."""
     recipe: str = "recipe.yaml"
     provenance: str = ""
     """Which copy of which data it was trained on."""

@@ -149,7 +149,10 @@ def resolve(reference: str) -> list[ModelRef]:
 
 
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
-    """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data."""
+    """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data.
+
+    Of these, one of many network calls a picture has to be named: minutes would become hours.
+    """
     if references:
         named: dict[str, ModelRef] = {}
         for ref in (ref for reference in references for ref in resolve(reference)):
@@ -160,16 +163,28 @@ def resolve_all(references: list[str], data: str) -> list[ModelRef]:
                     remedy="rename one of the files, or the function in it",
                 )
         return list(named.values())
-    zoo = list(_classifiers(ZooModel(name, folder) for name, folder in model_folders().items()))
-    fitting = [model for model in zoo if load_card(model.folder).data == data]
+    fitting = [model for model in _zoo() if _card(model).data == data and _card(model).calls == 1]
     if not fitting:
         raise UserError(
             f"the zoo has no classifier for the data set {data!r}",
-            expected=f"one of: {', '.join(sorted({load_card(m.folder).data for m in zoo})) or 'none'}",
+            expected=f"one of: {', '.join(sorted({_card(model).data for model in _zoo()})) or 'none'}",
             got=data,
             remedy="name your own model: FILE.py:NAME",
         )
     return list(fitting)
+
+
+def expensive(data: str) -> list[str]:
+    """The zoo's classifiers for that data that ``resolve_all`` gives only by name."""
+    return [model.name for model in _zoo() if _card(model).data == data and _card(model).calls > 1]
+
+
+def _zoo() -> list[ZooModel]:
+    return list(_classifiers(ZooModel(name, folder) for name, folder in model_folders().items()))
+
+
+def _card(model: ZooModel) -> ModelCard:
+    return load_card(model.folder)
 
 
 def _classifiers(models: Iterable[ZooModel]) -> Iterator[ZooModel]:

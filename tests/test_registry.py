@@ -31,6 +31,15 @@ def test_no_model_means_the_zoo_of_the_data_without_denoisers(workspace: Path):
         registry.resolve_all([], "svhn")
 
 
+def test_a_model_of_many_network_calls_has_to_be_named(workspace: Path):
+    card = workspace / "models" / "b-digits" / "card.yaml"
+    card.write_text(CARD.format(name="b-digits", family="score") + "calls: 120\n")
+    assert [m.name for m in registry.resolve_all([], "digits")] == ["a-digits"]
+    assert registry.expensive("digits") == ["b-digits"]
+    assert [m.name for m in registry.resolve_all(["b-digits"], "digits")] == ["b-digits"]
+    assert [m.name for m in registry.resolve_all(["*-digits"], "digits")] == ["a-digits", "b-digits"]
+
+
 def test_a_model_named_twice_runs_once(workspace: Path):
     assert len(registry.resolve_all(["a-digits", "a-*"], "digits")) == 1
 

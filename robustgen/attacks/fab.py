@@ -68,7 +68,7 @@ class FAB(Search):
 
     def lacking(self, state: State) -> Tensor:
         assert isinstance(state, Walk)
-        return state.nearest - self.threat.eps
+        return (state.nearest / self.threat.eps).log()  # a walk comes nearer by shares of its distance
 
     def step(self, state: State, answer: Answer) -> None:
         assert isinstance(state, Walk)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustgen import config
+from robustgen.attacks.apgd import unit
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.options import Options
@@ -57,7 +58,7 @@ class PGDSearch(Search):
         if self.threat.norm == "linf":
             delta = draws.uniform(*shape) * 2 - 1
         else:
-            delta = _unit(draws.normal(*shape))
+            delta = unit(draws.normal(*shape), "l2")
         point = self.threat.project(start.x, start.x + self.threat.eps * delta.to(start.x))
         return State(**start.fields(), point=point)
 
@@ -76,7 +77,7 @@ class PGDSearch(Search):
     def step(self, state: State, answer: Answer) -> None:
         assert answer.gradient is not None
         linf = self.threat.norm == "linf"
-        direction = answer.gradient.sign() if linf else _unit(answer.gradient)
+        direction = answer.gradient.sign() if linf else unit(answer.gradient, "l2")
         state.point = self.threat.project(state.x, state.point + self.size * direction)
         state.step = state.step + 1
         state.over = state.step > self.steps  # the point after the last step was asked about as well
@@ -104,7 +105,3 @@ class PGD(Cascade):
 
     def stages(self, model: Classifier) -> list[Stage]:
         return [Stage("pgd", PGDSearch(self.threat, self.options))]
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
