@@ -2,7 +2,8 @@
 start, the cross-entropy, in one process.
 
 The others get batches of 64, as their users write the loop; ours gets every picture at once, calls a
-quick copy of the net in batches of 64, and fills the places of pictures that are broken with others.
+quick copy of the net in batches of 64, with what the pilot of ``robustgen report`` finds out, and fills
+the places of pictures that are broken with others.
 Each runs several times in turn and its quickest time counts. A ratio is their seconds by ours.
 """
 
@@ -28,6 +29,7 @@ from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson
 from robustgen.perturb import verify
+from robustgen.pilot import pilot
 from robustgen.threat import ThreatModel
 
 BATCH = 64
@@ -45,7 +47,11 @@ def batches(find: Find) -> Find:
 
 
 def ours(model: Classifier, threat: ThreatModel, steps: int, example: Tensor) -> Find:
-    batched = FixedBatch(model, BATCH, quick=quick_copy(model, example), sizes=[])
+    kernels = pilot(model, example, "auto")
+    batched = FixedBatch(
+        model, BATCH, quick=quick_copy(model, example[:8]), low=kernels.precision == "bf16",
+        sizes=kernels.sizes or None,
+    )  # fmt: skip
     attack = PGD(threat, steps=steps, restarts=1, loss="ce")
 
     def find(x: Tensor, y: Tensor) -> Tensor:
@@ -71,8 +77,7 @@ def measure(name: str, source: str, n: int, steps: int, eps: float, repeats: int
     pictures = data.load(source).slice(0, n)
     x, y = pictures.images, pictures.labels
     threat = ThreatModel("linf", eps)
-    example = x[:8]
-    finds = {"ours": ours(model, threat, steps, example), **theirs(model, threat, steps)}
+    finds = {"ours": ours(model, threat, steps, x[:BATCH]), **theirs(model, threat, steps)}
     torch.manual_seed(0)
     seconds: dict[str, list[float]] = {key: [] for key in finds}
     accuracy: dict[str, float] = {}

@@ -174,9 +174,9 @@ def run(
     state = begin(fresh[:width], range(1))
     fresh = fresh[width:]
     while len(state) or len(standing) or len(fresh):
-        if len(standing):
-            # Together, whatever the room, so that a sample's way does not depend on its neighbours.
-            count = max((width - len(state)) // others, 0 if len(state) else 1)
+        # Together, whatever the room, so that a sample's way does not depend on its neighbours.
+        count = max((width - len(state)) // others, 0 if len(state) else 1) if len(standing) else 0
+        if count:
             state = state.join(begin(standing[:count], range(1, search.jobs)))
             standing = standing[count:]
         if len(fresh) and len(state) < width:
