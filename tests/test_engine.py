@@ -298,7 +298,7 @@ def test_what_was_refused_is_written_down_with_its_reason(models, tmp_path):
     corruptions = {"kind": "corruptions", "types": ["fog", "brightness"], "severities": [1]}
     store = run(models, tmp_path, protocol(evaluations=[{"kind": "clean"}, corruptions]))
     assert [r["evaluation"] for r in store.spec["refused"]] == ["fog"]
-    assert "32" in store.spec["refused"][0]["reason"]
+    assert "28x28" in store.spec["refused"][0]["reason"]
 
 
 RAISES = '''

@@ -124,4 +124,5 @@ def test_every_doubt_is_shown_with_its_numbers(page: Page, summary: dict[str, An
             for shown in page.flags
         ), flag
     said = {number for shown in page.flags for p in shown for number in plain(p)}
-    assert said <= {number for flag in flags for number in plain(flag["message"])}
+    told = (f"{flag['message']} {flag['evaluation']}" for flag in flags)
+    assert said <= {number for text in told for number in plain(text)}
