@@ -9,8 +9,10 @@ import math
 
 AUDIT = "audit"
 """What ``broken_by`` says of a sample that only the audit broke."""
-AUDITED = ("apgd-t", "fab-t", "square")
-"""The stages of a cascade that an audit repeats: to the end of every job, with float32 gradients."""
+TARGETED = ("apgd-t", "fab-t")
+"""Stages that aim at one class after another; what low gradients may have cost is sought with these."""
+AUDITED = (*TARGETED, "square")
+"""The stages that an audit repeats where jobs were ended early: all that have many jobs or steps."""
 
 
 def audited(survivors: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustgen.attacks.search import Found, Search, run
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import usual_view
-from robustgen.audit import AUDIT, AUDITED, audited
+from robustgen.audit import AUDIT, AUDITED, TARGETED, audited
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
@@ -83,7 +83,7 @@ class Cascade(Attack):
             left = left[audited(len(left))]
             for place, stage in enumerate(stages):
                 again = left[robust[left]]
-                if stage.name in AUDITED and len(again):
+                if stage.name in (TARGETED if thorough else AUDITED) and len(again):
                     exact = stage._replace(victim=partial(Victim, low=False))
                     attack(exact, AUDIT, len(stages) + place, again, True)
         return Perturbed(found.images, broken_by)

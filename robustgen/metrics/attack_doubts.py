@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from robustgen.audit import AUDIT, AUDITED, audited
+from robustgen.audit import AUDIT, TARGETED, audited
 from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Evaluation, Rows, Run
@@ -57,8 +57,8 @@ def _of(evaluation: Evaluation, *attacks: str) -> bool:
 
 
 def _targeted(evaluation: Evaluation) -> bool:
-    """Whether an attack has the stages that aim at one class after another, which are the audited ones."""
-    return bool(set(AUDITED) & set(evaluation.detail.get("cascade") or [])) or _of(evaluation, *AUDITED)
+    """Whether an attack has the stages that aim at one class after another, which every audit repeats."""
+    return bool(set(TARGETED) & set(evaluation.detail.get("cascade") or [])) or _of(evaluation, *TARGETED)
 
 
 def _budget(run: Run) -> Iterator[Flag]:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from robustgen.classifiers.gmmc import GMMC
-from robustgen.data import Dataset
 from robustgen.errors import UserError
-from robustgen.training import Objective, accuracy
+from robustgen.training import accuracy
 from robustgen.training.recipe import GmmcSpec
-from robustgen.training.sgld import Chains, check_gap
+from robustgen.training.sgld import WithChains, check_gap
 
 
-class Gmmc(Objective):
+class Gmmc(WithChains):
     """E(x, y) - beta E(sample, y'), with the energy E(x, y) = |phi(x) - mu_y|^2 / 2.
 
     - discriminative, beta = 0: every picture is drawn to the centre of its class. Nothing pushes it from
@@ -27,10 +26,6 @@ class Gmmc(Objective):
     """
 
     spec: GmmcSpec
-
-    def __init__(self, spec: GmmcSpec, data: Dataset) -> None:
-        super().__init__(spec, data)
-        self.chains = Chains(spec, data.shape)
 
     def loss(
         self, model: GMMC, x: Tensor, y: Tensor, generator: torch.Generator
@@ -57,12 +52,6 @@ class Gmmc(Objective):
         check_gap(gap, self.spec.max_gap)
         decay = self.spec.energy_decay * torch.cat([_of_class(joint, y), sampled]).square().mean()
         return energy - self.spec.beta * sampled.mean() + decay, parts | {"gap": float(gap.detach())}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"buffer": self.chains.buffer}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.chains.buffer = state["buffer"].clone()
 
 
 def _of_class(joint: Tensor, y: Tensor) -> Tensor:

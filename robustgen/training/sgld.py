@@ -71,17 +71,27 @@ def check_gap(gap: Tensor, largest: float) -> None:
         )
 
 
-class Sgld(Objective):
+class WithChains(Objective):
+    """An objective that needs samples of the model: its chains outlive a step."""
+
+    def __init__(self, spec: ChainSpec, data: Dataset) -> None:
+        super().__init__(spec, data)
+        self.chains = Chains(spec, data.shape)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"buffer": self.chains.buffer}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.chains.buffer = state["buffer"].clone()
+
+
+class Sgld(WithChains):
     """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
 
     grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised.
     """
 
     spec: SgldSpec
-
-    def __init__(self, spec: SgldSpec, data: Dataset) -> None:
-        super().__init__(spec, data)
-        self.chains = Chains(spec, data.shape)
 
     def loss(
         self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
@@ -102,9 +112,3 @@ class Sgld(Objective):
             "accuracy": accuracy(logits, y),
         }
         return classification - self.spec.weight * gap + decay, parts
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"buffer": self.chains.buffer}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.chains.buffer = state["buffer"].clone()

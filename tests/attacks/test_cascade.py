@@ -11,7 +11,7 @@ from linear_oracle import away_from_the_box, model_and_pictures
 from torch import Tensor
 
 from robustgen.attacks.apgd import apgd
-from robustgen.attacks.autoattack import AutoAttack
+from robustgen.attacks.autoattack import AutoAttack, SquareAttack
 from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
@@ -174,6 +174,10 @@ def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -
         assert weak(model, x, y, Draws(0, "aa", torch.arange(40))).broken_by.count(None) == 40
         return model.forwards.clone()
 
+    model.low = True
+    model.begin(40)
+    SquareAttack(threat, n_queries=1)(model, x, y, Draws(0, "aa", torch.arange(40)))
+    assert model.forwards.max() < 6  # it takes no gradients that could be low
     full = calls(low=False, thorough=True)
     assert len(full.unique()) == 1
     for low, thorough in ((True, True), (True, False), (False, False)):

@@ -127,6 +127,7 @@ def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
     assert audit(0, chunk=16)["audit"].message.startswith("0 of 16 ")  # 4 at least in each of 4 chunks
     assert audit(0, survivors=3)["audit"].message.startswith("0 of 3 ")
     assert "thorough" not in none.message
+    assert flags(run((attack("square"), rows(verdicts(64))), precision="bf16", chunk=64, classes=3)) == {}
     assert "audit" not in audit(0, precision="float32")
     early = flags(
         run(
