@@ -49,7 +49,7 @@ def load_model(reference: str, data: str = "") -> Classifier:
     if isinstance(refs[0], registry.ZooModel):
         data = data or registry.load_card(refs[0].folder).data
     dataset = datasets.load(data or "digits")
-    return classifiers.load_model(refs[0], num_classes=len(dataset.class_names), input_shape=dataset.shape)
+    return classifiers.load_model(refs[0], class_names=dataset.class_names, input_shape=dataset.shape)
 
 
 def load_data(name: str, split: Split = "test", root: Path | str | None = None) -> Dataset:

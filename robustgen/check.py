@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     """Look for the usual mistakes on the first n pictures of a data set; an empty list is good news."""
-    module = instantiate(reference)
+    module = instantiate(reference, dataset.class_names, dataset.shape)
     if isinstance(module, Denoiser):
         raise UserError(f"{reference.name!r} is a denoiser, not a classifier", remedy="name a classifier")
     if isinstance(module, Classifier):

@@ -103,7 +103,7 @@ class _Job:
     def run(self, reference: ModelRef) -> tuple[RunStore, str]:
         """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
         dataset = self.dataset
-        model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
+        model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
         path = self.out / "runs" / reference.name
         begun = RunStore.read(path).spec if (path / "run.json").exists() else None
         kernels = self._call(begun)

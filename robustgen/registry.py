@@ -14,7 +14,7 @@ from robustgen import config
 from robustgen.config import ModelCard, Protocol
 from robustgen.errors import UserError, unknown_name
 
-OUTSIDE = ("robustbench", "timm", "torchvision")
+OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
 
 
 def roots(folder: Literal["models", "attacks", "reports"]) -> list[Path]:
@@ -109,7 +109,7 @@ class EntryPointModel:
 
 @dataclass(frozen=True)
 class OutsideModel:
-    """``robustbench:NAME``, ``timm:NAME`` or ``torchvision:NAME``."""
+    """``robustbench:NAME``, ``timm:NAME``, ``torchvision:NAME`` or ``diffusers:NAME``."""
 
     name: str
     library: str

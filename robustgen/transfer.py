@@ -101,7 +101,7 @@ def load_run(store: RunStore) -> tuple[FixedBatch, data.Dataset]:
             expected=spec["data"]["fingerprint"], got=dataset.fingerprint,
         )  # fmt: skip
     (reference,) = resolve(store.environment["reference"])
-    model = load_model(reference, num_classes=len(dataset.class_names), input_shape=dataset.shape)
+    model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
     if fingerprint_weights(reference, model) != spec["model"]["fingerprint"]:
         raise UserError(
             f"the model {store.model!r} is not the one of the run: it was changed since", where=store.path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import numbers
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
 
 
 def load_model(
-    reference: str | ModelRef, *, num_classes: int, input_shape: tuple[int, int, int]
+    reference: str | ModelRef, *, class_names: Sequence[str], input_shape: tuple[int, int, int]
 ) -> Classifier:
     """The classifier that a MODEL argument means, checked against the data's classes and shape.
 
@@ -168,13 +169,13 @@ def load_model(
     argument means no model or several, where a user's code fails, and where the data does not fit.
     """
     ref = _one(reference) if isinstance(reference, str) else reference
-    model = _frozen(instantiate(ref))
+    model = _frozen(instantiate(ref, class_names, input_shape))
     if isinstance(model, Denoiser):
         raise UserError(f"{ref.name!r} is a denoiser, not a classifier", remedy="name a classifier")
     if not isinstance(model, Classifier):
-        model = PlainClassifier(model, num_classes, input_shape).eval()
+        model = PlainClassifier(model, len(class_names), input_shape).eval()
     check_attributes(model, ref)
-    wanted, got = (num_classes, tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
+    wanted, got = (len(class_names), tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
     if wanted != got:
         raise UserError(
             f"the model {ref.name!r} does not fit the data",
@@ -213,16 +214,21 @@ def _one(reference: str) -> ModelRef:
     return found[0]
 
 
-def instantiate(ref: ModelRef) -> nn.Module:
-    """The module that a reference means, as its author left it: its mode and gradients untouched."""
+def instantiate(ref: ModelRef, class_names: Sequence[str], input_shape: tuple[int, int, int]) -> nn.Module:
+    """The module that a reference means, as its author left it: its mode and gradients untouched.
+
+    The classes and the shape of the data are for those that are made to fit them.
+    """
     if isinstance(ref, ZooModel):
         return load(ref.folder)
     if isinstance(ref, FileModel):
         return construct(import_file(ref.path, ref.attribute), where=f"{ref.path}:{ref.attribute}")
     if isinstance(ref, EntryPointModel):
         return construct(_entry_point(ref.name), where=f"entry point {ref.name}")
-    from robustgen.classifiers import external
+    from robustgen.classifiers import external, pipelines
 
+    if ref.library == "diffusers":
+        return pipelines.load(ref.model, class_names, input_shape)
     return external.load(ref.library, ref.model)
 
 

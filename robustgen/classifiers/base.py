@@ -29,9 +29,11 @@ def check_level(sigma: float | Tensor, levels: ConditionalNoise) -> None:
 class Denoiser(nn.Module):
     """An estimate of E[x | x + sigma n], with or without the label known.
 
-    ``levels`` are the sigmas it was trained for; a ``sigma`` outside them is an error.
+    ``levels`` are the sigmas it was trained for; a ``sigma`` outside them is an error. One that takes
+    labels says how many classes there are (``num_classes``).
     """
 
+    num_classes: int
     levels: ConditionalNoise
     input_shape: tuple[int, int, int]
 

@@ -18,8 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier
-from robustgen.classifiers.denoisers import EDMDenoiser
+from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.likelihood import Recomputed
 from robustgen.errors import UserError
 from robustgen.types import Density
@@ -56,7 +55,7 @@ class DiffusionClassifier(Classifier):
 
     def __init__(
         self,
-        over: EDMDenoiser,
+        over: Denoiser,
         *,
         levels: int = 8,
         low: float = 0.1,

@@ -15,7 +15,7 @@ from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ZooModel, resolve
 
 OPTIONS = {"num_classes": 10, "input_shape": [1, 8, 8], "width": 4, "blocks": [1], "pool": 2}
-DIGITS = {"num_classes": 10, "input_shape": (1, 8, 8)}
+DIGITS = {"class_names": "0123456789", "input_shape": (1, 8, 8)}
 
 
 def write_model(folder, tensors=None, **changes):
@@ -157,7 +157,7 @@ def test_model_py_beside_the_card(zoo):
 
 def test_model_of_other_data_is_refused(zoo):
     with pytest.raises(UserError, match="does not fit the data") as error:
-        load_model("net-digits", num_classes=10, input_shape=(3, 32, 32))
+        load_model("net-digits", class_names="0123456789", input_shape=(3, 32, 32))
     assert "10 classes, pictures of shape (1, 8, 8)" in message(error)
 
 

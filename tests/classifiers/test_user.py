@@ -11,7 +11,7 @@ from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.user import import_file
 from robustgen.errors import UserError
 
-DIGITS = {"num_classes": 10, "input_shape": (1, 8, 8)}
+DIGITS = {"class_names": "0123456789", "input_shape": (1, 8, 8)}
 
 
 def message(error):
@@ -59,7 +59,9 @@ def test_two_files_of_one_name_do_not_mix(tmp_path):
         (tmp_path / folder).mkdir()
         text = f"import torch\nnet = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, {width}))"
         (tmp_path / folder / "mine.py").write_text(text)
-        model = load_model(f"{tmp_path / folder / 'mine.py'}:net", num_classes=width, input_shape=(1, 8, 8))
+        model = load_model(
+            f"{tmp_path / folder / 'mine.py'}:net", class_names="ab"[:width], input_shape=(1, 8, 8)
+        )
         assert model(torch.rand(1, 1, 8, 8)).shape == (1, width)
 
 
