@@ -1,13 +1,13 @@
 """What a generative model's samples are worth: does an independent classifier see the class asked for?
 
-    python benchmarks/samples.py [MODEL ...] [--n 200] [--seed 0] [--json] [--out FOLDER]
+    python benchmarks/samples.py [MODEL ...] [--data digits] [--n 200] [--seed 0] [--json] [--out FOLDER]
 
 Every class is asked for as often. Joint models (jem, gmmc) sample by SGLD on log p(x, y), with the
 steps, step and noise of their training's whole chains; models with a denoiser (cdn, egc, denoiser) by
 Langevin steps at their highest noise level and the probability flow down from it, once as they are and
-once with classifier-free guidance 2. The first judge (softmax-digits) is the one the project's bar
-names. It never saw a picture moved by a pixel, and the models of noisy pictures learned from such
-pictures: the second judge (softmax-noise-digits) did. Neither was trained together with a model.
+once with classifier-free guidance 2. The first judge (softmax-DATA) is the one the project's bar
+names. That of digits never saw a picture moved by a pixel, and the models of noisy pictures learned from
+such pictures: the second judge (softmax-noise-DATA) did. Neither was trained together with a model.
 
 Prints a line a model and, with ``--json``, all figures. ``--out`` also saves a sheet a model: samples
 in the odd rows, and below each the training picture that is nearest to it in L2.
@@ -33,7 +33,7 @@ from robustgen.metrics.intervals import wilson
 from robustgen.training.recipe import ChainSpec, Recipe
 from robustgen.types import ConditionalNoise
 
-JUDGES = ("softmax-digits", "softmax-noise-digits")
+JUDGES = ("softmax", "softmax-noise")
 FAMILIES = ("jem", "gmmc", "cdn", "egc", "denoiser")
 GUIDANCE = (1.0, 2.0)
 SHOWN = 5  # of each class
@@ -64,7 +64,8 @@ def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
 def measure(name: str, how: str, samples: Tensor, y: Tensor, train: Dataset) -> dict[str, Any]:
     """Each judge's agreement with its interval, and how far samples are from the training pictures."""
     row: dict[str, Any] = {"model": name, "sampler": how, "n": len(y), "judges": {}}
-    for judge in JUDGES:
+    for family in JUDGES:
+        judge = f"{family}-{train.name}"
         model = classifiers.load(registry.model_folders()[judge])
         assert isinstance(model, Classifier)
         with torch.no_grad():
@@ -119,28 +120,29 @@ def sentence(row: dict[str, Any]) -> str:
     return f"{row['model']} ({row['sampler']}, n = {row['n']}): {', '.join(judges)}"
 
 
-def generative(names: list[str]) -> list[str]:
-    """The models asked for, or every generative one of the digits zoo."""
+def generative(names: list[str], source: str) -> list[str]:
+    """The models asked for, or every generative one of the zoo for that data."""
     folders = registry.model_folders()
     cards = {name: registry.load_card(folders[name]) for name in names or folders}
-    return [n for n, card in cards.items() if names or (card.data == "digits" and card.family in FAMILIES)]
+    return [n for n, card in cards.items() if names or (card.data == source and card.family in FAMILIES)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help="zoo names (default: every generative model of digits)")
+    parser.add_argument("models", nargs="*", help="zoo names (default: every generative one)")
+    parser.add_argument("--data", default="digits", help="the data of the models")
     parser.add_argument("--n", type=int, default=200, help="samples a model; a multiple of the classes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="a folder for the sheets of pictures")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train = data.load("digits", "train")
+    train = data.load(options.data, "train")
     y = torch.arange(len(train.class_names)).repeat(options.n // len(train.class_names))
     rows = []
-    for name in generative(options.models):
+    for name in generative(options.models, options.data):
         for how, samples in samplers(name, y, options.seed).items():
             rows.append(measure(name, how, samples, y, train))
             if not options.json:

@@ -10,15 +10,18 @@ The public API; nothing heavy is imported before one of these is called.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustgen.attacks.dropin import AutoAttack
     from robustgen.classifiers.base import Classifier
     from robustgen.config import Protocol
     from robustgen.data import Dataset
-    from robustgen.engine import Outcome
+    from robustgen.report.result import Report
     from robustgen.types import Split
 
 __version__ = "0.1.0"
@@ -67,23 +70,36 @@ def load_protocol(name: str) -> Protocol:
 
 
 def evaluate(
-    models: list[str],
+    models: str | nn.Module | Iterable[str | nn.Module],
     *,
     data: str = "digits",
     protocol: str = "quick",
     out: Path | str = "out",
     n: int | None = None,
     root: Path | str | None = None,
-) -> Outcome:
-    """Run models through a protocol; ``render(out)`` then makes the page."""
+) -> Report:
+    """Run one or several models through a protocol, as ``robustgen report`` does; finished chunks are kept.
+
+    A model is what the command line takes, or a ``torch.nn.Module`` that maps pictures in [0, 1] to logits:
+    it is copied, and goes by the name of its class. The returned report is a data frame by ``.to_frame()``,
+    a page by ``.page()``, and a table in a notebook.
+    """
+    from torch.nn import Module
+
     from robustgen import engine, registry
+    from robustgen.report.result import Report
     from robustgen.report.summary import summarise
 
-    refs = [ref for name in models for ref in registry.resolve(name)]
+    several = [models] if isinstance(models, str | Module) else [*models]
+    refs = registry.unique(
+        ref
+        for model in several
+        for ref in (registry.resolve(model) if isinstance(model, str) else [registry.given(model)])
+    )
     chosen = registry.load_protocol(protocol)
     outcome = engine.evaluate(refs, chosen, data, Path(out), n=n, root=Path(root) if root else None)
-    summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate")
-    return outcome
+    content = summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate")
+    return Report(Path(out), content, outcome.failures)
 
 
 def render(out: Path | str) -> Path:

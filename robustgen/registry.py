@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from robustgen import config
 from robustgen.config import ModelCard, Protocol
 from robustgen.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    from torch import nn
+
+OBJECT = "python"
 OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
 
 
@@ -119,7 +123,18 @@ class OutsideModel:
         return f"{self.library}:{self.model}"
 
 
-ModelRef = ZooModel | FileModel | EntryPointModel | OutsideModel
+@dataclass(frozen=True)
+class ObjectModel:
+    """A module that ``robustgen.evaluate`` was given itself; no command line can name it."""
+
+    name: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return f"{OBJECT}:{self.name}"
+
+
+ModelRef = ZooModel | FileModel | EntryPointModel | OutsideModel | ObjectModel
 
 
 def resolve(reference: str) -> list[ModelRef]:
@@ -132,6 +147,11 @@ def resolve(reference: str) -> list[ModelRef]:
         return [FileModel(slug(f"{path.stem}-{tail}"), path.resolve(), tail)]
     library, colon, tail = reference.partition(":")
     if colon:
+        if library == OBJECT:
+            raise UserError(
+                f"the model {tail!r} was given to robustgen.evaluate as an object: no command can name it",
+                remedy="put it into a file and name it as FILE.py:NAME",
+            )
         if library not in OUTSIDE:
             raise unknown_name("model source", library, OUTSIDE, where=reference)
         return [OutsideModel(slug(f"{library}-{tail}"), library, tail)]
@@ -148,21 +168,31 @@ def resolve(reference: str) -> list[ModelRef]:
     raise unknown_name("model", reference, [*zoo, *registered], also=outside)
 
 
+def given(module: nn.Module) -> ObjectModel:
+    """A live module as a model, under the name of its class."""
+    return ObjectModel(slug(type(module).__name__) or "model", module)
+
+
+def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
+    """Each model once; two of one name are a UserError."""
+    named: dict[str, ModelRef] = {}
+    for ref in references:
+        if named.setdefault(ref.name, ref) != ref:
+            raise UserError(
+                f"two models would both be named {ref.name!r}",
+                got=f"{named[ref.name]} and {ref}",
+                remedy="rename one of the files, or the function or class in it",
+            )
+    return list(named.values())
+
+
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data.
 
     Of these, one of many network calls a picture has to be named: minutes would become hours.
     """
     if references:
-        named: dict[str, ModelRef] = {}
-        for ref in (ref for reference in references for ref in resolve(reference)):
-            if named.setdefault(ref.name, ref) != ref:
-                raise UserError(
-                    f"two models would both be named {ref.name!r}",
-                    got=f"{named[ref.name]} and {ref}",
-                    remedy="rename one of the files, or the function in it",
-                )
-        return list(named.values())
+        return unique(ref for reference in references for ref in resolve(reference))
     fitting = [model for model in _zoo() if _card(model).data == data and _card(model).calls == 1]
     if not fitting:
         raise UserError(

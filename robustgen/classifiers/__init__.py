@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
+import inspect
 import numbers
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -18,7 +20,7 @@ from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.classifiers.user import construct, import_file
 from robustgen.config import ModelCard
 from robustgen.errors import UserError, unknown_name
-from robustgen.registry import EntryPointModel, FileModel, ModelRef, OutsideModel, ZooModel
+from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
 
 # Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
 ARCHITECTURES: dict[str, str] = {
@@ -223,6 +225,8 @@ def instantiate(ref: ModelRef, class_names: Sequence[str], input_shape: tuple[in
         return load(ref.folder)
     if isinstance(ref, FileModel):
         return construct(import_file(ref.path, ref.attribute), where=f"{ref.path}:{ref.attribute}")
+    if isinstance(ref, ObjectModel):
+        return copy.deepcopy(ref.module)  # the user's own stays as it is
     if isinstance(ref, EntryPointModel):
         return construct(_entry_point(ref.name), where=f"entry point {ref.name}")
     from robustgen.classifiers import external, pipelines
@@ -286,12 +290,21 @@ def fingerprint_model(ref: ModelRef) -> str:
             content.append(_sha256(ref.folder / file))
     elif isinstance(ref, FileModel):
         content += [_sha256(ref.path), ref.attribute]
+    elif isinstance(ref, ObjectModel):
+        content += [_source(type(ref.module)), repr(ref.module)]
     elif isinstance(ref, EntryPointModel):
         point = _find_entry_point(ref.name)
         content += [point.value, point.dist.version if point.dist else ""]
     elif isinstance(ref, OutsideModel):
         content += [ref.library, ref.model, _version(ref.library)]
     return config.fingerprint(content)
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed into an interpreter
+        return kind.__qualname__
 
 
 def _sha256(path: Path) -> str:
