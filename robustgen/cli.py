@@ -133,15 +133,42 @@ def check(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="The --out of a report, or one run in it.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The --out of a report, or one run in it.")],
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            help="Adversarial pictures from elsewhere (.npz, .safetensors): what they break counts."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose pictures these are, where there are several.")
+    ] = None,
+) -> None:
     """Ask every model again at its stored adversarial pictures, in float32, without attacking."""
     from robustgen.verify import verify_report
+
+    if add is not None:
+        _add(folder, add, model)
 
     findings = verify_report(folder)
     for finding in findings:
         typer.echo(finding.sentence)
     if any(finding.breaches for finding in findings):
         raise typer.Exit(1)
+
+
+def _add(folder: Path, file: Path, model: str | None) -> None:
+    """Add pictures to a run, and write the report anew."""
+    from robustgen.added import add
+    from robustgen.report import render, summary
+
+    for name in add(folder, file, model):
+        console.print(f"added: {name}")
+    out = folder.parent.parent if (folder / "run.json").is_file() else folder
+    runs, n = summary.gather([out], out)
+    _print_table(summary.summarise(out, runs, n, _command()))
+    console.print(f"\n{render.render(out).resolve()}\n", style="bold")
 
 
 @app.command()

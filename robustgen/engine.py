@@ -25,6 +25,7 @@ from robustgen.pilot import pilot
 from robustgen.plan import Evaluation, Plan, load_data, plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
+from robustgen.types import ADDED
 from robustgen.worker import VERDICT_DRAWS, Worker, is_random
 
 BATCH = 64
@@ -111,6 +112,8 @@ class _Job:
         stochastic = self._stochastic(model, begun, kernels["batch"])
         kernels |= self._kernels(model, begun, kernels["batch"], stochastic)
         spec = _spec(reference, model, self.protocol, dataset, self.planned, kernels, stochastic)
+        # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
+        spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
         store = RunStore.open(path, spec, _environment(reference, self.root))
         worker = Worker(
             model, self.planned.evaluations, source=dataset.source, seed=self.protocol.seed,

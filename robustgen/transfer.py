@@ -28,7 +28,7 @@ from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import to_rows
 from robustgen.registry import resolve
 from robustgen.store import RunStore, atomic
-from robustgen.types import Flag
+from robustgen.types import ADDED, Flag
 from robustgen.worker import ask
 
 Array = np.ndarray
@@ -74,8 +74,8 @@ class _Attacked(NamedTuple):
 def transfer(out: Path, console: Console | None = None) -> Transfer:
     """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
 
-    Random noise is left out: it is the same picture for every model. Raises UserError where there is
-    no report of two models on the same data.
+    Random noise is left out: it is the same picture for every model. So are pictures from elsewhere.
+    Raises UserError where there is no report of two models on the same data.
     """
     stores = [RunStore.read(path) for path in sorted(out.glob("runs/*"))]
     _check(out, stores)
@@ -133,7 +133,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
     shape = store.spec["data"]["shape"]
     found = {}
     for detail in store.spec["evaluations"]:
-        if detail["kind"] != "attack" or str(detail["attack"]).startswith("noise"):
+        if detail["kind"] != "attack" or str(detail["attack"]).startswith(("noise", ADDED)):
             continue
         rows, pictures = store.rows(detail["name"]), store.adversarial(detail["name"])
         if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):

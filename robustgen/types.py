@@ -17,6 +17,8 @@ Split: TypeAlias = Literal["train", "calibration", "test"]
 # "unnormalised" ranks pictures and says nothing more.
 Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 
+ADDED = "added"
+"""What the attack of pictures from elsewhere is called, and the key of what is known of them."""
 UNLABELLED = -1
 
 

@@ -11,7 +11,7 @@ from robustgen.audit import AUDIT, TARGETED, audited
 from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Evaluation, Rows, Run
-from robustgen.types import Flag
+from robustgen.types import ADDED, Flag
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
 ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
@@ -38,15 +38,16 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
         _undefended,
         _audit,
         _few_classes,
+        _added,
     )
     for part in parts:
         yield from part(run)
 
 
 def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
-    """The attacks that seek something: all but random noise."""
+    """The attacks that seek something here: all but random noise and pictures from elsewhere."""
     for evaluation, rows in run.of_kind("attack"):
-        if not _of(evaluation, NOISE):
+        if not _of(evaluation, NOISE, ADDED):
             yield evaluation, rows
 
 
@@ -64,7 +65,7 @@ def _targeted(evaluation: Evaluation) -> bool:
 def _budget(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
-        if outside:
+        if outside and not _of(evaluation, ADDED):
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
                 f"{outside} of {len(rows)} pictures left the attack's own budget and were projected back "
@@ -180,6 +181,25 @@ def _audit(run: Run) -> Iterator[Flag]:
             f"{100 * wilson(k, m).high:.2g} %. {' and '.join(saved)}; "
             f"{' and '.join(remedies)} would spare nothing.",
         )  # fmt: skip
+
+
+def _added(run: Run) -> Iterator[Flag]:
+    """Pictures from elsewhere that break what no attack of the run did."""
+    for evaluation, rows in run.of_kind("attack"):
+        if not _of(evaluation, ADDED):
+            continue
+        norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
+        own = [own for e, own in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] <= eps]
+        ids = common_ids([rows, *own])
+        left = np.logical_and.reduce([at_ids(r, ids) for r in own]) if own else np.ones(len(ids), dtype=bool)
+        broken = int((left & ~at_ids(rows, ids)).sum())
+        if broken:
+            yield Flag(
+                run.model, evaluation.name, "broken_elsewhere", "warning",
+                f"{broken} of {int(left.sum())} samples that the run's own attacks left standing are broken by "
+                f"pictures of {evaluation.detail['added']['file']}. The worst case counts them; read the own "
+                "attacks' figures as too high, and find out what they missed.",
+            )  # fmt: skip
 
 
 def _few_classes(run: Run) -> Iterator[Flag]:

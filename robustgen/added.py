@@ -1,0 +1,158 @@
+"""``robustgen verify DIR --add FILE``: adversarial pictures from elsewhere, beside a run's own attacks.
+
+A picture that breaks the model within the budget counts, whoever found it: it becomes an evaluation of
+the run, which the worst case takes in. Where the file has no picture of a sample, the clean one stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier
+from robustgen.data import Dataset
+from robustgen.draws import Draws
+from robustgen.engine import chunks
+from robustgen.errors import UserError
+from robustgen.perturb import Attack, Perturbed
+from robustgen.plan import Evaluation
+from robustgen.registry import slug
+from robustgen.store import RunStore
+from robustgen.threat import ThreatModel
+from robustgen.transfer import load_run
+from robustgen.types import ADDED
+from robustgen.worker import Worker
+
+
+class Pictures(NamedTuple):
+    """What a file holds: ``images`` (n, channels, height, width) in [0, 1] of the samples ``ids`` (n,)."""
+
+    name: str
+    sha256: str
+    images: Tensor
+    ids: Tensor
+
+
+class Added(Attack):
+    """The pictures of a file, brought into a ball around the clean ones; the clean one where it has none."""
+
+    def __init__(self, threat: ThreatModel, pictures: Pictures) -> None:
+        super().__init__(threat)
+        self.name = f"{ADDED}-{slug(Path(pictures.name).stem)}-{pictures.sha256[:8]}"
+        self.reference = f"{pictures.name}, sha256 {pictures.sha256}"
+        self.places = {int(i): place for place, i in enumerate(pictures.ids)}
+        self.images = pictures.images
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        found = x.clone()
+        for row, i in enumerate(draws.sample_ids.tolist()):
+            if i in self.places:
+                found[row] = self.images[self.places[i]]
+        return Perturbed(found)
+
+
+def add(folder: Path, file: Path, model: str | None = None) -> list[str]:
+    """Add a file's pictures to a run of the report in ``folder``, for each ball that the run's attacks have.
+
+    ``model``: whose; needed where the report has several. Returns the evaluations that were added. Raises
+    UserError where file and run do not go together. Adding a file again changes nothing.
+    """
+    store = _run(folder, model)
+    batched, dataset = load_run(store)
+    pictures = read(file, dataset)
+    spec = store.spec
+    threats = {(e["norm"], e["eps"]) for e in spec["evaluations"] if e["kind"] == "attack"}
+    if not threats:
+        raise UserError(
+            "this run has no attack, and so no budget that pictures could keep to", where=store.path,
+            remedy="run a protocol with attacks first",
+        )  # fmt: skip
+    evaluations = [_evaluation(ThreatModel(*threat), pictures, dataset) for threat in sorted(threats)]
+    known = {evaluation["name"] for evaluation in spec["evaluations"]}
+    new = [e.describe() for e in evaluations if e.name not in known]
+    if new:
+        store = RunStore.open(
+            store.path, spec | {"evaluations": spec["evaluations"] + new}, store.environment
+        )
+    root = store.environment.get("data_root")
+    worker = Worker(
+        batched.model, evaluations, source=spec["data"]["source"], seed=spec["protocol"]["seed"],
+        batch=spec["kernels"]["batch"], device=torch.device("cpu"), root=Path(root) if root else None,
+        stochastic=spec["model"]["stochastic"],
+    )  # fmt: skip
+    clean = store.rows("clean")
+    n = None if clean is None else len(clean)
+    for evaluation in evaluations:
+        for chunk in chunks(evaluation, store.done(), spec["protocol"]["chunk"], n):
+            result = worker(chunk)
+            store.write(chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds)
+    return [evaluation.name for evaluation in evaluations]
+
+
+def _run(folder: Path, model: str | None) -> RunStore:
+    paths = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
+    stores = [RunStore.read(path) for path in paths]
+    fitting = [store for store in stores if model in (None, store.model)]
+    if len(fitting) != 1:
+        raise UserError(
+            "pictures are added to the run of one model", where=folder,
+            expected=f"--model, one of: {', '.join(s.model for s in stores) or 'no run is here'}",
+            got=model or "none named",
+        )  # fmt: skip
+    return fitting[0]
+
+
+def _evaluation(threat: ThreatModel, pictures: Pictures, dataset: Dataset) -> Evaluation:
+    attack = Added(threat, pictures)
+    detail = {
+        "attack": attack.name, "reference": attack.reference, "norm": threat.norm, "eps": threat.eps,
+        "cascade": [], "added": {"file": pictures.name, "sha256": pictures.sha256, "n": len(pictures.ids)},
+    }  # fmt: skip
+    name = f"{attack.name}-{threat.slug}"
+    return Evaluation(name, "attack", dataset.name, "test", len(dataset), detail, perturbation=attack)
+
+
+def read(file: Path, dataset: Dataset) -> Pictures:
+    """A file of pictures: .npz or .safetensors with ``images`` (n, channels, height, width), float in
+    [0, 1] or uint8, and ``sample_ids`` (n,), their places in the test split (0 to n - 1 where there are
+    none). Nothing in it is run. Raises UserError."""
+    content = _arrays(file)
+    expected = f"images of shape (n, {', '.join(map(str, dataset.shape))}) in [0, 1], sample_ids (n,)"
+
+    def wrong(got: object) -> UserError:
+        return UserError("these are no pictures of this data", where=file, expected=expected, got=got)
+
+    if "images" not in content:
+        raise wrong(f"no 'images', but {', '.join(content) or 'nothing'}")
+    images = torch.as_tensor(content["images"])
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    ids = torch.as_tensor(content.get("sample_ids", np.arange(len(images)))).long()
+    if tuple(images.shape[1:]) != dataset.shape or ids.shape != images.shape[:1] or not len(ids):
+        raise wrong(f"images {tuple(images.shape)}, sample_ids {tuple(ids.shape)}")
+    if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # NaN is refused too
+        raise wrong("pixels outside [0, 1], or NaN")
+    if int(ids.min()) < 0 or int(ids.max()) >= len(dataset) or len(ids.unique()) != len(ids):
+        raise wrong(f"sample_ids from {int(ids.min())} to {int(ids.max())}, some outside the split or twice")
+    return Pictures(file.name, hashlib.sha256(file.read_bytes()).hexdigest(), images.clamp(0, 1), ids)
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name; no pickle is read."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(file)
+        with np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except Exception as error:  # a file from anywhere: anything may come
+        raise UserError(
+            "cannot read this file of pictures", where=file,
+            expected="an .npz or .safetensors file with images and sample_ids, without pickled objects",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        ) from None  # fmt: skip

@@ -1,0 +1,151 @@
+"""Adversarial pictures from elsewhere: what they break is counted, with its source, and survives a rerun."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robustgen import data, engine, registry
+from robustgen.added import add, read
+from robustgen.classifiers import load_model
+from robustgen.config import Protocol
+from robustgen.errors import UserError
+from robustgen.metrics import find_doubts, measure, read_run
+from robustgen.store import RunStore
+from robustgen.verify import verify_report
+
+N, EPS = 40, 0.15
+PROTOCOL = Protocol.model_validate(
+    {
+        "name": "small", "version": 1, "summary": "s", "n": N, "chunk": 16,
+        "data": {"digits": {"eps": {"linf": EPS, "l2": 0.6}}},
+        "evaluations": [
+            {"kind": "clean"},
+            {"kind": "attack", "attack": "noise", "norm": "linf"},
+            {"kind": "attack", "attack": "noise", "norm": "l2"},
+        ],
+    }
+)  # fmt: skip
+
+
+def evaluate(folder: Path) -> None:
+    engine.evaluate(registry.resolve("softmax-digits"), PROTOCOL, "digits", folder)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    evaluate(tmp_path / "report")
+    return tmp_path / "report"
+
+
+@pytest.fixture(scope="module")
+def one_step() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """FGSM's pictures of the first 20 samples, by hand, and who is right there and on the clean ones."""
+    test = data.load("digits")
+    model = load_model("softmax-digits", class_names=test.class_names, input_shape=test.shape)
+    x, y = test.images[:20].clone().requires_grad_(), test.labels[:20]
+    loss = torch.nn.functional.cross_entropy(model(x), y, reduction="sum")
+    images = (x + EPS * torch.autograd.grad(loss, x)[0].sign()).clamp(0, 1).detach()
+    clean = model(test.images[:N]).argmax(1) == test.labels[:N]
+    return images, model(images).argmax(1) == y, clean
+
+
+def save(path: Path, images: torch.Tensor, ids: object = None) -> Path:
+    np.savez(path, images=images.numpy(), **({} if ids is None else {"sample_ids": ids}))
+    return path
+
+
+def values(folder: Path) -> dict[tuple[str, str], float]:
+    """Robust accuracies of the one run, by evaluation and variant."""
+    (path,) = folder.glob("runs/*")
+    found = [e.metric for e in measure(read_run(RunStore.read(path), None))]
+    return {(m.evaluation, m.variant): m.value for m in found if m.metric == "robust_accuracy"}
+
+
+def test_what_they_break_is_lowered_with_its_source(report, tmp_path, one_step):
+    images, right, clean = one_step
+    file = save(tmp_path / "fgsm.npz", images)
+    before = values(report)
+    names = add(report, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert names == [f"added-fgsm-{digest[:8]}-l2-0.6", f"added-fgsm-{digest[:8]}-linf-0.15"]
+    after = values(report)
+    expected = torch.cat([right, clean[20:]]).float().mean().item()  # the clean picture where it has none
+    assert after[names[1], ""] == pytest.approx(expected)
+    assert before["worst-linf-0.15", ""] > 0.9
+    assert after["worst-linf-0.15", ""] <= after[names[1], ""] < 0.8
+    (path,) = report.glob("runs/*")
+    flags = {f.flag: f for f in find_doubts(read_run(RunStore.read(path), None)) if f.evaluation == names[1]}
+    assert "fgsm.npz" in flags["broken_elsewhere"].message
+    assert "outside_budget" not in flags
+
+
+def test_a_picture_outside_the_budget_is_brought_into_it(report, tmp_path, one_step):
+    images, _, _ = one_step
+    file = save(tmp_path / "far.npz", 1 - images)  # nothing of the clean picture is left
+    for name in add(report, file):
+        assert values(report)[name, ""] > 0.3  # it would be 0 or so if the budget did not hold
+    for finding in verify_report(report):
+        assert finding.breaches == []
+
+
+def test_adding_again_changes_nothing_and_a_rerun_keeps_it(report, tmp_path, one_step):
+    file = save(tmp_path / "fgsm.npz", one_step[0])
+    add(report, file)
+    files = {p: p.read_bytes() for p in report.rglob("*.parquet")}
+    add(report, file)
+    evaluate(report)
+    assert {p: p.read_bytes() for p in report.rglob("*.parquet")} == files
+    (path,) = report.glob("runs/*")
+    kept = [e["name"] for e in RunStore.read(path).spec["evaluations"] if "added" in e]
+    assert len(kept) == 2
+    assert all((name, "") in values(report) for name in kept)
+
+
+def test_ids_say_which_samples(tmp_path, one_step):
+    test = data.load("digits")
+    found = read(save(tmp_path / "a.npz", one_step[0][:3], np.array([7, 5, 399])), test)
+    assert found.ids.tolist() == [7, 5, 399]
+    bytes_ = (one_step[0][:2] * 255).round().to(torch.uint8)
+    assert torch.equal(read(save(tmp_path / "b.npz", bytes_), test).images, bytes_.float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("images", "ids", "got"),
+    [
+        (torch.rand(3, 1, 28, 28), None, r"images \(3, 1, 28, 28\)"),
+        (torch.rand(3, 1, 8, 8) + 1, None, "pixels outside"),
+        (torch.full((3, 1, 8, 8), torch.nan), None, "NaN"),
+        (torch.rand(3, 1, 8, 8), [0, 1, 400], "outside the split"),
+        (torch.rand(3, 1, 8, 8), [0, 1, 1], "twice"),
+        (torch.rand(3, 1, 8, 8), [0, 1], r"sample_ids \(2,\)"),
+        (torch.rand(0, 1, 8, 8), None, r"images \(0"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, images, ids, got):
+    with pytest.raises(UserError, match=got):
+        read(save(tmp_path / "bad.npz", images, ids), data.load("digits"))
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    test = data.load("digits")
+    np.savez(tmp_path / "objects.npz", images=np.array([print], dtype=object))
+    (tmp_path / "pickled.npz").write_bytes(pickle.dumps(print))
+    for name in ("objects.npz", "pickled.npz", "absent.npz"):
+        with pytest.raises(UserError, match="cannot read this file of pictures"):
+            read(tmp_path / name, test)
+
+
+def test_a_report_of_several_models_needs_a_name(report, tmp_path, one_step):
+    engine.evaluate(registry.resolve("softmax-noise-digits"), PROTOCOL, "digits", report)
+    file = save(tmp_path / "fgsm.npz", one_step[0])
+    with pytest.raises(UserError, match=r"one of: softmax-digits, softmax-noise-digits"):
+        add(report, file)
+    with pytest.raises(UserError, match=r"got: +nobody"):
+        add(report, file, "nobody")
+    assert len(add(report, file, "softmax-noise-digits")) == 2
