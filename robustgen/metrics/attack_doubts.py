@@ -196,7 +196,7 @@ def _added(run: Run) -> Iterator[Flag]:
         if broken:
             yield Flag(
                 run.model, evaluation.name, "broken_elsewhere", "warning",
-                f"{broken} of {int(left.sum())} samples that the run's own attacks left standing are broken by "
+                f"{broken} of {int(left.sum())} samples that the run's own attacks left are broken by "
                 f"pictures of {evaluation.detail['added']['file']}. The worst case counts them; read the own "
                 "attacks' figures as too high, and find out what they missed.",
             )  # fmt: skip
