@@ -20,14 +20,12 @@ from robustgen import __version__
 from robustgen.errors import UserError
 
 if TYPE_CHECKING:
-    from robustgen.engine import Outcome
-    from robustgen.store import Chunk
+    from robustgen.engine import Outcome, Step
 
 app = typer.Typer(
     name="robustgen",
     help="How far can an image classifier be trusted when its input is attacked, corrupted or foreign?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True, highlight=False)
@@ -56,27 +54,35 @@ def report(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local.")] = "local",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
 ) -> None:
     """Measure models and write OUT/index.html; finished chunks are not computed again."""
     from robustgen import registry
 
     chosen = registry.load_protocol(protocol)
     references = registry.resolve_all(models or [], data)
-    if not models and (left_out := registry.expensive(data)):
+    if not models and not quiet and (left_out := registry.expensive(data)):
         console.print(f"{', '.join(left_out)}: many network calls a picture, so only where they are named")
 
     from robustgen import engine, executors
     from robustgen.report import render, summary
 
-    with _progress() as show:
+    with _progress(quiet) as show:
         outcome = engine.evaluate(
             references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
             precision=precision, executor=executors.by_name(executor), progress=show,
         )  # fmt: skip
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command())
     page = render.render(out)
-    _print_table(content)
-    console.print(f"\n{page.resolve()}", style="bold")
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    elif not quiet:
+        _print_table(content)
+    if not quiet:
+        console.print(f"\n{page.resolve()}", style="bold")
     _finish(outcome)
 
 
@@ -219,26 +225,30 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 class _progress:
     """A line of progress a model, on stderr; lines, not a bar, where that is no terminal."""
 
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
     def __enter__(self) -> Any:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
             TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"), console=console, disable=not console.is_terminal,
+            TextColumn("{task.fields[now]}"), console=console, disable=self.quiet or not console.is_terminal,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
         self.bar.start()
         return self._show
 
-    def _show(self, model: str, chunk: Chunk | None, done: int, total: int) -> None:
-        if model not in self.tasks:
-            self.tasks[model] = self.bar.add_task(model, total=total, now="")
-        now = f"{chunk.evaluation} {chunk.start}-{chunk.stop}" if chunk else ""
-        self.bar.update(self.tasks[model], completed=done, now="" if done == total else now)
-        if not console.is_terminal and done == total:
-            console.print(
-                f"{model}: {total} chunks computed" if total else f"{model}: nothing left to compute"
-            )
+    def _show(self, step: Step) -> None:
+        if step.model not in self.tasks:
+            self.tasks[step.model] = self.bar.add_task(step.model, total=step.total, now="")
+        now = f"{step.chunk.evaluation} {step.chunk.stop}" if step.chunk else ""
+        now += f", {100 * step.right / step.seen:.1f} % right" if step.seen else ""
+        over = step.done == step.total
+        self.bar.update(self.tasks[step.model], completed=step.done, now="" if over else now)
+        if over and not self.quiet and not console.is_terminal:
+            computed = f"{step.total} chunks computed" if step.total else "nothing left to compute"
+            console.print(f"{step.model}: {computed}")
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.bar.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from robustgen.classifiers import fingerprint_model, load_model
@@ -25,11 +26,26 @@ from robustgen.pilot import pilot
 from robustgen.plan import Evaluation, Plan, load_data, plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
-from robustgen.types import ADDED
+from robustgen.types import ADDED, UNLABELLED
 from robustgen.worker import VERDICT_DRAWS, Worker, is_random
 
 BATCH = 64
-Progress: TypeAlias = Callable[[str, Chunk | None, int, int], None]
+
+
+class Step(NamedTuple):
+    """How far a model's run is: ``done`` of ``total`` chunks, the last of them ``chunk`` (None before the
+    first), and how many of the ``seen`` samples of its evaluation are ``right``, as far as they were
+    computed now; foreign pictures are neither."""
+
+    model: str
+    chunk: Chunk | None
+    done: int
+    total: int
+    seen: int = 0
+    right: int = 0
+
+
+Progress: TypeAlias = Callable[[Step], None]
 
 
 class Outcome(NamedTuple):
@@ -51,14 +67,14 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     executor: Executor | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = lambda _: None,
 ) -> Outcome:
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
     ``source`` is a data set's name, ``imagefolder:PATH`` or an .npz; ``n`` takes the first n test
     samples; ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the
     model takes; ``precision`` (float32, bf16 or auto) that of attacks' gradients;
-    ``progress(model, chunk, done, all)`` is called as chunks finish. A model that fails is noted and the
+    ``progress`` is called as chunks finish. A model that fails is noted and the
     others go on. Raises UserError if none could be run.
     """
     dataset = load_data(source, "test", None, root)
@@ -129,7 +145,8 @@ class _Job:
         finished, size = store.done(), self.protocol.chunk
         left = [c for e in self.planned.evaluations for c in chunks(e, finished, size, self.n)]
         failed = ""
-        self.progress(store.model, None, 0, len(left))
+        tally: dict[str, tuple[int, int]] = {}
+        self.progress(Step(store.model, None, 0, len(left)))
         for count, (chunk, result) in enumerate(self.executor.run(worker, left), start=1):
             if isinstance(result, Exception):
                 known = isinstance(result, UserError)
@@ -141,7 +158,10 @@ class _Job:
                     chunk, result.rows, tables=result.tables, adversarial=result.adversarial,
                     seconds=result.seconds,
                 )  # fmt: skip
-            self.progress(store.model, chunk, count, len(left))
+                found = zip(tally.get(chunk.evaluation, (0, 0)), _tally(result.rows), strict=True)
+                tally[chunk.evaluation] = tuple(map(sum, found))  # type: ignore[assignment]
+            now = tally.get(chunk.evaluation, (0, 0))
+            self.progress(Step(store.model, chunk, count, len(left), *now))
         return failed
 
     def _call(self, begun: dict[str, Any] | None) -> dict[str, Any]:
@@ -177,6 +197,13 @@ class _Job:
         if begun:
             return bool(begun["model"]["stochastic"])
         return is_random(model.to(self.device), self.dataset.images[:batch].to(self.device))
+
+
+def _tally(rows: pa.Table) -> tuple[int, int]:
+    """How many of these rows are of labelled pictures, and how many of those right (by majority)."""
+    labelled = np.asarray(rows["label"]) != UNLABELLED
+    right = 2 * np.asarray(rows["draws_correct"]) > np.asarray(rows["draws"])
+    return int(labelled.sum()), int((labelled & right).sum())
 
 
 def chunks(evaluation: Evaluation, finished: set[Chunk], size: int, n: int | None) -> list[Chunk]:

@@ -93,6 +93,25 @@ def test_mistakes_in_options():
         assert "Traceback" not in result.stderr
 
 
+def test_json_is_the_summary_alone_and_quiet_is_silent(tmp_path: Path):
+    options = ("--protocol", "clean", "--n", "16", "--out", tmp_path)
+    result = robustgen("report", "softmax-digits", *options, "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "summary.json").read_text())
+    result = robustgen("report", "softmax-digits", *options, "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (tmp_path / "index.html").is_file()
+    missing = robustgen("report", "no-such-model", *options, "--quiet")
+    assert missing.returncode == 2  # a mistake is never silent
+    assert "no-such-model" in missing.stderr
+
+
+def test_no_colour_and_no_bar_in_a_pipe(tmp_path: Path):
+    result = robustgen("report", "softmax-digits", "--protocol", "clean", "--n", "16", "--out", tmp_path)
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "\r" not in result.stderr
+    assert "chunks computed" in result.stderr
+
+
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path):
     command = [sys.executable, "-m", "robustgen.cli", "report", "pgd-at-digits", "--out", str(tmp_path)]
     command += ["--protocol", "linf-0.15"]  # long enough to be interrupted

@@ -145,6 +145,24 @@ def test_a_second_run_computes_nothing(models, tmp_path):
     run(models, tmp_path, protocol(), executor=Nothing())
 
 
+def test_progress_counts_what_is_right_so_far(models, tmp_path):
+    steps: list[engine.Step] = []
+    store = run(models, tmp_path, protocol(), progress=steps.append)
+    assert [step.done for step in steps] == list(range(len(steps)))
+    assert steps[0].chunk is None
+    assert steps[-1].done == steps[-1].total
+    last = {step.chunk.evaluation: step for step in steps[1:]}
+    for name, step in last.items():
+        rows = store.rows(name)
+        if name.startswith("ood"):
+            assert (step.seen, step.right) == (0, 0)
+        else:
+            logits = torch.tensor(rows["logits"].to_pylist())
+            right = logits.argmax(1) == torch.tensor(rows["label"].to_pylist())
+            assert (step.seen, step.right) == (len(rows), int(right.sum()))
+    assert last.keys() >= {"clean", "ood-photos", CASCADE_NAME}
+
+
 def test_a_changed_protocol_is_refused_with_what_changed(models, tmp_path):
     run(models, tmp_path, protocol())
     with pytest.raises(UserError, match="seed: 0 -> 1"):
