@@ -190,6 +190,15 @@ def compare(
     console.print(f"\n{render.render(out).resolve()}", style="bold")
 
 
+@app.command()
+def export(folder: Annotated[Path, typer.Argument(help="A finished report.")]) -> None:
+    """Write a report's robust accuracies as RobustBench's JSON, a file a model and threat."""
+    from robustgen.report.robustbench import export as run
+
+    for path in run(folder):
+        typer.echo(path)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="models, protocols, attacks, corruptions or data.")],

@@ -295,11 +295,11 @@ def _environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
     return environment() | {"reference": str(reference)} | where
 
 
-def _card_line(reference: ModelRef) -> dict[str, str]:
+def _card_line(reference: ModelRef) -> dict[str, Any]:
     if not isinstance(reference, ZooModel):
-        return {"family": "custom", "summary": "", "data": ""}
+        return {"family": "custom", "summary": "", "data": "", "calls": 1}
     card = load_card(reference.folder)
-    return {"family": card.family, "summary": card.summary, "data": card.data}
+    return {"family": card.family, "summary": card.summary, "data": card.data, "calls": card.calls}
 
 
 def _device(name: str) -> torch.device:
