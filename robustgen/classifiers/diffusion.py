@@ -29,8 +29,8 @@ FIRST = 0.72
 """Where in [log low, log high] the first level lies: there one level tells most."""
 SIGNIFICANT = 2.0
 """A class is out once it is worse than the best by so many standard errors of their difference."""
-GUESS = 4.0
-"""Nats: what the deviation of one level's difference of two classes is taken for before any is seen."""
+GUESS = 6.0
+"""Nats: what the deviation of a noise picture's difference of two classes is taken for before any is seen."""
 
 
 class DiffusionClassifier(Classifier):
@@ -103,47 +103,55 @@ class DiffusionClassifier(Classifier):
 
         Their mean over levels, uniform in log sigma, is the integral.
         """
+        signs = torch.ones_like(rows).repeat(2)
+        signs[len(rows) :] = -1
+        return self._errors(rows.repeat(2), labels.repeat(2), level, signs, x).view(2, -1).mean(0)
+
+    def _errors(self, rows: Tensor, labels: Tensor, level: int, signs: Tensor, x: Tensor) -> Tensor:
+        """Weighted errors (pairs,) of x[rows] under labels, the noise taken with ``signs`` (pairs,)."""
         sigma = self.sigmas[level]
-        clean = x[rows].repeat(2, 1, 1, 1)
-        noise = sigma * self.noise_set[level].to(x)
-        noisy = clean + torch.cat(
-            [noise.expand(len(rows), *noise.shape), -noise.expand(len(rows), *noise.shape)]
-        )
-        estimate = self.denoiser.denoise(noisy, sigma.expand(len(noisy)), labels.repeat(2))
-        errors = (clean - estimate).square().sum((1, 2, 3)).view(2, -1).mean(0)
-        return errors * self.span / sigma**2
+        clean = x[rows]
+        noisy = clean + signs.to(x).view(-1, 1, 1, 1) * sigma * self.noise_set[level].to(x)
+        estimate = self.denoiser.denoise(noisy, sigma.expand(len(noisy)), labels)
+        return (clean - estimate).square().sum((1, 2, 3)) * self.span / sigma**2
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The classes of pictures by staged elimination, and the denoiser calls (batch,) that each took.
 
-        Level by level, candidates that are significantly worse than the best one so far are
-        dropped; a picture with one left is decided. Where no class is dropped wrongly these are the
-        arg-maxima of ``logits``: at the last level the finite noise set leaves nothing to chance.
+        Noise picture by noise picture, each level's first with one sign and then with the other, candidates
+        that are significantly worse than the best one so far are dropped; a picture with one left is
+        decided. Where no class is dropped wrongly these are the arg-maxima of ``logits``: after the last
+        one the finite noise set leaves nothing to chance.
         """
         alive = torch.ones(len(x), self.num_classes, dtype=torch.bool, device=x.device)
         calls = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         terms = x.new_zeros(0, len(x), self.num_classes)
-        for level in range(len(self.sigmas)):
+        for level, sign in ((level, sign) for level in range(len(self.sigmas)) for sign in (1, -1)):
             open_ = alive & (alive.sum(1) > 1)[:, None]
             rows, labels = open_.nonzero(as_tuple=True)
             if not len(rows):
                 break
             new = x.new_zeros(1, len(x), self.num_classes)
-            new[0, rows, labels] = self._terms(rows, labels, level, x)
+            signs = torch.full_like(rows, sign)
+            new[0, rows, labels] = self._errors(rows, labels, level, signs, x)
             terms = torch.cat([terms, new])
-            calls += 2 * open_.sum(1)
+            calls += open_.sum(1)
             alive &= ~open_ | self._still_possible(terms, alive)
         return terms.mean(0).masked_fill(~alive, math.inf).argmin(1), calls
 
     def _still_possible(self, terms: Tensor, alive: Tensor) -> Tensor:
-        """Which candidates (batch, classes) are not significantly worse than the best, from the terms
-        (levels so far, batch, classes) of the finite noise set."""
-        seen, all_levels = len(terms), len(self.sigmas)
+        """Which candidates (batch, classes) are not significantly worse than the best, from the errors
+        (noise pictures so far, batch, classes) of the finite noise set.
+
+        The two of a level are taken for independent. They lean against each other, which makes their mean
+        better than it is taken for.
+        """
+        seen, every = len(terms), 2 * len(self.sigmas)
         best = terms.mean(0).masked_fill(~alive, math.inf).argmin(1)
         differences = terms - terms.gather(2, best[None, :, None].expand(seen, -1, 1))
         mean = differences.mean(0)
         # the guess counts as one observation beside those of the seen - 1 degrees of freedom
         variance = (GUESS**2 + (differences - mean).square().sum(0)) / seen
-        left = 1 - seen / all_levels  # of a finite set, drawn without replacement
+        left = 1 - seen / every  # of a finite set, drawn without replacement
         return alive & (mean <= SIGNIFICANT * (variance * left / seen).sqrt())
