@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,50 @@ if TYPE_CHECKING:
 
 
 def pixelate(x: Tensor, scale: float, draws: Draws) -> Tensor:
-    """Scaled down and up again, by means over the area of a pixel."""
-    from PIL.Image import Resampling
+    """Scaled down and up again, by means over the area of a pixel: as Pillow's BOX filter does it, first
+    along the rows, then along the columns, each time rounded to 8 bits."""
+    height, width = x.shape[2:]
+    across, down = _boxes(width, int(width * scale)), _boxes(height, int(height * scale))
+    turned = np.ascontiguousarray((x * 255).round().int().numpy().swapaxes(2, 3))
+    small = _shrunk(np.ascontiguousarray(_shrunk(turned, across).swapaxes(2, 3)), down)
+    # up again every pixel is one of the small picture's
+    wide = small.swapaxes(2, 3).take(across.up, axis=2).swapaxes(2, 3)
+    return torch.from_numpy(wide.take(down.up, axis=2) / 255.0)
 
-    def change(picture: Image) -> Image:
-        width, height = picture.size
-        small = picture.resize((int(width * scale), int(height * scale)), Resampling.BOX)
-        return small.resize((width, height), Resampling.BOX)
 
-    return _each(x, change)
+class Boxes(NamedTuple):
+    """Pillow's BOX filter along an axis, down to fewer pixels and back.
+
+    ``pixels`` (most, boxes): the pixels of each box; ``weights`` (most, boxes): their weights in units of
+    2^-22, 0 where a box has fewer; ``up``: the box that each pixel takes its value from on the way up.
+    """
+
+    pixels: np.ndarray
+    weights: np.ndarray
+    up: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def _boxes(side: int, small: int) -> Boxes:
+    from PIL.Image import Resampling, fromarray
+
+    rows = fromarray(np.eye(side, dtype=np.float32))
+    down = np.asarray(rows.resize((small, side), Resampling.BOX)).T.astype(np.float64)
+    numbers = fromarray(np.arange(small, dtype=np.float32)[None])
+    up = np.asarray(numbers.resize((side, 1), Resampling.BOX))[0]
+    most = int((down > 0).sum(1).max())
+    pixels = (down > 0).argmax(1) + np.arange(most)[:, None]
+    padded = np.pad(down, ((0, 0), (0, most)))
+    weights = np.rint(np.take_along_axis(padded, pixels.T, 1).T * 2**22).astype(np.int32)
+    return Boxes(pixels.clip(max=side - 1), weights, up.astype(np.intp))
+
+
+def _shrunk(levels: np.ndarray, boxes: Boxes) -> np.ndarray:
+    """Means of boxes along the rows (axis 2) of int32 levels, rounded in Pillow's fixed-point arithmetic."""
+    sums = np.full(1, 2**21, np.int32)
+    for pixels, weights in zip(boxes.pixels, boxes.weights, strict=True):
+        sums = levels.take(pixels, axis=2) * weights[:, None] + sums
+    return sums >> 22
 
 
 def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:
@@ -46,26 +82,21 @@ def elastic_transform(x: Tensor, constants: tuple[float, float, float], draws: D
 
     The affine map moves three corners of a square, a third of the side from the middle.
     """
-    from scipy.ndimage import map_coordinates
-
     strength, sigma, move = (share * min(x.shape[2:]) for share in constants)
     height, width = x.shape[2:]
-    pixels = affine(x.numpy(), (2 * draws.uniform(3, 2).double().numpy() - 1) * move)
-    shifts = 2 * draws.uniform(2, height, width).double().numpy() - 1
-    shifts = smooth(shifts, sigma, mode="reflect", truncate=3) * strength
-    grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"))
-    warped = [
-        [map_coordinates(channel, grid + shift, order=1, mode="reflect") for channel in picture]
-        for picture, shift in zip(pixels, shifts[:, ::-1], strict=True)
-    ]
-    return torch.from_numpy(np.array(warped)).view_as(x)
+    if move:
+        x = torch.from_numpy(affine(x.numpy(), (2 * draws.uniform(3, 2).double().numpy() - 1) * move))
+    if not strength:
+        return x
+    noise = 2 * draws.uniform(2, height, width).double().numpy() - 1
+    shifts = torch.from_numpy(smooth(noise, sigma, mode="reflect", truncate=3) * strength)
+    rows, columns = torch.arange(height)[:, None] + shifts[:, 1], torch.arange(width) + shifts[:, 0]
+    return bilinear(x, rows, columns, beyond_reflected)
 
 
 def affine(x: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """x (batch, channels, height, width) under the affine maps that move three points by ``moves``
     (batch, points, 2), right and down in pixels; mirrored at the border, linear between pixels."""
-    from scipy.ndimage import map_coordinates
-
     height, width = x.shape[2:]
     across, down, third = width // 2, height // 2, min(height, width) // 3
     before = np.array(
@@ -73,18 +104,47 @@ def affine(x: np.ndarray, moves: np.ndarray) -> np.ndarray:
     )
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     places = np.stack([columns, rows, np.ones_like(rows)]).reshape(3, -1)
-    out = []
-    for picture, move in zip(x, moves, strict=True):
-        forward = np.linalg.solve(_homogeneous(before), _homogeneous(before + move))
-        source = np.linalg.solve(forward.T, places)  # where each pixel of the result comes from
-        coordinates = source[1::-1].reshape(2, height, width)
-        out.append([map_coordinates(channel, coordinates, order=1, mode="mirror") for channel in picture])
-    return np.array(out).reshape(x.shape)
+    corners = _homogeneous(before)
+    forward = np.linalg.solve(corners, _homogeneous(before + moves))
+    # where each pixel of the result comes from
+    sources = np.linalg.solve(forward.swapaxes(1, 2), places).reshape(-1, 3, height, width)
+    from_column, from_row, _ = torch.from_numpy(sources).unbind(1)
+    return bilinear(torch.from_numpy(x), from_row, from_column, beyond_mirrored).numpy()
+
+
+def bilinear(x: Tensor, rows: Tensor, columns: Tensor, beyond: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """x (batch, channels, height, width) read at places ``rows`` and ``columns`` (batch, height, width),
+    linearly between pixels; ``beyond`` says which pixel stands for an index, and at which side length."""
+    height, width = x.shape[2:]
+    top, left = rows.floor(), columns.floor()
+    low, beside = (rows - top)[:, None], (columns - left)[:, None]
+    above, below = (beyond((top + i).int(), height).long() * width for i in (0, 1))
+    before, after = (beyond((left + i).int(), width).long() for i in (0, 1))
+    flat = x.flatten(2)
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        return flat.gather(2, (row + column).flatten(1)[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+
+    upper = at(above, before) * (1 - beside) + at(above, after) * beside
+    lower = at(below, before) * (1 - beside) + at(below, after) * beside
+    return upper * (1 - low) + lower * low
+
+
+def beyond_mirrored(index: Tensor, side: int) -> Tensor:
+    """... 2 1 [0 1 2 ... n] n-1 ...: the pixel at the border stands there once."""
+    index = index.abs() % (2 * side - 2)
+    return index.minimum(2 * side - 2 - index)
+
+
+def beyond_reflected(index: Tensor, side: int) -> Tensor:
+    """... 1 0 [0 1 ... n] n n-1 ...: the pixel at the border stands there twice."""
+    index = index % (2 * side)
+    return index.minimum(2 * side - 1 - index)
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:
-    """Points (3, 2) with a 1 each."""
-    return np.concatenate([points, np.ones((3, 1))], 1)
+    """Points (..., 3, 2) with a 1 each."""
+    return np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
 
 
 def _each(x: Tensor, change: Callable[[Image], Image]) -> Tensor:

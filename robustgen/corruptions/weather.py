@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from robustgen.draws import Draws
 
 FROSTS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 """There is a sixth, which the original never draws."""
-SHRINK = 5  # the pictures of frost are taken at a fifth of their size
+SHRUNK = 0.2  # the scale of the photographs of frost in CIFAR-10-C
 LUMA = (0.299, 0.587, 0.114)
 WATER, MUD = (175, 238, 238), (63, 42, 20)
 
@@ -31,11 +32,11 @@ def snow(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
     return kept * x + (1 - kept) * white + layer + layer.rot90(2, (2, 3))
 
 
-def frost(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """A photograph of frost laid over the picture."""
-    kept, weight = constants
-    pictures = frost_pictures()
+def frost(x: Tensor, constants: tuple[float, float, float], draws: Draws) -> Tensor:
+    """A part of a photograph of frost, scaled, laid over the picture."""
+    kept, weight, scale = constants
     height, width = x.shape[2:]
+    pictures = frost_pictures(scale)
     which = (draws.uniform(1)[:, 0] * len(pictures)).long().tolist()
     layers = []
     for number, place in zip(which, draws.uniform(2).tolist(), strict=True):
@@ -50,8 +51,8 @@ def frost(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
 
 
 @cache
-def frost_pictures() -> list[Tensor]:
-    """The photographs (3, height, width), float64 in [0, 1], at a fifth of their size.
+def frost_pictures(scale: float = SHRUNK) -> list[Tensor]:
+    """The photographs (3, height, width), float64 in [0, 1], scaled.
 
     They lie in the folder of an installed imagecorruptions, which is found without running it.
     """
@@ -62,8 +63,15 @@ def frost_pictures() -> list[Tensor]:
     found = []
     for name in FROSTS:
         pixels = np.asarray(Image.open(folder / name).convert("RGB"))
-        # Linear interpolation at an odd scale, without smoothing, takes the middle pixel of each square.
-        small = pixels[SHRINK // 2 :: SHRINK, SHRINK // 2 :: SHRINK]
+        if scale == SHRUNK:
+            # Linear interpolation at an odd scale, without smoothing, takes the middle pixel of each square.
+            step = round(1 / scale)
+            small = pixels[step // 2 :: step, step // 2 :: step]
+        else:
+            import cv2
+
+            size = [math.ceil(side * scale) for side in pixels.shape[1::-1]]
+            small = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
         found.append(torch.from_numpy(small / 255.0).permute(2, 0, 1))
     return found
 

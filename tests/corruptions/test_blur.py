@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 from corruption_pictures import COLOUR, corrupt, cut, levels, smooth_pictures
+from scipy.ndimage import zoom as enlarge
 from skimage.filters import gaussian
 
-from robustgen.corruptions import CORRUPTIONS, blur
+from robustgen.corruptions import blur
+from robustgen.corruptions.constants import CIFAR, IMAGENET
 from robustgen.draws import Draws
 
 PHOTOS = smooth_pictures()
 
 
 def constants(name: str, severity: int):
-    return CORRUPTIONS[name].constants[severity - 1]
+    return CIFAR[name][severity - 1]
 
 
 def same(ours: np.ndarray, expected: np.ndarray) -> None:
@@ -46,7 +48,8 @@ def test_defocus_blur_is_opencvs_filter_with_its_own_kernel(severity: int) -> No
     ours = blur.defocus_blur(PHOTOS.double(), (radius, alias), Draws(0, "none", torch.arange(6)))
     for found, one in zip(ours.numpy(), PHOTOS.double().numpy(), strict=True):
         expected = cv2.filter2D(one.transpose(1, 2, 0), -1, kernel)
-        np.testing.assert_allclose(found.transpose(1, 2, 0), expected, atol=1e-6)  # its kernel is float32
+        exact = found.transpose(1, 2, 0) - blur.FLOAT32 / 255
+        np.testing.assert_allclose(exact, expected, atol=1e-6)  # the kernel is float32
 
 
 @pytest.mark.parametrize("degrees", [-45, -20.5, 0, 33, 45, -90, -135])
@@ -78,7 +81,7 @@ def test_motion_blur_draws_angles_up_to_45_degrees_and_goes_on_at_the_border() -
 
 @pytest.mark.parametrize(("severity", "zooms"), [(1, 7), (2, 12), (3, 16), (4, 21), (5, 26)])
 def test_zoom_blur_takes_as_many_zooms_as_the_original(severity: int, zooms: int) -> None:
-    assert len(np.arange(1, constants("zoom_blur", severity), 0.01)) == zooms
+    assert len(np.arange(1, *constants("zoom_blur", severity))) == zooms
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.05, 1.25, 1.75, 2.25])
@@ -96,7 +99,7 @@ def test_a_zoom_keeps_the_middle_and_interpolates_linearly(factor: float) -> Non
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_glass_blur_copies_pixels_as_the_originals_loop_does(severity: int) -> None:
-    sigma, passes = constants("glass_blur", severity)
+    sigma, _, passes = constants("glass_blur", severity)
     stream = Draws(0, f"glass_blur-{severity}", torch.arange(len(COLOUR)))
     moves = [(stream.uniform(2, 30, 30).numpy() * 2).astype(int) - 1 for _ in range(passes)]
     expected = []
@@ -111,3 +114,37 @@ def test_glass_blur_copies_pixels_as_the_originals_loop_does(severity: int) -> N
     ours = levels(corrupt("glass_blur", severity, COLOUR))
     same(ours, np.stack(expected))
     assert (ours != levels(COLOUR)).mean() > 0.5
+
+
+@pytest.mark.parametrize("table", [CIFAR, IMAGENET])
+def test_zoom_blur_is_the_mean_of_scipys_zooms(table) -> None:
+    largest, step = table["zoom_blur"][3]
+    x = PHOTOS.double().numpy()
+    factors = np.arange(1, largest, step)
+    zooms = []
+    for factor in factors:
+        rows = math.ceil(32 / factor)
+        first = (32 - rows) // 2
+        middle = x[:, :, first : first + rows, first : first + rows]
+        large = enlarge(middle, (1, 1, factor, factor), order=1)
+        trim = (large.shape[2] - 32) // 2
+        zooms.append(large[:, :, trim : trim + 32, trim : trim + 32])
+    expected = (x + sum(zooms)) / (len(factors) + 1)
+    found = blur.zoom_blur(PHOTOS.double(), (largest, step), Draws(0, "none", torch.arange(6)))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("reach", [2, 3, 4])
+def test_glass_blur_with_a_longer_reach_follows_copies_of_copies(reach: int) -> None:
+    x = COLOUR[:2].double()
+    stream = Draws(0, "glass", torch.arange(2))
+    inner = 32 - 2 * reach
+    moves = (stream.uniform(2, inner, inner).numpy() * 2 * reach).astype(int) - reach
+    found = blur.glass_blur(x, (1e-3, reach, 1), Draws(0, "glass", torch.arange(2)))
+    for out, picture, move in zip(found.numpy(), levels(COLOUR[:2]), moves, strict=True):
+        loop = picture.copy()
+        for h in range(32 - reach, reach, -1):
+            for w in range(32 - reach, reach, -1):
+                dy, dx = move[:, h - reach - 1, w - reach - 1]
+                loop[h, w], loop[h + dy, w + dx] = loop[h + dy, w + dx], loop[h, w]
+        np.testing.assert_array_equal(np.rint(out.transpose(1, 2, 0) * 255), loop)

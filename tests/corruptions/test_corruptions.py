@@ -9,7 +9,7 @@ import torch
 from corruption_pictures import COLOUR, GREY, corrupt, smooth_pictures
 from torch import Tensor
 
-from robustgen.corruptions import CORRUPTIONS, Corruption, refusal
+from robustgen.corruptions import CORRUPTIONS, TABLES, Corruption, refusal
 from robustgen.errors import UnsupportedError, UserError
 
 ANY_SIZE = ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "brightness", "contrast"]
@@ -25,7 +25,9 @@ def pictures(name: str) -> list[Tensor]:
 
 def test_there_are_the_19_of_cifar_10_c_at_5_severities() -> None:
     assert len(CORRUPTIONS) == 19
-    assert {len(kind.constants) for kind in CORRUPTIONS.values()} == {5}
+    for table in TABLES.values():
+        assert list(table) == list(CORRUPTIONS)
+        assert {len(constants) for constants in table.values()} == {5}
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

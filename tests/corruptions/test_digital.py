@@ -10,9 +10,10 @@ import pytest
 import torch
 from corruption_pictures import corrupt, levels, smooth_pictures
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
-from robustgen.corruptions import CORRUPTIONS
-from robustgen.corruptions.digital import affine
+from robustgen.corruptions.constants import CIFAR
+from robustgen.corruptions.digital import affine, beyond_mirrored, beyond_reflected, bilinear, pixelate
 from robustgen.draws import Draws
 
 PHOTOS = smooth_pictures()
@@ -53,9 +54,7 @@ def test_elastic_shifts_are_as_long_as_their_constants_say() -> None:
     """Of a ramp, whose value says where a pixel came from."""
     ramp = torch.linspace(0.2, 0.8, 32).expand(200, 3, 32, 32).mul(255).round() / 255
     for severity in (1, 5):
-        strength, sigma, move = (
-            32 * share for share in CORRUPTIONS["elastic_transform"].constants[severity - 1]
-        )
+        strength, sigma, move = (32 * share for share in CIFAR["elastic_transform"][severity - 1])
         shift = (corrupt("elastic_transform", severity, ramp) - ramp)[:, 0, 8:24, 8:24] / 0.6 * 31
         shift = shift + 0.5 / 255 / 0.6 * 31  # levels are cut down
         # the middle moves with the mean of two corners of the square, each uniform in [-move, move]
@@ -68,4 +67,24 @@ def test_elastic_shifts_are_as_long_as_their_constants_say() -> None:
 
 
 def test_severity_one_is_an_affine_map_alone() -> None:
-    assert CORRUPTIONS["elastic_transform"].constants[0][0] == 0
+    assert CIFAR["elastic_transform"][0][0] == 0
+
+
+@pytest.mark.parametrize(("beyond", "mode"), [(beyond_reflected, "reflect"), (beyond_mirrored, "mirror")])
+def test_reading_between_pixels_is_scipys(beyond, mode: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (40 * torch.rand(6, 32, 32, generator=generator, dtype=torch.float64) - 4 for _ in "yx")
+    ours = bilinear(PHOTOS.double(), rows, columns, beyond)
+    for found, picture, place in zip(ours, PHOTOS.double(), torch.stack([rows, columns], 1), strict=True):
+        for channel, expected in zip(found, picture, strict=True):
+            read = map_coordinates(expected.numpy(), place.numpy(), order=1, mode=mode)
+            np.testing.assert_allclose(channel, read, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.95, 0.75, 0.6, 0.5, 0.3, 0.25])
+def test_boxes_are_pillows_at_any_scale_and_shape(scale: float) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 33), dtype=np.uint8)
+    found = pixelate(torch.from_numpy(picture / 255.0)[None, None], scale, Draws(0, "none", torch.arange(1)))
+    small = Image.fromarray(picture).resize((int(33 * scale), int(40 * scale)), Image.Resampling.BOX)
+    expected = np.asarray(small.resize((33, 40), Image.Resampling.BOX))
+    np.testing.assert_array_equal(np.rint(found[0, 0].numpy() * 255), expected)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from corruption_pictures import COLOUR, GREY, corrupt, cut, levels
+from scipy.stats import poisson
 from skimage.color import hsv2rgb, rgb2hsv
 
-from robustgen.corruptions import CORRUPTIONS
+from robustgen.corruptions import pixels
+from robustgen.corruptions.constants import CIFAR
+from robustgen.draws import Draws
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
@@ -17,9 +20,9 @@ def test_moments_of_the_noises(severity: int) -> None:
     level, n = 0.4, 12 * 3 * 32 * 32
     x = torch.full((12, 3, 32, 32), level)
     sigmas = {
-        "gaussian_noise": CORRUPTIONS["gaussian_noise"].constants[severity - 1],
-        "shot_noise": (level / CORRUPTIONS["shot_noise"].constants[severity - 1]) ** 0.5,
-        "speckle_noise": level * CORRUPTIONS["speckle_noise"].constants[severity - 1],
+        "gaussian_noise": CIFAR["gaussian_noise"][severity - 1],
+        "shot_noise": (level / CIFAR["shot_noise"][severity - 1]) ** 0.5,
+        "speckle_noise": level * CIFAR["speckle_noise"][severity - 1],
     }
     for name, sigma in sigmas.items():
         noise = corrupt(name, severity, x).double() - level + 0.5 / 255
@@ -29,7 +32,7 @@ def test_moments_of_the_noises(severity: int) -> None:
         cutting = 1 / 255 / 12**0.5
         expected = (sigma**2 + cutting**2) ** 0.5
         assert abs(float(noise.std()) - expected) < 5 * sigma / (2 * n) ** 0.5 + 0.02 * sigma, name
-    amount = CORRUPTIONS["impulse_noise"].constants[severity - 1]
+    amount = CIFAR["impulse_noise"][severity - 1]
     out = corrupt("impulse_noise", severity, x)
     for value in (0.0, 1.0):
         share = float((out == value).double().mean())
@@ -39,7 +42,7 @@ def test_moments_of_the_noises(severity: int) -> None:
 def test_shot_noise_has_the_poisson_distribution() -> None:
     from scipy import stats
 
-    photons = CORRUPTIONS["shot_noise"].constants[4]
+    photons = CIFAR["shot_noise"][4]
     x = torch.full((40, 1, 32, 32), 51 / 255)  # a mean of 10 photons
     out = corrupt("shot_noise", 5, x)
     assert len(torch.unique(out)) > 15
@@ -56,8 +59,8 @@ def test_brightness_and_saturate_are_scikit_images_hsv(severity: int) -> None:
     x[0] = x[0, :1]  # a grey picture
     x[1, :, :4] = 0.0  # black rows
     pixels = levels(x) / 255.0
-    shift = CORRUPTIONS["brightness"].constants[severity - 1]
-    factor, more = CORRUPTIONS["saturate"].constants[severity - 1]
+    shift = CIFAR["brightness"][severity - 1]
+    factor, more = CIFAR["saturate"][severity - 1]
     for name in ("brightness", "saturate"):
         hsv = rgb2hsv(pixels)
         if name == "brightness":
@@ -75,7 +78,7 @@ def test_brightness_and_saturate_are_scikit_images_hsv(severity: int) -> None:
 def test_contrast_is_the_originals_formula(severity: int) -> None:
     pixels = levels(COLOUR) / 255.0
     mean = pixels.mean(axis=(1, 2), keepdims=True)
-    expected = cut((pixels - mean) * CORRUPTIONS["contrast"].constants[severity - 1] + mean)
+    expected = cut((pixels - mean) * CIFAR["contrast"][severity - 1] + mean)
     difference = np.abs(levels(corrupt("contrast", severity, COLOUR)).astype(int) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
@@ -84,3 +87,27 @@ def test_contrast_is_the_originals_formula(severity: int) -> None:
 def test_brightness_of_grey_is_that_of_grey_colour() -> None:
     grey = corrupt("brightness", 4, GREY)
     assert torch.equal(corrupt("brightness", 4, GREY.expand(-1, 3, -1, -1)), grey.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("x", [COLOUR, GREY, torch.rand(12, 3, 9, 9)])
+@pytest.mark.parametrize("photons", [3, 60, 500])
+def test_shot_noise_is_the_quantile_of_each_draw(x: torch.Tensor, photons: int) -> None:
+    """Of 8-bit pictures by tables, of others one by one."""
+    draws = Draws(0, "shot", torch.arange(len(x)))
+    u = Draws(0, "shot", torch.arange(len(x))).uniform(*x.shape[1:]).double().numpy() + 2.0**-25
+    expected = poisson.ppf(u, x.double().numpy() * photons)
+    found = pixels.shot_noise(x.double(), photons, draws).numpy() * photons
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.04, 0.38, 0.6])
+@pytest.mark.parametrize("name", ["gaussian_noise", "speckle_noise"])
+def test_levels_of_noise_are_those_of_the_plain_formula(name: str, sigma: float) -> None:
+    x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(3)).double()
+    x[:20] = (x[:20] * 255).round() / 255
+    n = Draws(0, "noise", torch.arange(40)).normal(3, 32, 32).double()
+    plain = x + sigma * n * (1 if name == "gaussian_noise" else x)
+    found = getattr(pixels, name)(x, sigma, Draws(0, "noise", torch.arange(40)))
+    for made in (plain, found):
+        made.clamp_(0, 1).mul_(255).add_(1e-4).floor_()
+    assert torch.equal(found, plain)

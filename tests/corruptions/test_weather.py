@@ -8,7 +8,8 @@ import pytest
 import torch
 from corruption_pictures import corrupt, levels, smooth_pictures
 
-from robustgen.corruptions import CORRUPTIONS, weather
+from robustgen.corruptions import weather
+from robustgen.corruptions.constants import CIFAR
 from robustgen.draws import Draws
 
 PHOTOS = smooth_pictures()
@@ -48,7 +49,7 @@ def test_plasma_is_the_diamond_square_algorithm_point_by_point() -> None:
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 def test_fog_lifts_what_is_dark_and_keeps_the_highest_value(severity: int) -> None:
     black, white = torch.zeros(40, 3, 32, 32), torch.ones(40, 3, 32, 32)
-    strength, _ = CORRUPTIONS["fog"].constants[severity - 1]
+    strength, _ = CIFAR["fog"][severity - 1]
     assert torch.equal(corrupt("fog", severity, black), black)  # its highest value is 0
     fogged = corrupt("fog", severity, white)
     assert float(fogged.amax((1, 2, 3)).min()) > 0.995
@@ -73,7 +74,7 @@ def test_frost_takes_a_fifth_of_the_first_five_photographs() -> None:
 
 @pytest.mark.parametrize("severity", [1, 5])
 def test_frost_is_a_part_of_a_photograph_over_the_picture(severity: int) -> None:
-    kept, weight = CORRUPTIONS["frost"].constants[severity - 1]
+    kept, weight, _ = CIFAR["frost"][severity - 1]
     grey = torch.full((30, 3, 32, 32), 51 / 255)
     out = corrupt("frost", severity, grey)
     layers = (out + 0.5 / 255 - kept * 51 / 255) / weight
@@ -99,7 +100,7 @@ def test_frost_is_a_part_of_a_photograph_over_the_picture(severity: int) -> None
 def test_snow_whitens_and_its_flakes_are_the_same_turned_half_round() -> None:
     black = torch.zeros(60, 1, 32, 32)
     for severity in (1, 3, 5):
-        kept = CORRUPTIONS["snow"].constants[severity - 1][6]
+        kept = CIFAR["snow"][severity - 1][6]
         flakes = corrupt("snow", severity, black) - (1 - kept) * 0.5
         # the level is cut down, the layer was rounded
         torch.testing.assert_close(flakes, flakes.rot90(2, (2, 3)), atol=1.01 / 255, rtol=0)
@@ -109,7 +110,7 @@ def test_snow_whitens_and_its_flakes_are_the_same_turned_half_round() -> None:
 
 @pytest.mark.parametrize("severity", [1, 2, 3])
 def test_water_is_what_opencv_makes_of_the_liquid(severity: int) -> None:
-    mean, spread, sigma, threshold, strength, _ = CORRUPTIONS["spatter"].constants[severity - 1]
+    mean, spread, sigma, threshold, strength, _ = CIFAR["spatter"][severity - 1]
     numbers = Draws(0, f"spatter-{severity}", torch.arange(len(PHOTOS))).normal(32, 32).double().numpy()
     for number, picture in enumerate(levels(PHOTOS)):
         liquid = cv2.GaussianBlur(
