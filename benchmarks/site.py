@@ -1,4 +1,4 @@
-"""``make site``: publish the zoo's reports (HTML, summaries, rows) from stored rows to reports/.
+"""``make site``: publish the zoo's reports (HTML, summaries, rows) and an index of them to reports/.
 
 Adversarial pictures stay behind for their size; whoever wants to verify them runs ``make zoo``.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+
+from robustgen.report.leaderboard import leaderboard
 
 SOURCE, TARGET = Path("out/zoo"), Path("reports")
 
@@ -27,6 +29,7 @@ def main() -> int:
         print("no stored rows: run 'make zoo' first", file=sys.stderr)
         return 2
     sizes = {path.name: publish(path, TARGET / path.name) for path in finished}
+    print(leaderboard(TARGET))
     for name, size in sizes.items():
         print(f"reports/{name}: {size / 1e6:.1f} MB")
     print(f"{len(sizes)} reports published, {sum(sizes.values()) / 1e6:.1f} MB")

@@ -32,10 +32,13 @@ CLAIMED = {
         ("accuracy", "clean"), ("robust_accuracy", "autoattack-linf-0.15"), ("ece", "clean"),
         ("guidance_gain", "*"), ("psnr_gain", "*"), ("auroc", "*"),
     ]),
+    "mnist": ("clean", [("accuracy", "clean"), ("ece", "clean")]),
     "cifar10": ("clean", [("accuracy", "clean"), ("ece", "clean")]),
 }  # fmt: skip
-# What a model of many network calls a picture claims, whatever its data: an attack would take hours.
+# What a model of many network calls a picture claims, whatever its data, and on how many test pictures at
+# most: an attack would take hours.
 EXPENSIVE = ("clean", [("accuracy", "clean"), ("ece", "clean")])
+FEW = 500
 
 
 def claimed(card: ModelCard) -> tuple[str, list[tuple[str, str]]]:
@@ -43,13 +46,12 @@ def claimed(card: ModelCard) -> tuple[str, list[tuple[str, str]]]:
     return CLAIMED[card.data] if card.calls == 1 else EXPENSIVE
 
 
-def measure(protocol: str, names: list[str], source: str, out: Path) -> list[Metric]:
-    """Every metric of these models under a protocol, on the whole test split of their data.
+def measure(protocol: str, names: list[str], source: str, n: int, out: Path) -> list[Metric]:
+    """Every metric of these models under a protocol, on the first n test pictures of their data.
 
     The models are computed side by side, a process a core, by the command that anyone would type;
     then the same command for all of them finds every chunk finished, and makes the page.
     """
-    n = len(data.load(source))
     command = [sys.executable, "-m", "robustgen.cli", "report"]
     options = ["--data", source, "--protocol", protocol, "--n", str(n), "--out", str(out)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -98,14 +100,15 @@ def write_claims(folder: Path, claims: list[Claim]) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True))
 
 
-def cards_by_run(pattern: str) -> dict[tuple[str, str], list[ModelCard]]:
-    """The classifiers of the zoo that match a glob, by their data and the protocol of their claims."""
+def cards_by_run(pattern: str) -> dict[tuple[str, str, int], list[ModelCard]]:
+    """The classifiers of the zoo that match a glob, by their data, and the protocol and n of their claims."""
     found = defaultdict(list)
     for reference in registry.resolve(pattern):
         assert isinstance(reference, registry.ZooModel)
         card = registry.load_card(reference.folder)
         if card.family != "denoiser":
-            found[card.data, claimed(card)[0]].append(card)
+            n = len(data.load(card.data))
+            found[card.data, claimed(card)[0], n if card.calls == 1 else min(n, FEW)].append(card)
     return dict(found)
 
 
@@ -119,9 +122,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="replace the cards' claims by what is measured")
     arguments = parser.parse_args()
     sentences = []
-    for (source, protocol), cards in cards_by_run(arguments.models).items():
+    for (source, protocol, n), cards in cards_by_run(arguments.models).items():
         names = [card.name for card in cards]
-        metrics = measure(protocol, names, source, arguments.out / f"{source}-{protocol}")
+        few = "-few" if n < len(data.load(source)) else ""
+        metrics = measure(protocol, names, source, n, arguments.out / f"{source}-{protocol}{few}")
         for card in cards:
             own = [metric for metric in metrics if metric.model == card.name]
             if arguments.write:

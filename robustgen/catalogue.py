@@ -27,9 +27,10 @@ def entries(what: str) -> list[tuple[str, str]]:
 
             return [(name, kind.missing() or kind.summary) for name, kind in CORRUPTIONS.items()]
         case "data":
-            from robustgen.data import SOURCES
+            from robustgen.data import DERIVED, SOURCES
 
-            return [(name, source.summary) for name, source in SOURCES.items()]
+            made = [(name, f"foreign only: {kind.summary}") for name, kind in DERIVED.items()]
+            return [*((name, source.summary) for name, source in SOURCES.items()), *made]
     raise UserError(f"cannot list {what!r}", expected=", ".join(KINDS), got=what)
 
 

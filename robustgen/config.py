@@ -75,18 +75,57 @@ class CorruptionsSpec(Strict):
     kind: Literal["corruptions"]
     types: list[str] = Field(min_length=1)
     severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(min_length=1)
+    baseline: str | None = None
+    """A family: errors are also given relative to its model for the data, where a report has it."""
 
 
 class OodSpec(Strict):
-    """Foreign pictures: the data's own list of foreign sets."""
+    """Foreign pictures: the data's own list of foreign sets, each in the data's size and codec.
+
+    ``scores`` and ``detectors`` are read of foreign and clean pictures beside what the logits say.
+    """
 
     kind: Literal["ood"]
+    scores: list[Literal["gradient", "complexity", "chroma"]] = []
+    detectors: list[str] = []
+    """Names of robustgen.detectors; they need the extra pytorch-ood."""
+
+
+class FixedSpec(Strict):
+    """A fixed number of steps from every picture, none ending early: what calibration and scores are
+    after an attack of one size.
+
+    ``objective``: ``label`` lowers the label's probability on the data's pictures; ``energy`` and
+    ``msp`` make the data's pictures look foreign by that score and foreign ones familiar.
+    """
+
+    kind: Literal["fixed"]
+    objective: Literal["label", "energy", "msp"]
+    norm: Literal["linf", "l2"]
+    eps: Positive | None = None
+    """None: the data's eps for that norm."""
+    steps: int = Field(default=20, gt=0)
 
 
 class GradientsSpec(Strict):
     """Guidance gain and denoising at the data's sigmas, against its reference denoiser."""
 
     kind: Literal["gradients"]
+    pictures: int = Field(default=8, ge=0)
+    """How many samples, counted from the first, also get their pictures stored."""
+
+
+class EfficiencySpec(Strict):
+    """Guidance gain beside cross-entropy over the data's sweep of noise levels."""
+
+    kind: Literal["efficiency"]
+
+
+class ExplainedSpec(Strict):
+    """The nearest wrong picture in terms of class-conditional denoisers, at three of the data's sigmas:
+    the lowest, the middle and the highest."""
+
+    kind: Literal["explained"]
     pictures: int = Field(default=8, ge=0)
     """How many samples, counted from the first, also get their pictures stored."""
 
@@ -98,7 +137,15 @@ class ProbesSpec(Strict):
 
 
 EvaluationSpec = Annotated[
-    CleanSpec | AttackSpec | CorruptionsSpec | OodSpec | GradientsSpec | ProbesSpec,
+    CleanSpec
+    | AttackSpec
+    | CorruptionsSpec
+    | OodSpec
+    | FixedSpec
+    | GradientsSpec
+    | EfficiencySpec
+    | ExplainedSpec
+    | ProbesSpec,
     Field(discriminator="kind"),
 ]
 
@@ -109,6 +156,8 @@ class DataSettings(Strict):
     eps: dict[Norm, Positive] = {}
     foreign: list[str] = []
     sigmas: list[Positive] = []
+    sweep: list[Positive] = []
+    """Noise levels for an integral over them: twelve or more, or none."""
     denoiser: str | None = None
     """Zoo name of the reference denoiser."""
 

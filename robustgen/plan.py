@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustgen import attacks, data
+from robustgen import attacks, data, detectors
+from robustgen.attacks.ood import Fixed
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
-from robustgen.config import AttackSpec, DataSettings, Protocol
-from robustgen.corruptions import Corruption, refusal
+from robustgen.config import AttackSpec, DataSettings, FixedSpec, OodSpec, Protocol
+from robustgen.corruptions import Corruption, evaluation_name, published, refusal
+from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
 from robustgen.errors import UnknownNameError, UserError, unknown_name
 from robustgen.perturb import Identity, Perturbation, Readout
 from robustgen.registry import ZooModel, model_folders, slug
+from robustgen.scores import SCORES, Score
 from robustgen.threat import ThreatModel
 from robustgen.types import Split
+
+LEVELS = 12
+"""The fewest noise levels that an integral is taken over."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Evaluation:
     """One thing to measure: which data, what is done to it, and what is read beside the rows.
 
     ``detail`` says in words, for run.json, what perturbation and readouts are; the readouts are built
-    when the first chunk needs them, since they may need the training split.
+    when the first chunk needs them, since they may need the training split. ``scores`` are read into
+    the rows; ``foreign`` loads the pictures where they are not a split of the data.
     """
 
     name: str
@@ -37,6 +44,8 @@ class Evaluation:
     detail: dict[str, Any]
     perturbation: Perturbation
     readouts: Callable[[], tuple[Readout, ...]] = field(default=lambda: ())
+    scores: tuple[Score, ...] = ()
+    foreign: Callable[[], Dataset] | None = None
 
     def describe(self) -> dict[str, Any]:
         """The evaluation as it stands in run.json."""
@@ -54,18 +63,26 @@ def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan
     """Turn a protocol's specifications into evaluations of a data set's test split."""
     settings = protocol.settings(dataset.name)
     planned = Plan([], [])
-    for spec in protocol.evaluations:
+    reading = _reading(planned, protocol, settings, dataset, root)
+    # of the foreign sets that are planned before
+    for spec in sorted(protocol.evaluations, key=lambda spec: spec.kind == "fixed"):
         match spec.kind:
             case "clean":
-                _plan_clean(planned, dataset, root)
+                _plan_clean(planned, reading, dataset, root)
             case "attack":
                 _plan_attack(planned, spec, dataset, settings)
             case "corruptions":
-                _plan_corruptions(planned, spec.types, spec.severities, dataset)
+                _plan_corruptions(planned, spec.types, spec.severities, dataset, root)
             case "ood":
-                _plan_foreign(planned, settings.foreign, dataset, root)
+                _plan_foreign(planned, reading, settings.foreign, dataset, root)
+            case "fixed":
+                _plan_fixed(planned, spec, dataset, settings)
             case "gradients":
                 _plan_gradients(planned, settings, spec.pictures, dataset, root)
+            case "efficiency":
+                _plan_efficiency(planned, settings, dataset)
+            case "explained":
+                _plan_explained(planned, settings, spec.pictures, dataset)
             case "probes":
                 _plan_probes(planned, settings, dataset)
     names = [evaluation.name for evaluation in planned.evaluations]
@@ -75,10 +92,41 @@ def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan
     return planned
 
 
-def _plan_clean(planned: Plan, dataset: Dataset, root: Path | None) -> None:
+class _Reading(NamedTuple):
+    """What is read of own and foreign pictures beside what the logits say, and how run.json says it."""
+
+    scores: tuple[Score, ...]
+    detail: dict[str, Any]
+
+
+def _reading(
+    planned: Plan, protocol: Protocol, settings: DataSettings, dataset: Dataset, root: Path | None
+) -> _Reading:
+    """The scores that a protocol's ood evaluations ask for; none where there are no foreign sets."""
+    specs = [s for s in protocol.evaluations if isinstance(s, OodSpec)] if settings.foreign else []
+    names = list(dict.fromkeys(name for spec in specs for name in spec.scores))
+    chosen = list(dict.fromkeys(name for spec in specs for name in spec.detectors))
+    detectors.check(chosen)
+    scores: list[Score] = [SCORES[name]() for name in names]
+    detail: dict[str, Any] = {"scores": names} if names else {}
+    library = detectors.library_version()
+    if chosen and library is None:
+        reason = "the detectors need pytorch-ood: pip install 'robustgen[pytorch-ood]'"
+        planned.refused.append({"evaluation": "detectors", "reason": reason})
+    elif chosen:
+        train = partial(load_data, dataset.source, "train", None, root)
+        scores.append(detectors.Detectors(chosen, train))
+        detail |= {"detectors": chosen, "pytorch_ood": library}
+    return _Reading(tuple(scores), detail)
+
+
+def _plan_clean(planned: Plan, reading: _Reading, dataset: Dataset, root: Path | None) -> None:
     planned.evaluations.append(
-        Evaluation("clean", "clean", dataset.name, "test", len(dataset), {}, perturbation=Identity())
-    )
+        Evaluation(
+            "clean", "clean", dataset.name, "test", len(dataset), reading.detail,
+            perturbation=Identity(), scores=reading.scores,
+        )
+    )  # fmt: skip
     try:
         pictures = load_data(dataset.source, "calibration", None, root)
     except UserError as error:
@@ -111,45 +159,144 @@ def _plan_attack(planned: Plan, spec: AttackSpec, dataset: Dataset, settings: Da
         )  # fmt: skip
 
 
-def _plan_corruptions(planned: Plan, types: list[str], severities: list[int], dataset: Dataset) -> None:
+def _plan_corruptions(
+    planned: Plan, types: list[str], severities: list[int], dataset: Dataset, root: Path | None
+) -> None:
+    """Corruptions made here; of CIFAR-10 the published ones, where the data root has them."""
     for name in types:
-        reason = refusal(name, dataset.shape)
+        found = published.Found(None)
+        if dataset.name == "cifar10" and name in published.MD5:
+            found = published.find(name, data.data_root(root), dataset.labels)
+        reason = None if found.file else refusal(name, dataset.shape)
         if reason is not None:
             planned.refused.append({"evaluation": name, "reason": reason})
             continue
+        if found.reason is not None:
+            planned.refused.append({"evaluation": f"{name}, published", "reason": found.reason})
         for severity in severities:
-            corruption = Corruption(name, severity)
+            detail: dict[str, Any] = {"type": name, "severity": severity}
+            if dataset.name == "cifar10" and ":" not in name:
+                detail["pictures"] = f"published, md5 {published.MD5[name]}" if found.file else "regenerated"
             planned.evaluations.append(
                 Evaluation(
-                    f"{name}-{severity}", "corruption", dataset.name, "test", len(dataset),
-                    {"type": name, "severity": severity},
-                    perturbation=corruption,
+                    evaluation_name(name, severity), "corruption", dataset.name, "test", len(dataset), detail,
+                    perturbation=PublishedCorruption(found.file, severity)
+                    if found.file
+                    else Corruption(name, severity),
                 )
             )  # fmt: skip
 
 
-def _plan_foreign(planned: Plan, foreign: list[str], dataset: Dataset, root: Path | None) -> None:
+def _plan_foreign(
+    planned: Plan, reading: _Reading, foreign: list[str], dataset: Dataset, root: Path | None
+) -> None:
+    """Each set in the data's size and codec, and beside it the raw one where that differs."""
     for source in foreign:
         try:
-            pictures = load_data(source, "test", dataset.shape, root)
+            found = load_foreign(source, dataset.source, root)
         except UnknownNameError:
             raise
-        except UserError as error:  # not at hand here and now
+        except UserError as error:  # not at hand here and now, or not to be made of this data
             planned.refused.append({"evaluation": f"ood-{slug(source)}", "reason": error.what})
             continue
-        detail = {"provenance": pictures.provenance, "fingerprint": pictures.fingerprint}
-        name = f"ood-{slug(pictures.name)}"
-        planned.evaluations.append(
-            Evaluation(name, "ood", source, "test", len(pictures), detail, perturbation=Identity())
+        for suffix, pictures in (("", found.matched), ("-raw", found.raw)):
+            if pictures is None:
+                continue
+            detail = {"provenance": pictures.provenance, "fingerprint": pictures.fingerprint}
+            if suffix:
+                detail["confounded"] = f"{dataset.name} came through {dataset.codec}, and this set did not"
+            load = partial(_foreign_part, source, dataset.source, root, bool(suffix))
+            planned.evaluations.append(
+                Evaluation(
+                    f"ood-{slug(pictures.name)}{suffix}", "ood", source, "test", len(pictures),
+                    detail | reading.detail, perturbation=Identity(), scores=reading.scores, foreign=load,
+                )
+            )  # fmt: skip
+
+
+def _foreign_part(source: str, familiar: str, root: Path | None, raw: bool) -> Dataset:
+    found = load_foreign(source, familiar, root)
+    return found.raw if raw and found.raw is not None else found.matched
+
+
+def _plan_fixed(planned: Plan, spec: FixedSpec, dataset: Dataset, settings: DataSettings) -> None:
+    """Own pictures under a fixed number of steps and, of a score, each matched foreign set as well."""
+    eps = spec.eps or settings.eps.get(spec.norm)
+    if eps is None:
+        reason = f"the protocol has no eps for {spec.norm} on {dataset.name!r}"
+        planned.refused.append({"evaluation": f"fixed-{spec.objective}", "reason": reason})
+        return
+    attack = Fixed(ThreatModel(spec.norm, eps), spec.objective, spec.steps)
+    name = attacks.evaluation_name(attack)
+    detail = {"objective": spec.objective, "norm": spec.norm, "eps": eps, "steps": spec.steps}
+    planned.evaluations.append(
+        Evaluation(
+            name, "fixed", dataset.name, "test", len(dataset), {**detail, "of": "clean"}, perturbation=attack
         )
+    )
+    if spec.objective == "label":
+        return
+    familiar = Fixed(attack.threat, spec.objective, spec.steps, foreign=True)
+    sets = [e for e in planned.evaluations if e.kind == "ood" and "confounded" not in e.detail]
+    for e in sets:
+        described = {**detail, "of": e.name, "fingerprint": e.detail["fingerprint"]}
+        planned.evaluations.append(
+            Evaluation(
+                f"{e.name}-{name}", "fixed", e.data, "test", e.size, described,
+                perturbation=familiar, foreign=e.foreign,
+            )
+        )  # fmt: skip
 
 
 def _plan_gradients(
     planned: Plan, settings: DataSettings, pictures: int, dataset: Dataset, root: Path | None
 ) -> None:
-    if not settings.denoiser or not settings.sigmas:
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.classifiers.denoisers import Wiener
+        from robustgen.gradients import Guidance
+
+        train = load_data(dataset.source, "train", None, root)
+        return Guidance(settings.sigmas, reference, Wiener(train.images), pictures)
+
+    _plan_guided(planned, "gradients", settings, settings.sigmas, dataset, readout)
+
+
+def _plan_efficiency(planned: Plan, settings: DataSettings, dataset: Dataset) -> None:
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.gradients import Sweep
+
+        return Sweep(settings.sweep, reference)
+
+    if 0 < len(settings.sweep) < LEVELS:
+        raise UserError(
+            "an integral over noise levels needs more of them",
+            where=f"the protocol's data.{dataset.name}.sweep",
+            expected=f"{LEVELS} levels or more",
+            got=len(settings.sweep),
+        )
+    _plan_guided(planned, "efficiency", settings, sorted(settings.sweep), dataset, readout)
+
+
+def _plan_explained(planned: Plan, settings: DataSettings, pictures: int, dataset: Dataset) -> None:
+    ordered = sorted(settings.sigmas)
+    three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if len(ordered) > 2 else ordered
+
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.gradients import Explained
+
+        return Explained(three, reference, pictures)
+
+    _plan_guided(planned, "explained", settings, three, dataset, readout)
+
+
+def _plan_guided(
+    planned: Plan, name: str, settings: DataSettings, sigmas: list[float], dataset: Dataset,
+    readout: Callable[[Denoiser], Readout],
+) -> None:  # fmt: skip
+    """A readout against the protocol's reference denoiser at noise levels."""
+    if not settings.denoiser or not sigmas:
         reason = f"the protocol names no reference denoiser, or no sigmas, for {dataset.name!r}"
-        planned.refused.append({"evaluation": "gradients", "reason": reason})
+        planned.refused.append({"evaluation": name, "reason": reason})
         return
     folders = model_folders()
     if settings.denoiser not in folders:
@@ -158,25 +305,21 @@ def _plan_gradients(
 
     @cache
     def readouts() -> tuple[Readout, ...]:
-        from robustgen.classifiers.denoisers import Wiener
-        from robustgen.gradients import Guidance
-
         reference = load(folder)
         if not isinstance(reference, Denoiser):
             raise UserError(
                 "the reference denoiser is none", where=folder, expected="a model of family denoiser"
             )
-        train = load_data(dataset.source, "train", None, root)
-        return (Guidance(settings.sigmas, reference, Wiener(train.images), pictures),)
+        return (readout(reference),)
 
     detail = {
-        "sigmas": settings.sigmas,
+        "sigmas": sigmas,
         "denoiser": settings.denoiser,
         "denoiser_fingerprint": fingerprint_model(ZooModel(folder.name, folder)),
     }
     planned.evaluations.append(
         Evaluation(
-            "gradients", "gradients", dataset.name, "test", len(dataset), detail,
+            name, name, dataset.name, "test", len(dataset), detail,
             perturbation=Identity(), readouts=readouts,
         )
     )  # fmt: skip
@@ -208,3 +351,9 @@ def _plan_probes(planned: Plan, settings: DataSettings, dataset: Dataset) -> Non
 def load_data(source: str, split: Split, shape: tuple[int, int, int] | None, root: Path | None) -> Dataset:
     """``data.load``, once a process: a run needs the same few splits again and again."""
     return data.load(source, split, shape=shape, root=root)
+
+
+@cache
+def load_foreign(source: str, familiar: str, root: Path | None) -> data.Foreign:
+    """``data.load_foreign`` for the test split of ``familiar``, once a process."""
+    return data.load_foreign(source, load_data(familiar, "test", None, root), root)

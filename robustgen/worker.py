@@ -23,6 +23,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
 from robustgen.plan import Evaluation, load_data
+from robustgen.scores import read_scores
 from robustgen.store import Chunk, row_schema
 
 VERDICT_DRAWS = 32
@@ -93,6 +94,8 @@ class Worker:
         verdict = ask(self.model, images, y, draws)
         columns |= verdict.columns() | {"sample_id": part.sample_ids.tolist(), "label": y.tolist()}
         columns["broken_by"] = self._broken_by(perturbed.broken_by, verdict)
+        with seeded(self.model, "scores", draws, self.device):
+            columns["scores"] = read_scores(evaluation.scores, self.model, images)
         with seeded(self.model, "readout", draws, self.device):
             tables = {r.name: r(self.model, images, y, draws) for r in evaluation.readouts()}
         columns |= {"forwards": self.model.forwards.tolist(), "backwards": self.model.backwards.tolist()}
@@ -107,8 +110,8 @@ class Worker:
         return load_data(source, "test", None, root).images[: min(batch, 8)]
 
     def _pictures(self, evaluation: Evaluation) -> Dataset:
-        if evaluation.kind == "ood":
-            return load_data(evaluation.data, "test", self.model.input_shape, self.root)
+        if evaluation.foreign is not None:
+            return evaluation.foreign()
         return load_data(self.source, evaluation.split, None, self.root)
 
     def _broken_by(self, found: list[str | None] | None, verdict: Verdict) -> list[str | None] | None:

@@ -140,7 +140,13 @@ def test_no_temperature_where_all_are_right() -> None:
 
 
 def sklearn_detection(own: np.ndarray, foreign: np.ndarray) -> ood.Detection:
-    from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
+    from sklearn.metrics import (
+        auc,
+        average_precision_score,
+        precision_recall_curve,
+        roc_auc_score,
+        roc_curve,
+    )
 
     is_own = np.r_[np.ones(len(own)), np.zeros(len(foreign))]
     score = np.r_[own, foreign]
@@ -155,6 +161,7 @@ def sklearn_detection(own: np.ndarray, foreign: np.ndarray) -> ood.Detection:
 
     return ood.Detection(
         roc_auc_score(is_own, score), aupr(is_own, score), aupr(1 - is_own, -score),
+        average_precision_score(is_own, score), average_precision_score(1 - is_own, -score),
         fpr95(is_own, score), fpr95(1 - is_own, -score),
     )  # fmt: skip
 
@@ -188,7 +195,7 @@ def test_detection_replicates_are_those_of_resamples() -> None:
 
 def test_perfect_and_hopeless_scores() -> None:
     own, foreign = np.arange(10.0, 20), np.arange(10.0)
-    assert [float(v) for v in ood.detection(own, foreign)] == [1, 1, 1, 0, 0]
+    assert [float(v) for v in ood.detection(own, foreign)] == [1, 1, 1, 1, 1, 0, 0]
     assert float(ood.detection(foreign, own).auroc) == 0
     assert float(ood.detection(np.ones(5), np.ones(8)).auroc) == 0.5
 

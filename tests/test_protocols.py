@@ -8,7 +8,7 @@ import pytest
 from robustgen import attacks, registry
 from robustgen.config import AttackSpec, CorruptionsSpec, Protocol
 from robustgen.corruptions import CORRUPTIONS
-from robustgen.data import SOURCES
+from robustgen.data import DERIVED, SOURCES
 from robustgen.threat import ThreatModel
 
 FOLDER = Path(__file__).resolve().parent.parent / "attacks"
@@ -37,7 +37,7 @@ def test_a_protocol_names_only_what_there_is(name: str) -> None:
     assert protocol.name == name, "a protocol is found by its file's name"
     for data, settings in protocol.data.items():
         assert data == "any" or data in SOURCES
-        assert set(settings.foreign) <= set(SOURCES) - {data}
+        assert set(settings.foreign) <= {*SOURCES, *DERIVED} - {data}
         _check_evaluations(protocol, data)
 
 

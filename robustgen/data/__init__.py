@@ -1,8 +1,9 @@
 """Data sets by name: ``load(name, split)`` is the one way in.
 
 Splits are train, calibration and test; calibration samples are neither training nor test samples.
-Foreign sets (letters, photos, textures) have only a test split and are brought to the shape of the
-data that they are foreign to.
+Foreign sets (letters, photos, textures) have only a test split. Any set may be foreign to another:
+``load_foreign(name, familiar)`` brings it to that one's shape and through its codec, and makes the sets
+that are made of it (noise, turned pictures).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from robustgen.data import carried, files
 from robustgen.data.dataset import Dataset, make, no_split
+from robustgen.data.foreign import DERIVED, Foreign, derive, matched
 from robustgen.errors import UserError, unknown_name
 from robustgen.types import Split
 
-__all__ = ["SOURCES", "Dataset", "Source", "data_root", "load", "make"]
+__all__ = [
+    "DERIVED", "SOURCES", "Dataset", "Foreign", "Source", "data_root", "load", "load_foreign", "make",
+]  # fmt: skip
 
 
 def data_root(root: Path | str | None = None) -> Path:
@@ -59,9 +63,28 @@ def load(
         if source.foreign and split != "test":
             raise no_split(name, split)
         dataset = source.load(split, shape, data_root(root))
+    elif name in DERIVED:
+        raise UserError(
+            f"{name!r} is made for another data set and is none by itself", got=name,
+            remedy="name it among a protocol's foreign sets",
+        )  # fmt: skip
     else:
         raise unknown_name("data set", name, SOURCES, also="imagefolder:PATH, or FILE.npz")
     return replace(dataset.reshaped(shape) if shape else dataset, source=name)
+
+
+def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -> Foreign:
+    """A foreign set for the ``familiar`` test split, in its shape and through its codec, and as it was.
+
+    ``name``: as for ``load``, or one of DERIVED. Raises UserError as ``load`` does.
+    """
+    if name in DERIVED:
+        return matched(derive(name, familiar), familiar)
+    if name not in SOURCES and ":" not in name and not name.endswith(".npz"):
+        raise unknown_name("data set", name, [*SOURCES, *DERIVED], also="imagefolder:PATH, or FILE.npz")
+    # letters and photos are drawn in the shape that is asked for
+    shape = familiar.shape if name in SOURCES and SOURCES[name].foreign else None
+    return matched(load(name, "test", shape=shape, root=root), familiar)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustgen.data.codec import Jpeg
 from robustgen.errors import UserError
 from robustgen.types import UNLABELLED
 
@@ -35,6 +36,8 @@ class Dataset:
     provenance: str
     source: str = ""
     """What ``load`` was asked for; it differs from the name for imagefolder:PATH and FILE.npz."""
+    codec: Jpeg | None = None
+    """The lossy codec that all of its pictures came through, where there is one and it is known."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,7 +55,11 @@ class Dataset:
         )
 
     def reshaped(self, shape: tuple[int, int, int]) -> Dataset:
-        """The same pictures in another shape: grey or colour, resized with antialiasing."""
+        """The same pictures in another shape: grey or colour, resized with antialiasing.
+
+        What shrinks to both sides is averaged over areas, which blurs less than a linear filter does:
+        blur is something that a foreign set could be told by. The codec is no longer theirs.
+        """
         if self.shape == shape:
             return self
         images = self.images
@@ -60,7 +67,10 @@ class Dataset:
             images = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         elif images.shape[1] == 1 and shape[0] == 3:
             images = images.expand(-1, 3, -1, -1)
-        images = torch.nn.functional.interpolate(images, shape[1:], mode="bilinear", antialias=True)
+        if shape[1] <= self.shape[1] and shape[2] <= self.shape[2]:
+            images = torch.nn.functional.interpolate(images, shape[1:], mode="area")
+        else:
+            images = torch.nn.functional.interpolate(images, shape[1:], mode="bilinear", antialias=True)
         size = f"{shape[0]}x{shape[1]}x{shape[2]}"
         return make(
             self.name,

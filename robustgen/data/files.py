@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robustgen.data.codec import Jpeg, codec_of
 from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split, numbered
 from robustgen.errors import UserError
 from robustgen.types import Split
@@ -129,30 +131,34 @@ def _parquet(name: str, path: Path, split: Split) -> Dataset:
         class_names = _class_names(table, labels)
         keep = _part_of_training(split, len(encoded))
         pictures = [_decode(encoded[i], f"{path}, row {i}") for i in keep]
-        images = np.stack([picture for picture, _ in pictures]).transpose(0, 3, 1, 2)
-    formats = {kind for _, kind in pictures}
+        images = np.stack([picture for picture, *_ in pictures]).transpose(0, 3, 1, 2)
+    formats = {kind for _, kind, _ in pictures}
     provenance = f"{name}, {split}: {len(keep)} pictures from a parquet of {'/'.join(sorted(formats))} files."
     if all(kind.startswith("JPEG") for kind in formats):
         provenance += " A JPEG copy: lossy, not the original pictures."
-    return make(name, images, labels[keep], class_names, provenance, where=path)
+    dataset = make(name, images, labels[keep], class_names, provenance, where=path)
+    return replace(dataset, codec=_shared(codec for *_, codec in pictures))
 
 
-def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str]:
+def _shared(codecs: Iterable[Jpeg | None]) -> Jpeg | None:
+    """The codec that all have, or None."""
+    different = set(codecs)
+    return different.pop() if len(different) == 1 else None
+
+
+def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str, Jpeg | None]:
+    with _reading("cannot decode the picture", where, "a picture that Pillow reads", "fetch the file again"):
+        return _pixels(io.BytesIO(encoded))
+
+
+def _pixels(file: Any) -> tuple[np.ndarray, str, Jpeg | None]:
+    """A picture's values (height, width, 3), its format in words, and its codec where that is lossy."""
     from PIL import Image
 
-    with (
-        _reading("cannot decode the picture", where, "a picture that Pillow reads", "fetch the file again"),
-        Image.open(io.BytesIO(encoded)) as picture,
-    ):
-        return np.asarray(picture.convert("RGB")), _format(picture)
-
-
-def _format(picture: Any) -> str:
-    """The file format; for a JPEG also its quality, by the first entry of its quantisation table."""
-    if picture.format != "JPEG":
-        return str(picture.format)
-    scale = picture.quantization[0][0] * 100 / 16  # 16 is that entry in the standard's table
-    return f"JPEG (quality {round(100 - scale / 2 if scale <= 100 else 5000 / scale)})"
+    with Image.open(file) as picture:
+        codec = codec_of(picture)
+        words = f"JPEG (quality {codec.quality})" if codec else str(picture.format)
+        return np.asarray(picture.convert("RGB")), words, codec
 
 
 def _class_names(table: Any, labels: np.ndarray) -> list[str]:
@@ -172,8 +178,9 @@ def image_folder(path: Path, split: Split) -> Dataset:
     if folder == path and split != "test":
         raise no_split(f"imagefolder:{path}", split)
     with _reading("this is no folder of pictures", folder, "one folder a class, with pictures in it"):
-        source = ImageFolder(str(folder))
-        pictures = [np.asarray(picture.convert("RGB")) for picture, _ in source]
+        source = ImageFolder(str(folder), loader=_pixels)
+        decoded = [picture for picture, _ in source]
+    pictures = [picture for picture, *_ in decoded]
     sizes = {picture.shape for picture in pictures}
     if len(sizes) > 1:
         raise UserError(
@@ -186,7 +193,8 @@ def image_folder(path: Path, split: Split) -> Dataset:
     if (images == images[:, :1]).all():
         images = images[:, :1]  # grey pictures that were opened as colour
     labels, provenance = np.asarray(source.targets), f"Image folder, {split}."
-    return make(path.name, images, labels, source.classes, provenance, where=folder)
+    dataset = make(path.name, images, labels, source.classes, provenance, where=folder)
+    return replace(dataset, codec=_shared(codec for *_, codec in decoded))
 
 
 def npz(path: Path, split: Split) -> Dataset:

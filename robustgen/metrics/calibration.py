@@ -1,7 +1,8 @@
 """Does a confidence of 0.8 mean right in 8 cases of 10? Expected calibration error and its kin.
 
 All take probabilities or log-probabilities of shape (n, classes) and say what bootstrap resamples of
-the n samples would have given, so that intervals and paired differences come for free.
+the n samples would have given, so that intervals and paired differences come for free. Where each
+picture is there in several ``versions``, next to each other, pictures are resampled with all of them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from robustgen.metrics.rows import log_softmax
 
 Array = np.ndarray
 BINS = 15
-BIASED_UPWARDS = ("ece", "adaptive_ece")
-"""Sums of absolute values, which noise raises: their intervals are basic ones, cut off at 0."""
+BIASED_UPWARDS = ("ece", "adaptive_ece", "classwise_ece", "brier_reliability", "brier_resolution")
+"""Sums of absolute values or of squares, which noise raises: their intervals are basic ones, cut off at 0."""
 
 
 class Resampled(NamedTuple):
@@ -61,14 +62,16 @@ def reliability(probabilities: Array, labels: Array) -> Bins:
         )
 
 
-def ece(probabilities: Array, labels: Array) -> Resampled:
+def ece(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
     """Expected calibration error, top label, 15 equal-width bins (Guo et al. 2017); lower is better.
 
     sum over bins of |sum of (confidence - right)| / n, in [0, 1]; see ``width_bins`` for 1.0.
+    Reference: torchmetrics, multiclass_calibration_error.
     """
     confidence, right = top_label(probabilities, labels)
     gaps = np.zeros((len(labels), BINS + 1))
     gaps[np.arange(len(labels)), width_bins(confidence)] = confidence - right
+    gaps = gaps.reshape(-1, versions, BINS + 1).sum(1)
     return Resampled(
         float(np.abs(gaps.sum(0)).sum() / len(labels)), np.abs(resampled_sums(gaps)).sum(1) / len(labels)
     )
@@ -90,20 +93,86 @@ def adaptive_ece(probabilities: Array, labels: Array) -> Resampled:
     return Resampled(float(value), np.abs(np.asarray(sums)).sum(1) / n)
 
 
-def nll(log_probabilities: Array, labels: Array) -> Resampled:
+def classwise_ece(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
+    """Classwise calibration error (Kull et al. 2019): the mean over classes c of the error of p_c as a
+    probability of "the label is c", 15 equal-width bins as in ``ece``; in [0, 1], lower is better.
+
+    Reference: torchmetrics, binary_calibration_error, class by class.
+    """
+    size = labels.size * probabilities.shape[1]
+    value, replicates = _class_bins(probabilities, labels, versions)
+    return Resampled(
+        float(np.abs(value.said - value.seen).sum() / size),
+        np.abs(replicates.said - replicates.seen).sum((1, 2)) / size,
+    )
+
+
+def brier_parts(probabilities: Array, labels: Array, versions: int = 1) -> dict[str, Resampled]:
+    """Brier's score taken apart: reliability - resolution + uncertainty (Murphy 1973), summed over classes.
+
+    In each class's bins of ``width_bins``, n_b samples with mean probability p_b, a share o_b of which
+    has the label: reliability = sum n_b (p_b - o_b)^2 / n, lower is better; uncertainty = o (1 - o) of
+    the class's share o, the data's own. Murphy's resolution, sum n_b (o_b - o)^2 / n, makes the sum
+    exact for forecasts that are equal within a bin. For others it is what the sum leaves, the
+    generalised resolution of Stephenson et al. 2008 (Weather and Forecasting 23): higher is better.
+    """
+    score = brier(probabilities, labels, versions)
+
+    def parts(bins: _ClassBins, score: float | Array) -> tuple[Array, Array, Array]:
+        reliability = ((bins.said - bins.seen) ** 2 / np.maximum(bins.size, 1)).sum((-1, -2)) / labels.size
+        share = bins.seen.sum(-1) / labels.size
+        uncertainty = (share * (1 - share)).sum(-1)
+        return reliability, reliability + uncertainty - score, uncertainty
+
+    value, replicates = _class_bins(probabilities, labels, versions)
+    names = ("brier_reliability", "brier_resolution", "brier_uncertainty")
+    both = zip(names, parts(value, score.value), parts(replicates, score.replicates), strict=True)
+    return {name: Resampled(float(v), r) for name, v, r in both}
+
+
+class _ClassBins(NamedTuple):
+    """By class and bin, (..., classes, 16): how many samples, the sum of p_c, how many have the label c."""
+
+    size: Array
+    said: Array
+    seen: Array
+
+
+def _class_bins(probabilities: Array, labels: Array, versions: int) -> tuple[_ClassBins, _ClassBins]:
+    """The bins of all samples, and those of each bootstrap resample, (1000, classes, 16)."""
+    from scipy.sparse import csr_array
+
+    rows, classes = probabilities.shape
+    target = np.zeros_like(probabilities)
+    target[np.arange(rows), labels] = 1
+    column = width_bins(probabilities) + (BINS + 1) * np.arange(classes)
+    place = np.repeat(np.arange(rows) // versions, classes), column.ravel()
+    shape = (rows // versions, (BINS + 1) * classes)
+    values, replicates = [], []
+    for content in (np.ones_like(probabilities), probabilities, target):
+        table = csr_array((content.ravel(), place), shape=shape)
+        blocks = np.array_split(resamples(shape[0]), 20)
+        drawn = np.concatenate([(table.T @ block.T.astype(np.float64)).T for block in blocks])
+        values.append(np.asarray(table.sum(0)).reshape(classes, BINS + 1))
+        replicates.append(drawn.reshape(len(drawn), classes, BINS + 1))
+    return _ClassBins(*values), _ClassBins(*replicates)
+
+
+def nll(log_probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
     """Mean of -log p(label), in nats; lower is better."""
-    return mean(-np.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0])
+    return mean(-np.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0], versions)
 
 
-def brier(probabilities: Array, labels: Array) -> Resampled:
+def brier(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
     """Brier's score (1950): mean over samples of sum_c (p_c - [c = label])^2, in [0, 2]; lower is better."""
     target = np.zeros_like(probabilities)
     target[np.arange(len(labels)), labels] = 1
-    return mean(((probabilities - target) ** 2).sum(1))
+    return mean(((probabilities - target) ** 2).sum(1), versions)
 
 
-def mean(values: Array) -> Resampled:
+def mean(values: Array, versions: int = 1) -> Resampled:
     """The mean of values (n,)."""
+    values = values.reshape(-1, versions).mean(1)
     return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
 
 

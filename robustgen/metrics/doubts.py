@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
+from robustgen.metrics.gradient_doubts import gradient_doubts
 from robustgen.metrics.intervals import wilson
+from robustgen.metrics.ood_doubts import ood_doubts
 from robustgen.metrics.probe_doubts import probe_doubts
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
@@ -16,10 +18,6 @@ from robustgen.types import Flag
 WIDE = 0.05
 # 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
 MANY_VALUES, FEW_VALUES, DISTINCT = 1000, 20, 0.95
-DEPENDENT = {
-    "letters": "letters are the same few shapes in ten fonts",
-    "photos": "photos are half-overlapping windows of two photographs",
-}
 
 
 def find_doubts(run: Run) -> list[Flag]:
@@ -31,12 +29,13 @@ def find_doubts(run: Run) -> list[Flag]:
         _chance,
         attack_doubts,
         _probes,
+        gradient_doubts,
         _random,
         _quantised,
         _chunk_seed,
         _temperature,
         _unknown_training,
-        _dependent,
+        ood_doubts,
         _few,
     )
     found = [flag for part in parts for flag in part(run)]
@@ -184,16 +183,6 @@ def _unknown_training(run: Run) -> Iterator[Flag]:
             "pictures: its numbers with a fitted temperature may be too good. "
             'Train on load_data(NAME, "train") alone to be sure.',
         )  # fmt: skip
-
-
-def _dependent(run: Run) -> Iterator[Flag]:
-    for evaluation, _ in run.of_kind("ood"):
-        why = DEPENDENT.get(evaluation.detail["data"])
-        if why:
-            yield _flag(
-                run, evaluation.name, "dependent_samples", "info",
-                f"Foreign pictures that are not independent of each other make intervals too narrow: {why}.",
-            )  # fmt: skip
 
 
 def _few(run: Run) -> Iterator[Flag]:

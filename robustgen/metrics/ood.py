@@ -18,22 +18,31 @@ Array = np.ndarray
 BLOCK = 4_000_000  # numbers held at a time while resampling
 
 
-def scores(rows: Rows) -> dict[str, Array]:
+def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     """The scores that can be read from rows, each (n,), larger for "in".
 
-    msp: the largest softmax probability (Hendrycks and Gimpel 2017); energy: logsumexp of the logits,
-    the negative energy of Liu et al. (2020); max_logit (Hendrycks et al. 2022); log_prob: the model's
-    log p(x), where every row has it.
+    msp: the largest softmax probability (Hendrycks and Gimpel 2017); entropy: the softmax's negative
+    entropy in nats; energy: logsumexp of the logits, the negative energy of Liu et al. (2020);
+    max_logit (Hendrycks et al. 2022). Where every row has the model's log p(x): log_prob; typicality,
+    -|log p(x) - the mean log p of the ``calibration`` split| (Nalisnick et al. 2019, for one picture);
+    complexity_corrected, log p(x) + ln 2 * complexity, in nats (Serra et al. 2020, negated). And what
+    was stored beside the logits: gradient, complexity, chroma, detectors.
     """
     top = rows.logits.max(1)
+    log_p = rows.log_probabilities
     found = {
-        "msp": np.exp(rows.log_probabilities.max(1)),
+        "msp": np.exp(log_p.max(1)),
+        "entropy": (np.exp(log_p) * log_p).sum(1),
         "energy": top + np.log(np.exp(rows.logits - top[:, None]).sum(1)),
         "max_logit": top,
     }
     if np.isfinite(rows.log_prob).all():
         found["log_prob"] = rows.log_prob
-    return found
+        if calibration is not None and np.isfinite(calibration.log_prob).all():
+            found["typicality"] = -np.abs(rows.log_prob - calibration.log_prob.mean())
+        if "complexity" in rows.scores:
+            found["complexity_corrected"] = rows.log_prob + np.log(2) * rows.scores["complexity"]
+    return found | rows.scores
 
 
 class Curve(NamedTuple):
@@ -44,21 +53,27 @@ class Curve(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """Five measures of telling own from foreign, each (...,), in [0, 1].
+    """Seven measures of telling own from foreign, each (...,), in [0, 1].
 
     auroc: P(own scores higher than foreign), ties count half; the same whichever class is positive.
+    Reference: scikit-learn, roc_auc_score.
     aupr_in, aupr_out: area under precision against recall with own (out: foreign) pictures positive,
-    by trapezoids over the observed thresholds, as OpenOOD does it; not average precision.
+    by trapezoids over the observed thresholds, as OpenOOD does it. Reference: scikit-learn, auc of
+    precision_recall_curve.
+    average_precision_in, average_precision_out: the same area by steps, sum over thresholds of the
+    gain in recall times the precision. Reference: scikit-learn, average_precision_score.
     fpr95_at_id_tpr: at the highest threshold that accepts >= 95 % of own pictures, the share of
     foreign ones accepted (own positive; the convention of MSP, energy and JEM).
     fpr95_at_ood_tpr: at the lowest threshold that flags >= 95 % of foreign pictures, the share of own
-    ones flagged (foreign positive; OpenOOD's convention).
-    Higher is better for the first three, lower for the last two.
+    ones flagged (foreign positive; OpenOOD's convention). Reference of both: scikit-learn, roc_curve.
+    Higher is better for all but the last two.
     """
 
     auroc: Array
     aupr_in: Array
     aupr_out: Array
+    average_precision_in: Array
+    average_precision_out: Array
     fpr95_at_id_tpr: Array
     fpr95_at_ood_tpr: Array
 
@@ -128,6 +143,8 @@ def _measures(tp: Array, fp: Array) -> Detection:
         _trapezoids(_from_zero(fp) / fp[:, -1:], _from_zero(tp) / tp[:, -1:]),
         _aupr(tp, fp),
         _aupr(tp_out, fp_out),
+        _average_precision(tp, fp),
+        _average_precision(tp_out, fp_out),
         _fpr95(tp, fp),
         _fpr95(tp_out, fp_out),
     )
@@ -137,9 +154,16 @@ def _trapezoids(x: Array, y: Array) -> Array:
     return (np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1]) / 2).sum(1)
 
 
+def _precision(tp: Array, fp: Array) -> Array:
+    return np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
+
+
+def _average_precision(tp: Array, fp: Array) -> Array:
+    return (np.diff(_from_zero(tp) / tp[:, -1:], axis=1) * _precision(tp, fp)).sum(1)
+
+
 def _aupr(tp: Array, fp: Array) -> Array:
-    caught = np.maximum(tp + fp, 1)
-    precision = np.where(tp + fp > 0, tp / caught, 1.0)
+    precision = _precision(tp, fp)
     precision = np.concatenate([np.ones((len(tp), 1)), precision], 1)  # at recall 0, as scikit-learn
     return _trapezoids(_from_zero(tp) / tp[:, -1:], precision)
 

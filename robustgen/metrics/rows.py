@@ -17,7 +17,7 @@ from robustgen.metrics import verdicts
 from robustgen.store import RunStore
 
 Array = np.ndarray
-TABLES = {"gradients": "guidance", "probes": "probes"}
+TABLES = {"gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained"}
 """The table beside the rows of an evaluation, by its kind."""
 
 
@@ -29,7 +29,8 @@ class Rows:
     ``draws``, ``draws_correct`` int (n,), how many draws are behind the verdict and how many of them
     were right; ``log_prob`` float64 (n,) in nats, NaN where the model has none; ``broken_by`` object
     (n,), the stage of a cascade that broke the sample or None; ``within_budget`` object (n,), None
-    without a budget; ``seeded_by``, ``forwards``, ``backwards`` (n,).
+    without a budget; ``seeded_by``, ``forwards``, ``backwards`` (n,); ``scores`` float64 (n,) by name,
+    those that every row has.
     """
 
     ids: Array
@@ -43,6 +44,7 @@ class Rows:
     seeded_by: Array
     forwards: Array
     backwards: Array
+    scores: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -103,6 +105,10 @@ class Run:
     """By evaluation: the table of the gradients readout, without its pictures."""
     probes: dict[str, pd.DataFrame] = field(default_factory=dict)
     """By evaluation: the table of the probes."""
+    sweep: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """By evaluation: the table of the sweep over noise levels."""
+    explained: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """By evaluation: the table of the explained attack, without its pictures."""
     errors: list[dict[str, Any]] = field(default_factory=list)
     """The lines of errors.jsonl."""
 
@@ -153,7 +159,14 @@ def to_rows(table: pa.Table) -> Rows:
         seeded_by=column("seeded_by"),
         forwards=column("forwards"),
         backwards=column("backwards"),
+        scores=_scores(table),
     )
+
+
+def _scores(table: pa.Table) -> dict[str, Array]:
+    rows = [dict(pairs or ()) for pairs in table["scores"].to_pylist()]
+    names = [name for name in (rows[0] if rows else ()) if all(name in row for row in rows)]
+    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
 
 
 def numbers_of(table: pa.Table) -> pd.DataFrame:

@@ -13,8 +13,10 @@ from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 SHARES = frozenset(
-    ["accuracy", "robust_accuracy", "corruption_accuracy", "ece", "adaptive_ece", "auroc", "aupr_in",
-     "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain"]
+    ["accuracy", "robust_accuracy", "corruption_accuracy", "ece", "adaptive_ece", "classwise_ece", "aurc",
+     "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in", "average_precision_out",
+     "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain", "gradient_efficiency", "span_share",
+     "random_span_share"]
 )  # fmt: skip
 
 SCORES = (
@@ -65,8 +67,8 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
     for detail in _of_kind(content, "ood"):
         for score, title, called in SCORES:
             yield Column(
-                "Foreign, AUROC", f"{detail['data']} by {title}",
-                f"how well {called} tells the data from {detail['data']}: 50 is chance, 100 perfect",
+                "Foreign, AUROC", f"{foreign_name(detail)} by {title}",
+                f"how well {called} tells the data from {foreign_name(detail)}: 50 is chance, 100 perfect",
                 Key(detail["name"], score, "auroc"), True,
             )  # fmt: skip
     yield from _gradients(content)
@@ -139,6 +141,11 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
     return sorted(chosen, key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
 
 
+def foreign_name(detail: dict[str, Any]) -> str:
+    """A foreign set as people read it: one that did not go through the data's codec says so."""
+    return f"{detail['data']}{', raw (confounded)' if 'confounded' in detail else ''}"
+
+
 def _of_kind(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     """The evaluations of a kind that any model has, in the order of the first that has them."""
     found: dict[str, dict[str, Any]] = {}
@@ -177,9 +184,13 @@ def format_value(metric: dict[str, Any], value: float | None = None) -> str:
     shown = 100 * value if metric["metric"] in SHARES else value
     sign = "+" if metric["metric"] in ("guidance_gain", "psnr_gain") else ""
     digits = 3 if metric["metric"] in ("nll", "brier", "temperature", "bits_per_dim") else 1
-    if metric["metric"] in ("ece", "adaptive_ece"):
+    if metric["metric"].startswith("brier_"):
+        digits = 4
+    if metric["metric"] in ("ece", "adaptive_ece", "classwise_ece", "aurc", "e_aurc"):
         digits = 2
-    if abs(shown) >= 100 and metric["metric"] == "guidance_gain":
+    if metric["metric"].startswith(("radius_", "margin_", "branch_", "minimal_", "relative_")):
+        digits = 2
+    if abs(shown) >= 100 and metric["metric"] in ("guidance_gain", "gradient_efficiency"):
         digits = 0
     return f"{shown:{sign}.{digits}f}".replace("-", "−")
 

@@ -12,23 +12,60 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.report import pictures, sections
+from robustgen.report.citations import citations
+from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.plots import style
 from robustgen.report.reading import flag_groups, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore, atomic, read_json
 
+EXPLAINED = (
+    "gradient_efficiency",
+    "gradient_information",
+    "label_information",
+    "span_share",
+    "random_span_share",
+    "radius_correlation",
+    "radius_partial_correlation",
+    "margin_correlation",
+    "radius_ratio",
+    "minimal_distance",
+    "branch_cosine",
+    "branch_relative_error",
+)
 DETAILS = {
     "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy",)),
-    "corruptions": ("Corruption by corruption", ("corruption_accuracy",)),
+    "corruptions": ("Corruption by corruption", ("corruption_accuracy", "relative_corruption_error")),
     "calibration": (
         "All calibration measures",
-        ("ece", "adaptive_ece", "nll", "brier", "temperature", "bits_per_dim"),
+        (
+            "ece",
+            "adaptive_ece",
+            "classwise_ece",
+            "nll",
+            "brier",
+            "brier_reliability",
+            "brier_resolution",
+            "brier_uncertainty",
+            "aurc",
+            "e_aurc",
+            "temperature",
+            "bits_per_dim",
+        ),
     ),
     "foreign": (
         "All scores and measures",
-        ("auroc", "aupr_in", "aupr_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr"),
+        (
+            "auroc",
+            "aupr_in",
+            "aupr_out",
+            "average_precision_in",
+            "average_precision_out",
+            "fpr95_at_id_tpr",
+            "fpr95_at_ood_tpr",
+        ),
     ),
-    "gradients": ("All noise levels", ("guidance_gain", "psnr", "psnr_gain")),
+    "gradients": ("All noise levels", ("guidance_gain", "psnr", "psnr_gain", *EXPLAINED)),
 }
 
 
@@ -40,13 +77,14 @@ def render(out: Path) -> Path:
         store = RunStore.read(out / model["path"])
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
-    text = _environment().get_template("page.html.j2").render(_context(content, pairs))
+    text = templates().get_template("page.html.j2").render(_context(content, pairs))
     with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
+    """jinja2 with the package's templates, everything escaped."""
     environment = Environment(
         loader=PackageLoader("robustgen.report"),
         autoescape=True,
@@ -72,14 +110,16 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "curves": sections.curves(content),
         "corruptions": sections.corruption_charts(content),
         "reliability": sections.reliability_diagrams(content, runs),
+        "risk": sections.risk_coverage_chart(content, runs),
         "roc": sections.roc_curves(content, runs),
-        "gradients": sections.gradient_charts(content),
+        "gradients": sections.gradient_charts(content) + explained_figures(content, runs),
         "galleries": shown,
         "no_pictures": missing,
         "details": _details(content),
         "tests": test_rows(content),
         "environments": _environments(content),
         "costs": [_cost(model) for model in content["models"]],
+        "citations": citations(content),
         "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
     }
 
@@ -95,6 +135,8 @@ def _galleries(
     except UserError as error:
         return [], f"No example pictures: {error.what}."
     shown = pictures.galleries(content, pairs, clean)
+    panel = explained_gallery(pairs, clean)
+    shown += [panel] if panel else []
     return shown, "" if shown else "No example pictures: the runs stored none."
 
 

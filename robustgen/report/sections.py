@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from robustgen.metrics import calibration, ood
+from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import NORMS, eps_text
+from robustgen.report.columns import NORMS, eps_text, foreign_name
 from robustgen.report.plots import Chart, Series, reliability_svg
 
 Numbers = dict[tuple[str, str, str, str], dict[str, Any]]
@@ -101,10 +101,14 @@ def corruption_charts(content: dict[str, Any]) -> list[Figure]:
     for name, d in details.items():
         kinds.setdefault(d["type"], {})[d["severity"]] = name
     numbers = by_key(content)
-    return [_corruption(content, numbers, kind, severities) for kind, severities in kinds.items()]
+    made = {d["type"]: d.get("pictures", "").partition(",")[0] for d in details.values()}
+    return [_corruption(content, numbers, kind, severities, made[kind]) for kind, severities in kinds.items()]
 
 
-def _corruption(content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str]) -> Figure:
+def _corruption(
+    content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str], made: str
+) -> Figure:
+    """``made``: whether the pictures are the published ones or were regenerated, where there is a choice."""
     lines, words = [], []
     for index, model in enumerate(names_of(content)):
         points = [(0, numbers.get((model, "clean", "", "accuracy")))]
@@ -122,7 +126,7 @@ def _corruption(content: dict[str, Any], numbers: Numbers, kind: str, severities
         title, "; ".join(words), "severity", "accuracy, %", lines,
         y_range=(min(50, 10 * (low // 10)), 100), width=300, height=200,
     )  # fmt: skip
-    return _figure(title, chart)
+    return _figure(title, chart, f"Pictures: {made}." if made else "")
 
 
 # --- calibration -----------------------------------------------------------------------------------
@@ -150,13 +154,54 @@ def reliability_diagrams(content: dict[str, Any], runs: list[Run]) -> list[Figur
     return found
 
 
+LOWEST_COVERAGE = 0.02  # of fewer pictures the share wrong says little, and jumps
+
+
+def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | None:
+    """Every model's share wrong among the clean pictures that it is surest of, against how many these are."""
+    numbers, lines, words = by_key(content), [], []
+    for index, run in enumerate(runs):
+        rows = run.first("clean")
+        if rows is None:
+            continue
+        confidence, right = calibration.top_label(np.exp(rows.log_probabilities), rows.labels)
+        curve = selective.risk_coverage(confidence, right)
+        kept = np.unique(np.linspace(LOWEST_COVERAGE * len(right), len(right) - 1, 200).astype(int))
+        x, y = 100 * curve.coverage[kept], 100 * curve.risk[kept]
+        lines.append(Series(run.model, index, x.tolist(), y.tolist(), markers=False))
+        area = numbers.get((run.model, "clean", "", "aurc"))
+        words.append(f"{run.model}: AURC {100 * area['value']:.2f}" if area else run.model)
+    if not lines:
+        return None
+    title = "Risk against coverage"
+    chart = Chart(
+        title, "; ".join(words), "pictures answered, the surest first, %", "wrong among them, %", lines,
+        x_range=(0, 100),
+    )  # fmt: skip
+    return _figure(title, chart)
+
+
 # --- foreign pictures ------------------------------------------------------------------------------
 
 
 def roc_curves(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
     """A chart a foreign set: ROC curves of every model's energy score."""
     evaluations = {e.name: e.detail for run in runs for e, _ in run.of_kind("ood")}
-    return [figure for name, d in evaluations.items() if (figure := _roc(content, runs, name, d["data"]))]
+    return [
+        replace(figure, note=_codec_note(content, name, detail))
+        for name, detail in evaluations.items()
+        if (figure := _roc(content, runs, name, foreign_name(detail))) is not None
+    ]
+
+
+def _codec_note(content: dict[str, Any], evaluation: str, detail: dict[str, Any]) -> str:
+    """What the file format alone gives away: a scalar of the picture, without a model."""
+    said = f"Confounded: {detail['confounded']}. " if "confounded" in detail else ""
+    found = [m for m in content["metrics"] if (m["evaluation"], m["variant"]) == (evaluation, "chroma")]
+    area = next((m for m in found if m["metric"] == "auroc"), None)
+    if area is not None:
+        said += f"Fine chroma alone, no model asked: AUROC {100 * area['value']:.1f}."
+    return said.strip()
 
 
 def _roc(content: dict[str, Any], runs: list[Run], evaluation: str, data: str) -> Figure | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from robustgen import __version__
 from robustgen.errors import UserError
 from robustgen.metrics import Run, compare, find_doubts, measure, read_run
+from robustgen.metrics.corrupted import relative_errors
+from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.estimates import is_finite
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.store import RunStore, atomic, read_json, write_json
@@ -29,6 +31,8 @@ def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> d
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
     read = [read_run(store, n) for store in runs]
     found = {run.model: measure(run) for run in read}
+    for estimate in _relative(read):
+        found[estimate.metric.model].append(estimate)
     flags = [flag for run in read for flag in find_doubts(run)]
     flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
@@ -48,6 +52,14 @@ def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> d
     _write_csv(out / "summary.csv", [estimate.metric for estimate in kept])
     write_json(out / "summary.json", content)
     return content
+
+
+def _relative(runs: list[Run]) -> Iterator[Estimate]:
+    """Corruption errors over those of the baseline that the protocol names, where it is there."""
+    spec = runs[0].spec
+    family = next((e["baseline"] for e in spec["protocol"]["evaluations"] if e.get("baseline")), None)
+    if family is not None:
+        yield from relative_errors(runs, f"{family}-{spec['data']['name']}")
 
 
 def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | None]:

@@ -31,6 +31,19 @@ class MainTable:
     rows: list[tuple[dict[str, Any], list[Cell | None]]]
 
     @property
+    def kinds(self) -> list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]:
+        """The rows of generative models, which say something of p(x), and those of the others."""
+        found: dict[str, list[tuple[dict[str, Any], list[Cell | None]]]] = {
+            "generative": [],
+            "discriminative": [],
+        }
+        for model, cells in self.rows:
+            found["generative" if "log_prob" in model["supports"] else "discriminative"].append(
+                (model, cells)
+            )
+        return [(kind, rows) for kind, rows in found.items() if rows]
+
+    @property
     def untested(self) -> bool:
         """Whether any cell could not be tested against the best."""
         return any(cell is not None and cell.mark == "untested" for _, cells in self.rows for cell in cells)
@@ -125,6 +138,7 @@ def test_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "p_text": p_text(test["p"]),
                 "holm_text": p_text(test["p_holm"]),
                 "differs": test["p_holm"] < ALPHA,
+                "scale": 100 if test["metric"] in SHARES else 1,
             })  # fmt: skip
     return found
 

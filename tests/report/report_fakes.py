@@ -40,8 +40,20 @@ def evaluations(size: int = 60) -> list[dict[str, Any]]:
             for s in (1, 3)
         ),
         {"name": "ood-letters", "kind": "ood", "data": "letters", "size": 50, "provenance": "Letters."},
+        *fixed(size),
         {"name": "gradients", "kind": "gradients", **plain, "sigmas": SIGMAS},
     ]
+
+
+def fixed(size: int) -> list[dict[str, Any]]:
+    """The label's odds and the energy under a fixed number of steps, the latter on both sides."""
+    common = {"kind": "fixed", "norm": "linf", "eps": 0.15, "steps": 20}
+    own = {**common, "data": "digits", "size": size, "of": "clean"}
+    return [
+        *({"name": f"fixed-{o}-linf-0.15", "objective": o, **own} for o in ("label", "energy")),
+        {**common, "name": "ood-letters-fixed-energy-linf-0.15", "objective": "energy", "of": "ood-letters",
+         "data": "letters", "size": 50},
+    ]  # fmt: skip
 
 
 def spec(
@@ -58,7 +70,8 @@ def spec(
     return {
         "model": {
             "name": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
-            "summary": summary, "num_classes": classes, "input_shape": list(shape), "supports": ["logits"],
+            "summary": summary, "num_classes": classes, "input_shape": list(shape),
+            "supports": ["log_prob", "logits"] if density else ["logits"],
             "density": density, "noise": "NoNoise()", "stochastic": stochastic, "parameters": 12345,
         },
         "data": {
@@ -136,8 +149,10 @@ def evaluate(
     tables: dict[str, pa.Table] = {}
     pictures = None
     dims = int(np.prod(fake.store.spec["data"]["shape"]))
-    if kind == "ood":
+    if kind == "ood" or detail.get("of") == "ood-letters":
         labels, logits = np.full(n, -1), fake.rng.normal(size=(n, clean.shape[1]))
+    elif kind == "fixed":
+        logits = fake.logits(fake.skill - 2)
     elif kind == "corruption":
         logits = fake.logits(fake.skill - 0.3 * detail["severity"])
     elif kind == "calibration":
@@ -151,6 +166,9 @@ def evaluate(
         columns["draws"] = [32] * n
         share = np.where(logits.argmax(1) == labels, fake.rng.beta(5, 0.5, n), fake.rng.beta(0.5, 2, n))
         columns["draws_correct"] = fake.rng.binomial(32, share).tolist()
+    if kind in ("clean", "ood"):
+        bits = fake.rng.integers(500, 900, n).astype(float)
+        columns["scores"] = [[("complexity", b), ("chroma", -b / 1000)] for b in bits]
     if fake.joint:
         columns["log_prob"] = np.log(np.exp(logits).sum(1)).tolist()
     return make_rows(labels, logits, **columns), tables, pictures

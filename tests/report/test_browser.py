@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,24 +42,107 @@ def test_a_column_is_sorted_by_keyboard(page: Any) -> None:
     button.focus()
     page.keyboard.press("Enter")
     assert button.locator("xpath=..").get_attribute("aria-sort") == "descending"
-    assert accuracies(page) == sorted(accuracies(page), reverse=True)
+    assert accuracies(page) == [sorted(kind, reverse=True) for kind in accuracies(page)]
     page.keyboard.press("Space")
     assert button.locator("xpath=..").get_attribute("aria-sort") == "ascending"
-    assert accuracies(page) == sorted(accuracies(page))
+    assert accuracies(page) == [sorted(kind) for kind in accuracies(page)]
     assert page.locator("#main [aria-sort=ascending], #main [aria-sort=descending]").count() == 1
 
 
-def accuracies(page: Any) -> list[float]:
-    cells = page.locator('#main td[data-metric="accuracy"]')
-    return [float(cell.get_attribute("data-value")) for cell in cells.all()]
+def accuracies(page: Any) -> list[list[float]]:
+    """By kind of model, in the order of the page."""
+    found = [body.locator('td[data-metric="accuracy"]').all() for body in page.locator("#main tbody").all()]
+    return [[float(cell.get_attribute("data-value")) for cell in cells] for cells in found]
 
 
 def test_empty_cells_come_last_both_ways(page: Any) -> None:
     button = page.locator("#main thead button").last  # the denoiser's, which one model has
     for _ in range(2):
         button.click()
-        first = page.locator("#main tbody tr").first.locator("th").inner_text()
+        first = page.locator("#main tbody tr[data-name]").first.locator("th").inner_text()
         assert first.startswith("cdn-digits")
+
+
+def shown(page: Any) -> list[str]:
+    return [row.get_attribute("data-name") for row in page.locator("#main tr[data-name]:visible").all()]
+
+
+def test_models_are_grouped_and_filtered(page: Any) -> None:
+    assert shown(page) == ["cdn-digits", "softmax-digits", "pgd-at-digits", "my-model"]  # the joint one first
+    assert page.locator("#main .kind:visible").all_inner_texts() == ["generative", "discriminative"]
+    page.locator("#filter").fill("digits discriminative")
+    assert shown(page) == ["softmax-digits", "pgd-at-digits"]
+    assert page.locator("#main .kind:visible").all_inner_texts() == ["discriminative"]
+    page.locator("#filter").fill("")
+    assert len(shown(page)) == 4
+
+
+def test_columns_are_hidden_with_their_title(page: Any) -> None:
+    before = page.locator("#main tbody td:visible").count()
+    page.locator(".picker summary").click()
+    box = page.locator(".picker input").first
+    box.uncheck()
+    assert page.locator('#main td[data-metric="accuracy"]:visible').count() == 0
+    assert page.locator("#main thead th[scope=colgroup]:visible").first.inner_text() != "Clean"
+    assert page.locator("#main tbody td:visible").count() < before
+    box.check()
+    assert page.locator("#main tbody td:visible").count() == before
+
+
+def test_a_baseline_shows_the_paired_tests_of_the_page(page: Any, written: tuple[Path, Any]) -> None:
+    page.locator("#baseline").select_option("pgd-at-digits")
+    own = page.locator('#main td[data-model="pgd-at-digits"][data-metric="accuracy"] .value').inner_text()
+    metrics = {m["model"]: m["value"] for m in written[1]["metrics"] if m["metric"] == "accuracy"}
+    assert own == f"{100 * metrics['pgd-at-digits']:.1f}"
+    (test,) = [
+        t for t in written[1]["comparisons"]
+        if t["metric"] == "accuracy" and {t["model_a"], t["model_b"]} == {"pgd-at-digits", "my-model"}
+    ]  # fmt: skip
+    sign = 1 if test["model_a"] == "my-model" else -1
+    cell = page.locator('#main td[data-model="my-model"][data-metric="accuracy"]')
+    value, interval = (
+        cell.locator(f".{part}").inner_text().replace("−", "-") for part in ("value", "interval")
+    )
+    assert float(value) == pytest.approx(100 * sign * test["difference"], abs=0.051)
+    low, high = sorted(100 * sign * test[end] for end in ("ci_low", "ci_high"))
+    assert [float(end) for end in interval.split(" to ")] == pytest.approx([low, high], abs=0.051)
+    assert ("real" in cell.get_attribute("class")) == (test["p_holm"] < 0.05)
+    page.locator("#baseline").select_option("")
+    assert cell.locator(".value").inner_text() == f"{100 * metrics['my-model']:.1f}"
+
+
+@pytest.mark.parametrize("kind", ["csv", "tex", "md"])
+def test_the_table_as_it_stands_is_downloaded(page: Any, kind: str, tmp_path: Path) -> None:
+    page.locator("#filter").fill("softmax")
+    with page.expect_download() as download:
+        page.locator(f"[data-format={kind}]").click()
+    assert download.value.suggested_filename == f"robustgen.{kind}"
+    download.value.save_as(tmp_path / "table")
+    text = (tmp_path / "table").read_text()
+    value = page.locator('#main td[data-model="softmax-digits"][data-metric="accuracy"] .value').inner_text()
+    assert value in text
+    assert "my-model" not in text
+    columns = page.locator("#main thead tr:last-child th").count()
+    if kind == "csv":
+        head, row = csv.reader(text.splitlines())
+        assert len(head) == len(row) == 2 * columns - 1
+        assert (row[0], row[head.index("Clean: accuracy")]) == ("softmax-digits", value)
+    if kind == "tex":
+        assert text.count("&") == 2 * (columns - 1)
+        assert not re.search(r"(?<!\\\\)[%_#]", text)
+    if kind == "md":
+        assert {line.count(" | ") for line in (text.splitlines()[0], text.splitlines()[2])} == {columns - 1}
+
+
+def test_light_and_dark_are_switched(page: Any) -> None:
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    before = paper()
+    page.locator("#theme").click()
+    assert paper() != before
+    page.locator("#theme").click()
+    assert paper() == before
 
 
 def test_nothing_is_fetched_and_nothing_complains(page: Any) -> None:

@@ -93,6 +93,28 @@ def test_missing_evaluations_and_missing_data(tmp_path: Path, monkeypatch: pytes
     assert 'class="number none"' in page
 
 
+def test_a_raw_foreign_set_is_marked_and_the_scalar_stands_beside_it(tmp_path: Path) -> None:
+    raw = {"name": "ood-letters-raw", "kind": "ood", "data": "letters", "size": 50, "provenance": "Letters.",
+           "confounded": "digits came through JPEG, and this set did not"}  # fmt: skip
+    page = page_of(tmp_path, fakes.write_run(tmp_path, "m", evaluations=[*fakes.evaluations(), raw]))
+    assert "digits against letters, raw (confounded)" in page
+    assert "Confounded: digits came through JPEG, and this set did not. Fine chroma alone" in page
+    assert len(re.findall(r"Fine chroma alone, no model asked: AUROC \d", page)) == 2
+
+
+def test_risk_against_coverage_ends_at_the_clean_error(written: tuple[Path, Any]) -> None:
+    page = (written[0] / "index.html").read_text(encoding="utf-8")
+    chart = re.search(
+        r'<svg class="chart"[^>]*aria-label="(Risk against coverage[^"]*)".*?</figure>', page, re.S
+    )
+    assert chart
+    areas = {m["model"]: m["value"] for m in written[1]["metrics"]
+             if (m["metric"], m["evaluation"], m["variant"]) == ("aurc", "clean", "")}  # fmt: skip
+    for model, area in areas.items():
+        assert f"{model}: AURC {100 * area:.2f}" in chart.group(1)
+    assert chart.group().count('<polyline class="series"') == len(areas)
+
+
 def test_clean_alone_is_a_page_too(tmp_path: Path) -> None:
     page = page_of(tmp_path, fakes.write_run(tmp_path, "m", evaluations=fakes.evaluations()[:1]))
     assert "Accuracy under attack" not in page

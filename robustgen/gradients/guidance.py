@@ -62,22 +62,21 @@ class Guidance(Readout):
         import pyarrow
 
         noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
-        batch = model.batch if isinstance(model, FixedBatch) else max(1, len(x))
-        reference = _in_batches(self.reference, noisy, sigma, batch)
+        reference = in_batches(self.reference, noisy, sigma, model)
         modelled = isinstance(model.noise, ConditionalNoise) and sigma in model.noise
         guidance = own = None
-        if modelled or not isinstance(model.noise, ConditionalNoise):
+        if within_levels(model, sigma):
             guidance = sigma**2 * class_gradient(model, noisy, y, sigma)
         if modelled and "denoise" in model.supports:
             own = model.denoise(noisy, sigma)
         columns = {
             "sample_id": draws.sample_ids,
             "sigma": [sigma] * len(x),
-            "reference_error": _squares(x - reference),
-            "guided_error": None if guidance is None else _squares(x - reference - guidance),
-            "model_error": None if own is None else _squares(x - own),
-            "wiener_error": _squares(x - _in_batches(self.wiener, noisy, sigma, batch)),
-            "guidance_norm": None if guidance is None else [s**0.5 for s in _squares(guidance)],
+            "reference_error": squares(x - reference),
+            "guided_error": None if guidance is None else squares(x - reference - guidance),
+            "model_error": None if own is None else squares(x - own),
+            "wiener_error": squares(x - in_batches(self.wiener, noisy, sigma, model)),
+            "guidance_norm": None if guidance is None else [s**0.5 for s in squares(guidance)],
             "dims": [x[0].numel()] * len(x),
             "noisy": self._kept(noisy, draws),
             "reference": self._kept(reference, draws),
@@ -119,22 +118,40 @@ def class_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> Ten
 
     A model that is not conditional on noise is asked for the noisy picture as for any other.
     """
+    return scored_gradient(model, x, y, sigma)[1]
+
+
+def scored_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """log p(y | x) (batch,) in nats, and ``class_gradient``."""
     level = sigma if isinstance(model.noise, ConditionalNoise) else None
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        chosen = model.logits(x, level).log_softmax(1).gather(1, y[:, None])
-        return torch.autograd.grad(chosen.sum(), x)[0]
+        chosen = model.logits(x, level).log_softmax(1).gather(1, y[:, None])[:, 0]
+        return chosen.detach(), torch.autograd.grad(chosen.sum(), x)[0]
 
 
-def _in_batches(denoiser: Denoiser, x: Tensor, sigma: float, batch: int) -> Tensor:
-    """The denoiser at one batch size only, as FixedBatch calls the model: kernels differ by size."""
+def within_levels(model: Classifier, sigma: float) -> bool:
+    """Whether the model can be asked at a noise level: any, if it is not conditional on noise."""
+    return not isinstance(model.noise, ConditionalNoise) or sigma in model.noise
+
+
+def in_batches(
+    denoiser: Denoiser, x: Tensor, sigma: float, model: Classifier, y: Tensor | None = None
+) -> Tensor:
+    """The denoiser at one batch size only, as FixedBatch calls ``model``: kernels differ by size."""
+    batch = model.batch if isinstance(model, FixedBatch) else max(1, len(x))
     missing = -len(x) % batch
     padded = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+    labels = [None] * (len(padded) // batch)
+    if y is not None:
+        labels = torch.cat([y, y[-1:].expand(missing)]).split(batch)
+    parts = zip(padded.split(batch), labels, strict=True)
     with torch.no_grad():
-        return torch.cat([denoiser.denoise(part, sigma) for part in padded.split(batch)])[: len(x)]
+        return torch.cat([denoiser.denoise(part, sigma, label) for part, label in parts])[: len(x)]
 
 
-def _squares(difference: Tensor) -> list[float]:
+def squares(difference: Tensor) -> list[float]:
+    """The squared length of each row of (batch, ...)."""
     # one row at a time in numpy, whose order of summation depends on the row's length alone
     rows = difference.detach().flatten(1).double().cpu().numpy()
     return [float((row * row).sum()) for row in rows]

@@ -1,0 +1,79 @@
+"""An attack of a fixed number of steps from every picture, none ending early.
+
+What stops at the first wrong answer leaves pictures of any confidence, clean ones among them. Here
+all spend the same budget on one objective, so calibration and scores can be read of what comes out:
+calibration under attack, and foreign pictures made to look familiar.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.apgd import unit
+from robustgen.attacks.losses import log_odds
+from robustgen.attacks.victims import usual_view
+from robustgen.classifiers.base import Classifier
+from robustgen.draws import Draws
+from robustgen.perturb import Attack, Perturbed
+from robustgen.threat import ThreatModel
+
+Objective = Literal["label", "energy", "msp"]
+STEPS = 20
+
+
+class Fixed(Attack):
+    """Steepest ascent of an objective by ``steps`` steps of 2.5 eps / steps from one random start.
+
+    ``objective``: ``label``, the odds against the label; ``energy``, logsumexp of the logits, and
+    ``msp``, log of the largest softmax probability: lowered on the data's own pictures, raised on
+    ``foreign`` ones. Of all points asked about, the clean picture among them, the one of the best
+    objective is kept; whether it is misclassified does not matter. Norms linf and l2.
+    """
+
+    reference = "projected gradient ascent, Madry et al. 2018, arXiv:1706.06083"
+
+    def __init__(
+        self, threat: ThreatModel, objective: Objective, steps: int = STEPS, *, foreign: bool = False
+    ) -> None:
+        super().__init__(threat)
+        self.objective = objective
+        self.steps = steps
+        self.foreign = foreign
+        self.name = f"fixed-{objective}" + ("" if steps == STEPS else f"-s{steps}")
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What is climbed, (batch,), from logits (batch, classes) and labels (batch,)."""
+        if self.objective == "label":
+            return log_odds(logits, y)
+        score = logits.logsumexp(1) if self.objective == "energy" else logits.log_softmax(1).amax(1)
+        return score if self.foreign else -score
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        victim = usual_view(model)
+        best = x.clone()
+        with torch.no_grad():
+            height = self.loss(victim.logits(x).logits, y)
+        point = self._start(x, draws)
+        size = 2.5 * self.threat.eps / self.steps
+        for step in range(self.steps + 1):
+            answer = victim.gradient(point, lambda logits: self.loss(logits, y))
+            assert answer.loss is not None
+            assert answer.gradient is not None
+            better = answer.loss > height
+            best[better], height = point[better], torch.maximum(height, answer.loss)
+            if step < self.steps:
+                linf = self.threat.norm == "linf"
+                direction = answer.gradient.sign() if linf else unit(answer.gradient, "l2")
+                point = self.threat.project(x, point + size * direction)
+        return Perturbed(best)
+
+    def _start(self, x: Tensor, draws: Draws) -> Tensor:
+        """Uniform in the Linf ball, on the L2 sphere."""
+        shape = x.shape[1:]
+        delta = (
+            draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else unit(draws.normal(*shape), "l2")
+        )
+        return self.threat.project(x, x + self.threat.eps * delta.to(x))

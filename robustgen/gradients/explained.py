@@ -1,0 +1,205 @@
+"""The readout of an attack in terms of denoisers: what the nearest wrong picture is made of.
+
+With y = x + sigma n, the way from class c to class k is D(y, k) - D(y, c) in terms of class-conditional
+denoisers, and sigma^2 grad [log p(k | y) - log p(c | y)] in terms of a model's gradients: for the true
+posterior the two are one. So an attack that follows what the data say of the classes lies in the span of
+the reference's differences; how much of it does is compared with a random span of that dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
+from robustgen.classifiers.diffusion import DiffusionClassifier
+from robustgen.classifiers.score import ScoreClassifier
+from robustgen.gradients.guidance import class_gradient, in_batches, squares, within_levels
+from robustgen.gradients.nearest import Nearest, nearest_wrong
+from robustgen.perturb import Readout
+from robustgen.types import ConditionalNoise
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from robustgen.draws import Draws
+
+INTEGRATED = (DiffusionClassifier, ScoreClassifier)
+"""Their margin integrates over noise levels, so that no gradient at one level is its slope; and a search
+for the nearest wrong picture takes thousands of passes of a network that they call a hundred times."""
+PICTURES = ("noisy", "reference", "perturbation", "right", "other", "own_right", "own_other")
+
+
+class Explained(Readout):
+    """Reads out the nearest wrong picture, one row a (sample, sigma).
+
+    ``sigmas``: noise levels in pixel units; ``reference``: a denoiser that knows labels; ``pictures``:
+    samples of a smaller id than this also get their pictures stored; ``steps`` of the search.
+    """
+
+    name = "explained"
+
+    def __init__(self, sigmas: Sequence[float], reference: Denoiser, pictures: int, steps: int = 20) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.reference = reference
+        self.pictures = pictures
+        self.steps = steps
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
+        """x (batch, channels, height, width) in [0, 1], labels y (batch,). Columns: ``schema()``.
+
+        ``other_label`` is the class of the nearest wrong picture; where none was sought (INTEGRATED) or
+        found, the likeliest wrong class. Of the pictures, ``right`` and ``other`` are sigma^2 grad log p
+        of the label and of that class, ``own_right`` and ``own_other`` D(y, class) - D(y). ``share`` and
+        ``random_share`` are of squared length. ``agreement_dot``, ``gradient_square`` and
+        ``difference_square`` compare sigma^2 grad log p(label | y) with D(y, label) - D(y) of the
+        model's own denoiser, where that is another branch of it than the logits.
+        """
+        import pyarrow
+
+        self.reference.to(x.device)
+        found = None
+        if not isinstance(_inner(model), INTEGRATED):
+            found = nearest_wrong(model, x, y, self.steps)
+        random = draws.normal(model.num_classes - 1, x[0].numel()).double()
+        tables = [schema().empty_table()]
+        for sigma in self.sigmas:
+            noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
+            columns = self._at(sigma, model, x, y, noisy, found, random)
+            columns |= {
+                "sample_id": draws.sample_ids, "sigma": [sigma] * len(x), "dims": [x[0].numel()] * len(x)
+            }  # fmt: skip
+            for name in PICTURES:
+                columns[name] = self._kept(columns.get(name), draws)
+            missing = [None] * len(x)
+            filled = {f.name: missing if columns.get(f.name) is None else columns[f.name] for f in schema()}
+            tables.append(pyarrow.table(filled, schema=schema()))
+        return pyarrow.concat_tables(tables)
+
+    def _at(
+        self, sigma: float, model: Classifier, x: Tensor, y: Tensor, noisy: Tensor, found: Nearest | None,
+        random: Tensor,
+    ) -> dict[str, Any]:  # fmt: skip
+        other = _other(model, x, y, found)
+        reference = in_batches(self.reference, noisy, sigma, model)
+        columns: dict[str, Any] = {"other_label": other.tolist(), "noisy": noisy, "reference": reference}
+        if found is not None:
+            delta = (found.picture - x).flatten(1).double().cpu()
+            differences = self._differences(model, noisy, sigma, y).double().cpu()
+            columns |= {
+                "margin": found.margin.tolist(),
+                "first_order": found.first_order.tolist(),
+                "distance": found.distance.tolist(),
+                "share": share(delta, differences).tolist(),
+                "random_share": share(delta, random).tolist(),
+                "perturbation": found.picture - x,
+            }
+        if within_levels(model, sigma):
+            columns["right"] = sigma**2 * class_gradient(model, noisy, y, sigma)
+            columns["other"] = sigma**2 * class_gradient(model, noisy, other, sigma)
+            columns |= self._agreement(sigma, model, noisy, y, other, columns["right"])
+        return columns
+
+    def _differences(self, model: Classifier, noisy: Tensor, sigma: float, y: Tensor) -> Tensor:
+        """D_ref(y, k) - D_ref(y, c) for the classes k other than the label c: (batch, others, pixels)."""
+        each = torch.stack(
+            [
+                in_batches(self.reference, noisy, sigma, model, torch.full_like(y, k)).flatten(1)
+                for k in range(model.num_classes)
+            ],
+            1,
+        )
+        differences = each - each.gather(1, y[:, None, None].expand(-1, 1, each.shape[2]))
+        wrong = torch.ones_like(each[:, :, 0], dtype=torch.bool).scatter_(1, y[:, None], False)
+        return differences[wrong].view(len(y), -1, each.shape[2])
+
+    def _agreement(
+        self, sigma: float, model: Classifier, noisy: Tensor, y: Tensor, other: Tensor, right: Tensor
+    ) -> dict[str, Any]:
+        own = own_denoiser(model)
+        if own is None or (isinstance(model.noise, ConditionalNoise) and sigma not in model.noise):
+            return {}
+        mean, given, asked = (in_batches(own, noisy, sigma, model, k) for k in (None, y, other))
+        pictures = {"own_right": given - mean, "own_other": asked - mean}
+        if by_construction(model):
+            return pictures
+        difference = given - mean
+        dot = (right.double() * difference.double()).flatten(1).sum(1)
+        return pictures | {
+            "agreement_dot": dot.tolist(),
+            "gradient_square": squares(right),
+            "difference_square": squares(difference),
+        }
+
+    def _kept(self, pictures: Tensor | None, draws: Draws) -> list[list[float] | None] | None:
+        if pictures is None:
+            return None
+        kept = (draws.sample_ids < self.pictures).tolist()
+        flat = pictures.detach().flatten(1).float().cpu()
+        return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
+
+
+def schema() -> pyarrow.Schema:
+    """Columns of the readout's table; pictures are flattened (channels, height, width), distances in L2."""
+    import pyarrow
+
+    number, picture = pyarrow.float64(), pyarrow.list_(pyarrow.float32())
+    numbers = (
+        "margin", "first_order", "distance", "share", "random_share",
+        "agreement_dot", "gradient_square", "difference_square",
+    )  # fmt: skip
+    return pyarrow.schema(
+        [("sample_id", pyarrow.int64()), ("sigma", number), ("dims", pyarrow.int64())]
+        + [("other_label", pyarrow.int64())]
+        + [(name, number) for name in numbers]
+        + [(name, picture) for name in PICTURES]
+    )
+
+
+def share(vectors: Tensor, span: Tensor) -> Tensor:
+    """Which share of the squared length of ``vectors`` (batch, pixels) lies in the span of the rows of
+    ``span`` (batch, rows, pixels), (batch,); NaN for a vector of length 0. All float64."""
+    _, sizes, basis = torch.linalg.svd(span, full_matrices=False)
+    along = (basis @ vectors[:, :, None])[:, :, 0].square()
+    along = along * (sizes > 1e-9 * sizes[:, :1])
+    return along.sum(1) / vectors.square().sum(1)
+
+
+def own_denoiser(model: Classifier) -> Denoiser | None:
+    """The denoiser that a model has or stands on, which knows labels; None where there is none."""
+    inner = _inner(model)
+    if isinstance(inner, DiffusionClassifier):
+        return inner.denoiser
+    return _Own(model) if "denoise" in model.supports else None
+
+
+def by_construction(model: Classifier) -> bool:
+    """Whether the denoiser is the gradient of the joint density whose softmax the logits are: then the
+    two agree for any weights whatever, and nothing is measured by it."""
+    inner = _inner(model)
+    return not isinstance(inner, DiffusionClassifier) and type(inner).denoise is Classifier.denoise
+
+
+class _Own(Denoiser):
+    """A classifier's own denoiser."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        return self.model.denoise(x, sigma, y)
+
+
+def _inner(model: Classifier) -> Classifier:
+    return model.model if isinstance(model, FixedBatch) else model
+
+
+def _other(model: Classifier, x: Tensor, y: Tensor, found: Nearest | None) -> Tensor:
+    """The class that an attack leads to, (batch,)."""
+    with torch.no_grad():
+        likeliest = model.logits(x).scatter(1, y[:, None], -torch.inf).argmax(1)
+    return likeliest if found is None else torch.where(found.distance > 0, found.label, likeliest)

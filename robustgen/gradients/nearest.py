@@ -1,0 +1,93 @@
+"""The nearest wrong picture in L2, without a cap on its distance: FAB's walk and then a bisection."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.fab import BETA, ETA, nearest_boundary
+from robustgen.attacks.hyperplanes import to_hyperplane
+from robustgen.attacks.victim import Victim
+from robustgen.classifiers.base import Classifier
+
+BISECTIONS = 10
+
+
+class Nearest(NamedTuple):
+    """What was found for each picture (batch,): the picture, its class, its L2 distance; at the clean
+    picture the logit margin z_y - max z_k, and the first-order radius min over k of (z_y - z_k) /
+    |grad (z_y - z_k)|, both negative where the model is wrong.
+
+    A picture that is wrong as it is has distance 0; where nothing was found it is NaN, and the picture
+    the clean one.
+    """
+
+    picture: Tensor
+    label: Tensor
+    distance: Tensor
+    margin: Tensor
+    first_order: Tensor
+
+
+def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Nearest:
+    """Walk along the boundary as FAB does (Croce and Hein 2020, algorithm 1, untargeted, without random
+    starts), for ``steps`` iterations, then bisect between the clean picture and the best one.
+
+    x (batch, channels, height, width) in [0, 1], y labels (batch,). Costs about 2 (classes - 1) passes
+    an iteration.
+    """
+    victim = Victim(model, low=False)
+    victim.fast = model  # what is measured does not depend on whether a run has a quick copy
+    first = nearest_boundary(victim, x, y, "l2")
+    assert first.loss is not None
+    assert first.gradient is not None
+    slope = first.gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
+    radius = -first.loss.double() / slope
+    right = first.logits.argmax(1) == y
+    margin = first.logits.gather(1, y[:, None])[:, 0] - first.logits.scatter(1, y[:, None], -torch.inf).amax(
+        1
+    )
+
+    best, distance = x.clone(), torch.where(right, torch.inf, 0.0).to(x)
+    point, answer = x.clone(), first
+    for _ in range(steps):
+        assert answer.loss is not None
+        assert answer.gradient is not None
+        point = _next(x, point, answer.loss, answer.gradient)
+        wrong = victim.logits(point).logits.argmax(1) != y
+        far = (point - x).flatten(1).norm(dim=1)
+        nearer = wrong & (far < distance)
+        best = torch.where(nearer.view(-1, 1, 1, 1), point, best)
+        distance = torch.where(nearer, far, distance)
+        point = torch.where(wrong.view(-1, 1, 1, 1), x + BETA * (point - x), point)
+        answer = nearest_boundary(victim, point, y, "l2")
+    best = _bisected(victim, x, best, y)
+    found = distance.isfinite()
+    length = (best - x).flatten(1).double().norm(dim=1)
+    label = victim.logits(best).logits.argmax(1)
+    return Nearest(best, label, torch.where(found, length, torch.nan), margin, radius)
+
+
+def _next(x: Tensor, point: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
+    """Just behind the boundary of the linear model at ``point``, drawn a little towards where that is
+    nearest to x."""
+    normal = gradient.flatten(1)
+    both = torch.stack([point.flatten(1), x.flatten(1)])
+    gaps = gap + (normal * (both - point.flatten(1))).sum(-1)
+    moves = to_hyperplane(both, normal, gaps, "l2", (0.0, 1.0))
+    lengths = moves.norm(dim=-1).clamp_min(1e-8)
+    alpha = (lengths[0] / lengths.sum(0)).clamp_max(0.1)
+    ahead, from_clean = both + ETA * moves
+    return (ahead + alpha[:, None] * (from_clean - ahead)).clamp(0, 1).view_as(x)
+
+
+def _bisected(victim: Victim, x: Tensor, wrong: Tensor, y: Tensor) -> Tensor:
+    """The nearest wrong picture between x and a wrong one, to a part in 2^BISECTIONS of the way."""
+    low, high = torch.zeros(len(x)).to(x), torch.ones(len(x)).to(x)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        still = victim.logits(x + middle.view(-1, 1, 1, 1) * (wrong - x)).logits.argmax(1) != y
+        low, high = torch.where(still, low, middle), torch.where(still, middle, high)
+    return x + high.view(-1, 1, 1, 1) * (wrong - x)

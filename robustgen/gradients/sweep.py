@@ -1,0 +1,67 @@
+"""The readout behind gradient efficiency: guidance gain and cross-entropy over many noise levels.
+
+For the true posterior the two are one (I-MMSE, Guo, Shamai and Verdu 2005): with gamma = 1 / sigma^2,
+I(x; y) - I(x; y | label) is the label's information I(label; y), so that along gamma
+
+    d(-E[-log p(label | y)]) / d gamma = G / 2,
+
+G being the guidance gain in squared pixels, summed over the picture: see guidance.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.gradients.guidance import in_batches, scored_gradient, squares, within_levels
+from robustgen.perturb import Readout
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from robustgen.draws import Draws
+
+
+class Sweep(Readout):
+    """Reads out errors and cross-entropy, one row a (sample, sigma).
+
+    ``sigmas``: noise levels in pixel units; one draw of noise a sample serves all of them, so that
+    what differs from level to level is the level alone. ``reference``: see Guidance.
+    """
+
+    name = "sweep"
+
+    def __init__(self, sigmas: Sequence[float], reference: Denoiser) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.reference = reference
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
+        """x (batch, channels, height, width) in [0, 1], labels y (batch,); levels outside the model's own
+        are left out."""
+        import pyarrow
+
+        self.reference.to(x.device)
+        noise = draws.normal(*x.shape[1:]).to(x)
+        schema = pyarrow.schema(
+            [("sample_id", pyarrow.int64()), ("sigma", pyarrow.float64())]
+            + [(name, pyarrow.float64()) for name in ("reference_error", "guided_error", "cross_entropy")]
+        )
+        tables = [schema.empty_table()]
+        for sigma in self.sigmas:
+            if not within_levels(model, sigma):
+                continue
+            noisy = x + sigma * noise
+            reference = in_batches(self.reference, noisy, sigma, model)
+            log_p, gradient = scored_gradient(model, noisy, y, sigma)
+            columns = {
+                "sample_id": draws.sample_ids,
+                "sigma": [sigma] * len(x),
+                "reference_error": squares(x - reference),
+                "guided_error": squares(x - reference - sigma**2 * gradient),
+                "cross_entropy": (-log_p).double().tolist(),
+            }
+            tables.append(pyarrow.table(columns, schema=schema))
+        return pyarrow.concat_tables(tables)

@@ -1,0 +1,100 @@
+"""The calibration estimates of a run: on clean pictures, on corrupted ones and under attack, as the
+model comes and with the temperature that is fitted to the calibration split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from robustgen.metrics import calibration, selective
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.estimate import Estimate, Statistic, common_ids, resampled
+from robustgen.metrics.rows import Rows, Run, log_softmax
+from robustgen.types import Metric
+
+Array = np.ndarray
+HIGHER = {"brier_reliability": False, "brier_resolution": True, "brier_uncertainty": None}
+"""Uncertainty is the data's own: no model is better for it."""
+
+
+def calibrated(run: Run) -> Iterator[Estimate]:
+    """ECE and its kin, Brier with its parts, AURC: of the clean pictures, of those after a fixed attack on
+    the label (variants: none, ``temperature``), and of all corrupted ones together (``all``,
+    ``all-temperature``)."""
+    if run.first("clean") is None:
+        return
+    temperature, fitted = None, run.first("calibration")
+    if fitted is not None:
+        temperature = calibration.fit_temperature(fitted.logits, fitted.labels)
+        yield Estimate(
+            Metric(run.model, "calibration", "", "temperature", *temperature, len(fitted), "", None),
+            fitted.ids,
+        )
+    scales = {"": 1.0} | ({"temperature": temperature.value} if temperature else {})
+    for evaluation, rows in run.of_kind("clean", "fixed"):
+        if evaluation.detail.get("objective", "label") == "label":
+            for variant, scale in scales.items():
+                table = _Table(rows.logits / scale, rows.labels, rows.ids)
+                yield from _measures(run, evaluation.name, variant, table)
+    cells = [rows for _, rows in run.of_kind("corruption")]
+    ids = common_ids(cells) if cells else np.array([])
+    if len(ids):
+        for variant, scale in scales.items():
+            name = "-".join(filter(None, ("all", variant)))
+            yield from _measures(run, "corruptions", name, _pooled(cells, ids, scale))
+
+
+class _Table:
+    """Log-probabilities (n * versions, classes) and labels; each of the n pictures in all its versions."""
+
+    def __init__(self, logits: Array, labels: Array, ids: Array, versions: int = 1) -> None:
+        self.ids = ids
+        self.versions = versions
+        self.log_p = log_softmax(logits)
+        self.p = np.exp(self.log_p)
+        self.labels = labels
+        self.confidence, self.right = calibration.top_label(self.p, labels)
+
+    def rows(self, places: Array) -> Array:
+        """The rows of some pictures."""
+        return (places[:, None] * self.versions + np.arange(self.versions)).ravel()
+
+
+def _pooled(cells: list[Rows], ids: Array, scale: float) -> _Table:
+    """The pictures that all cells have, each picture's versions next to each other."""
+    at = [np.searchsorted(rows.ids, ids) for rows in cells]
+    logits = np.stack([rows.logits[k] for rows, k in zip(cells, at, strict=True)], 1)
+    labels = np.stack([rows.labels[k] for rows, k in zip(cells, at, strict=True)], 1)
+    return _Table(logits.reshape(-1, logits.shape[2]) / scale, labels.ravel(), ids, len(cells))
+
+
+def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Estimate]:
+    t, v = table, table.versions
+    statistics: dict[str, Statistic] = {
+        "ece": lambda k: calibration.ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
+        "classwise_ece": lambda k: calibration.classwise_ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
+        "nll": lambda k: calibration.nll(t.log_p[t.rows(k)], t.labels[t.rows(k)], v),
+        "brier": lambda k: calibration.brier(t.p[t.rows(k)], t.labels[t.rows(k)], v),
+        "aurc": lambda k: selective.aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
+        "e_aurc": lambda k: selective.e_aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
+    }
+    if v == 1:  # cutting every resample anew takes too long for many versions
+        statistics["adaptive_ece"] = lambda k: calibration.adaptive_ece(t.p[k], t.labels[k])
+    for metric, statistic in statistics.items():
+        unit = "nats" if metric == "nll" else ""
+        yield resampled(run, name, variant, metric, statistic, t.ids, unit=unit, higher=False)
+    parts = _brier_parts(t, np.arange(len(t.ids)))
+    for metric, found in parts.items():
+        again = partial(_brier_part, t, metric)
+        yield resampled(run, name, variant, metric, again, t.ids, found=found, higher=HIGHER[metric])
+
+
+def _brier_parts(table: _Table, places: Array) -> dict[str, Resampled]:
+    rows = table.rows(places)
+    return calibration.brier_parts(table.p[rows], table.labels[rows], table.versions)
+
+
+def _brier_part(table: _Table, metric: str, places: Array) -> Resampled:
+    return _brier_parts(table, places)[metric]

@@ -1,0 +1,121 @@
+"""Accuracy under corruption: each cell (a type at a severity), and what sums the cells up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.estimate import Estimate, common_ids, mean_of, resampled
+from robustgen.metrics.intervals import resampled_sums
+from robustgen.metrics.rows import Evaluation, Rows, Run
+
+Array = np.ndarray
+Accuracy = Callable[[Run, str, str, Rows], Iterator[Estimate]]
+Cells = list[tuple[Evaluation, Rows]]
+NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+COMMON = 15
+"""Types of the published benchmark; its four extra ones are in no mean."""
+
+
+def corrupted(run: Run, accuracy: Accuracy) -> Iterator[Estimate]:
+    """Accuracy of each cell, and plain means over cells: all of them, noise, and no noise.
+
+    Where there are as many types as the benchmark has, also each type over its severities, and the
+    worst of these. Types with a prefix (imagenet-c) are summed up by themselves. The means resample
+    pictures, each with all its corrupted versions: versions of one picture are not independent.
+    """
+    cells = list(run.of_kind("corruption"))
+    for evaluation, rows in cells:
+        yield from accuracy(run, evaluation.name, "corruption_accuracy", rows)
+    families = {e.detail["type"].rpartition(":")[0] for e, _ in cells}
+    for family in sorted(families):
+        chosen = [cell for cell in cells if cell[0].detail["type"].rpartition(":")[0] == family]
+        yield from _summed_up(run, f"corruptions-{family}" if family else "corruptions", chosen)
+
+
+def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
+    noise = [cell for cell in cells if _type(cell) in NOISE_CORRUPTIONS]
+    other = [cell for cell in cells if _type(cell) not in NOISE_CORRUPTIONS]
+    parts = {"all": cells, "noise": noise, "other": other}
+    types = list(dict.fromkeys(_type(cell) for cell in cells))
+    if len(types) >= COMMON:
+        parts |= {type_: [cell for cell in cells if _type(cell) == type_] for type_ in types}
+    for variant, chosen in parts.items():
+        ids = common_ids([rows for _, rows in chosen]) if chosen else np.array([])
+        if len(ids):
+            mean = partial(mean_of, _shares(chosen, ids).mean(1))
+            yield resampled(run, name, variant, "corruption_accuracy", mean, ids, higher=True)
+    ids = common_ids([rows for _, rows in cells])
+    if len(types) >= COMMON and len(ids):
+        by_type = np.stack([_shares(parts[type_], ids).mean(1) for type_ in types], 1)
+        yield resampled(
+            run, name, "worst", "corruption_accuracy", partial(_least_mean, by_type), ids, higher=True
+        )
+
+
+def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:
+    """How many times as often as the baseline model every other one errs under corruption: the mean over
+    types c of sum_s E[s, c] / sum_s E_baseline[s, c] (Hendrycks and Dietterich 2019, whose baseline is
+    AlexNet's row; CIFAR-10-C has none, so the baseline is a model of the same run). 1 is as good as the
+    baseline, less is better. A type at which the baseline never errs is left out for all.
+    """
+    known = {run.model: run for run in runs}
+    if baseline not in known:
+        return
+    theirs = _plain_cells(known[baseline])
+    for run in runs:
+        ours = _plain_cells(run)
+        shared = [name for name in ours if name in theirs]
+        if run.model == baseline or not shared:
+            continue
+        ids = common_ids([cells[name][1] for name in shared for cells in (ours, theirs)])
+        if not len(ids):
+            continue
+        types = list(dict.fromkeys(_type(ours[name]) for name in shared))
+        by_type = [
+            np.stack(
+                [
+                    (1 - _shares([cells[n] for n in shared if _type(cells[n]) == type_], ids)).sum(1)
+                    for type_ in types
+                ],
+                1,
+            )
+            for cells in (ours, theirs)
+        ]
+        yield resampled(
+            run, "corruptions", f"vs-{baseline}", "relative_corruption_error",
+            partial(_mean_ratio, *by_type), ids, higher=False,
+        )  # fmt: skip
+
+
+def _plain_cells(run: Run) -> dict[str, tuple[Evaluation, Rows]]:
+    return {e.name: (e, rows) for e, rows in run.of_kind("corruption") if ":" not in e.detail["type"]}
+
+
+def _type(cell: tuple[Evaluation, Rows]) -> str:
+    return str(cell[0].detail["type"]).rpartition(":")[2]
+
+
+def _shares(cells: Cells, ids: Array) -> Array:
+    """The share of draws that were right, (n, cells)."""
+    return np.stack([rows.share[np.searchsorted(rows.ids, ids)] for _, rows in cells], 1)
+
+
+def _least_mean(by_type: Array, places: Array) -> Resampled:
+    chosen = by_type[places]
+    return Resampled(float(chosen.mean(0).min()), (resampled_sums(chosen) / len(chosen)).min(1))
+
+
+def _mean_ratio(ours: Array, theirs: Array, places: Array) -> Resampled:
+    """Errors (n, types), summed over severities."""
+    known = theirs[places].sum(0) > 0
+    if not known.any():
+        return Resampled(float("nan"), np.full(1000, np.nan))
+    ours, theirs = ours[places][:, known], theirs[places][:, known]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        again = resampled_sums(ours) / resampled_sums(theirs)
+    again[~np.isfinite(again)] = np.nan  # a resample in which the baseline never errs at a type
+    return Resampled(float((ours.sum(0) / theirs.sum(0)).mean()), np.nanmean(again, 1))

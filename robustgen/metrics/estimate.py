@@ -1,0 +1,97 @@
+"""What a number of a report is: its value, its 95 % interval, and what a paired test needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from robustgen.metrics import calibration, verdicts
+from robustgen.metrics.calibration import BIASED_UPWARDS, Resampled
+from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
+from robustgen.metrics.rows import Rows, Run
+from robustgen.types import Metric
+
+Array = np.ndarray
+Statistic = Callable[[Array], Resampled]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric and what lies behind it.
+
+    ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
+    rate; ``resampled`` (1000,), its values over bootstrap resamples of all samples, where they are known
+    already; ``again``, the statistic of the samples at some of the places in ``ids``.
+    """
+
+    metric: Metric
+    ids: Array
+    right: Array | None = None
+    resampled: Array | None = None
+    again: Statistic | None = None
+
+    @cached_property
+    def replicates(self) -> Array | None:
+        """Values over bootstrap resamples (1000,), which models on the same samples share."""
+        if self.resampled is None and self.again is not None:
+            return self.again(np.arange(len(self.ids))).replicates
+        return self.resampled
+
+    def at(self, places: Array) -> Resampled:
+        """The same statistic of the samples at these places of ``ids`` only, in rising order."""
+        assert self.replicates is not None
+        if len(places) == len(self.ids) or self.again is None:
+            return Resampled(self.metric.value, self.replicates)
+        return self.again(places)
+
+
+def rate(run: Run, evaluation: str, metric: str, ids: Array, right: Array, variant: str = "") -> Estimate:
+    """The share of right verdicts with Wilson's interval."""
+    successes, n = int(right.sum()), len(right)
+    ends = wilson(successes, n)
+    return Estimate(
+        Metric(run.model, evaluation, variant, metric, successes / n, *ends, n, "", True), ids, right=right,
+        again=partial(mean_of, right.astype(np.float64)),
+    )  # fmt: skip
+
+
+def share(run: Run, evaluation: str, variant: str, metric: str, ids: Array, values: Array) -> Estimate:
+    """The mean of shares in [0, 1]."""
+    ends = verdicts.share_interval(values)
+    content = Metric(run.model, evaluation, variant, metric, float(values.mean()), *ends, len(ids), "", True)
+    return Estimate(content, ids, again=partial(mean_of, values))
+
+
+def resampled(
+    run: Run, evaluation: str, variant: str, metric: str, statistic: Statistic, ids: Array,
+    *, found: Resampled | None = None, unit: str = "", higher: bool | None,
+) -> Estimate:  # fmt: skip
+    """``statistic`` of all samples, which is ``found`` where it is known already."""
+    found = found or statistic(np.arange(len(ids)))
+    low, high = percentile_interval(found.replicates)
+    if metric in BIASED_UPWARDS:
+        low, high = basic_interval(found.value, found.replicates)
+        low = max(min(0.0, found.value), low)
+    content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
+    return Estimate(content, ids, again=statistic, resampled=found.replicates)
+
+
+def mean_of(values: Array, places: Array) -> Resampled:
+    """The mean of the values at some places."""
+    return calibration.mean(values[places])
+
+
+def common_ids(several: list[Rows]) -> Array:
+    """The sample ids that all have, sorted."""
+    ids = several[0].ids
+    for rows in several[1:]:
+        ids = np.intersect1d(ids, rows.ids)
+    return ids
+
+
+def at_ids(rows: Rows, ids: Array) -> Array:
+    """Who of ``ids`` is right, bool (n,)."""
+    return rows.correct[np.searchsorted(rows.ids, ids)]

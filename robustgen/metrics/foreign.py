@@ -1,0 +1,74 @@
+"""The estimates of a run on foreign pictures: as they are, and after an attack on a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from robustgen.metrics import ood
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.estimate import Estimate, resampled
+from robustgen.metrics.rows import Rows, Run
+
+Array = np.ndarray
+LEAST = 20
+"""Pictures on each side: 95 % of fewer is all of them."""
+
+
+def foreign(run: Run) -> Iterator[Estimate]:
+    """Own (the clean rows) against foreign pictures, by every score that both have; then by the score that
+    was attacked."""
+    clean = run.first("clean")
+    if clean is None:
+        return
+    fitted = run.first("calibration")
+    own = ood.scores(clean, fitted)
+    for evaluation, rows in run.of_kind("ood"):
+        for score, values in ood.scores(rows, fitted).items():
+            if score in own:
+                yield from _detection(run, evaluation.name, score, (clean, own[score]), (rows, values))
+    yield from _attacked(run, clean)
+
+
+def _attacked(run: Run, clean: Rows) -> Iterator[Estimate]:
+    """The measures of the attacked score: foreign pictures attacked to look familiar (variant
+    SCORE-foreign), own ones to look foreign (SCORE-own), both (SCORE-both).
+
+    Named after the evaluation that holds the attacked foreign pictures.
+    """
+    for evaluation, rows in run.of_kind("fixed"):
+        detail = evaluation.detail
+        score = detail["objective"]
+        plain = run.evaluations.get(detail["of"])
+        if detail["of"] == "clean" or plain is None or plain.rows is None:
+            continue
+        alike = {key: detail[key] for key in ("objective", "norm", "eps", "steps")} | {"of": "clean"}
+        own = next((r for e, r in run.of_kind("fixed") if alike.items() <= e.detail.items()), None)
+        pairs = {"foreign": (clean, rows), "own": (own, plain.rows), "both": (own, rows)}
+        for side, (ours, theirs) in pairs.items():
+            if ours is not None:
+                both = ((ours, ood.scores(ours)[score]), (theirs, ood.scores(theirs)[score]))
+                yield from _detection(run, evaluation.name, f"{score}-{side}", *both)
+
+
+def _detection(
+    run: Run, evaluation: str, variant: str, own: tuple[Rows, Array], foreign: tuple[Rows, Array]
+) -> Iterator[Estimate]:
+    """Every measure of scores of own and foreign pictures, each as (rows, values), if there are enough."""
+    if min(len(own[1]), len(foreign[1])) < LEAST:
+        return
+    ids = np.concatenate([own[0].ids, -1 - foreign[0].ids])
+    found = ood.resampled(own[1], foreign[1])
+    for metric in ood.Detection._fields:
+        again = partial(_at, own[1], foreign[1], metric)
+        yield resampled(
+            run, evaluation, variant, metric, again, ids,
+            found=found[metric], higher=not metric.startswith("fpr95"),
+        )  # fmt: skip
+
+
+def _at(own: Array, foreign: Array, metric: str, places: Array) -> Resampled:
+    chosen, others = places[places < len(own)], places[places >= len(own)] - len(own)
+    return ood.resampled(own[chosen], foreign[others])[metric]

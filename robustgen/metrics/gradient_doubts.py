@@ -1,0 +1,26 @@
+"""Doubts about what is said of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from robustgen.metrics.guided import guided
+from robustgen.metrics.rows import Run
+from robustgen.types import Flag
+
+
+def gradient_doubts(run: Run) -> Iterator[Flag]:
+    """A gradient cannot account for more than the model knows, except where the reference denoiser falls
+    short of the posterior mean: then the gain is partly the reference's own error, put right."""
+    if not run.sweep:
+        return
+    for estimate in guided(run):
+        metric = estimate.metric
+        if metric.metric == "gradient_efficiency" and metric.ci_low > 1:
+            yield Flag(
+                run.model, metric.evaluation, "efficiency_above_one", "warning",
+                f"The gradient accounts for {metric.value:.2f} times what the model learns of the label "
+                f"({metric.ci_low:.2f} to {metric.ci_high:.2f}), where the true posterior's accounts for 1. "
+                "The reference denoiser falls short of this model, or its probabilities do: take a better "
+                "reference.",
+            )  # fmt: skip

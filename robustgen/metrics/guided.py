@@ -1,0 +1,105 @@
+"""What gradients mean: the numbers of the tables that the gradient readouts leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from robustgen.metrics import denoising, explaining
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.estimate import Estimate, mean_of, resampled
+from robustgen.metrics.rows import Run
+
+Array = np.ndarray
+
+
+def guided(run: Run) -> Iterator[Estimate]:
+    """Guidance gain, PSNR of the denoisers and PSNR above the Wiener filter at each sigma; gradient
+    efficiency; what the nearest wrong pictures are made of."""
+    for evaluation, table in run.guidance.items():
+        for sigma, part in table.sort_values(["sigma", "sample_id"]).groupby("sigma"):
+            yield from _at_sigma(run, evaluation, f"sigma-{sigma:g}", part)
+    for evaluation, table in run.sweep.items():
+        yield from _efficiency(run, evaluation, table)
+    for evaluation, table in run.explained.items():
+        ordered = table.sort_values(["sigma", "sample_id"])
+        for sigma, part in ordered.groupby("sigma"):
+            yield from _spanned(run, evaluation, f"sigma-{sigma:g}", part)
+            yield from _agreement(run, evaluation, f"sigma-{sigma:g}", part)
+        if len(ordered):
+            yield from _radius(run, evaluation, ordered[ordered["sigma"] == ordered["sigma"].min()])
+
+
+def _at_sigma(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iterator[Estimate]:
+    known = part.dropna(subset="guided_error")
+    if len(known):
+        ids = known["sample_id"].to_numpy()
+        gain = partial(_of_rows, known, denoising.guidance_gain)
+        yield resampled(run, evaluation, sigma, "guidance_gain", gain, ids, higher=True)
+    for who in ("model", "wiener", "reference"):
+        known = part.dropna(subset=f"{who}_error")
+        if len(known):
+            psnr = partial(_of_rows, known, partial(denoising.psnr, column=f"{who}_error"))
+            ids = known["sample_id"].to_numpy()
+            yield resampled(run, evaluation, f"{who}-{sigma}", "psnr", psnr, ids, unit="dB", higher=True)
+    both = part.dropna(subset=["model_error", "wiener_error"])
+    if len(both):
+        gain, ids = partial(_of_rows, both, denoising.psnr_gain), both["sample_id"].to_numpy()
+        yield resampled(run, evaluation, sigma, "psnr_gain", gain, ids, unit="dB", higher=True)
+
+
+def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Estimate]:
+    """Both sides of I-MMSE in nats, and their ratio where the second is surely above 0."""
+    sides = explaining.information(table)
+    if sides is None:
+        return
+    for metric, values in (("gradient_information", sides.gradient), ("label_information", sides.label)):
+        mean = partial(mean_of, values)
+        yield resampled(run, evaluation, "", metric, mean, sides.ids, unit="nats", higher=True)
+    least = explaining.ratio(sides.label, np.ones(len(sides.label)), np.arange(len(sides.ids)))
+    if np.quantile(least.replicates, 0.025) > 0:
+        efficiency = partial(explaining.ratio, sides.gradient, sides.label)
+        yield resampled(run, evaluation, "", "gradient_efficiency", efficiency, sides.ids, higher=True)
+
+
+def _spanned(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iterator[Estimate]:
+    moved = part.dropna(subset=["share", "random_share"])
+    for metric, column in (("span_share", "share"), ("random_span_share", "random_share")):
+        if len(moved):
+            mean, ids = partial(mean_of, moved[column].to_numpy()), moved["sample_id"].to_numpy()
+            yield resampled(run, evaluation, sigma, metric, mean, ids, higher=None)
+
+
+def _agreement(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iterator[Estimate]:
+    known = part.dropna(subset=["agreement_dot", "gradient_square", "difference_square"])
+    known = known[(known["gradient_square"] > 0) & (known["difference_square"] > 0)]
+    for metric, statistic in (
+        ("branch_cosine", explaining.cosine), ("branch_relative_error", explaining.relative_error)
+    ):  # fmt: skip
+        if len(known):
+            again, ids = partial(_of_rows, known, statistic), known["sample_id"].to_numpy()
+            yield resampled(run, evaluation, sigma, metric, again, ids, higher=metric == "branch_cosine")
+
+
+def _radius(run: Run, evaluation: str, part: pd.DataFrame) -> Iterator[Estimate]:
+    """The first-order radius against the distance found, of the samples that are right as they are."""
+    known = part.dropna(subset=["margin", "first_order", "distance"])
+    known = known[(known["margin"] > 0) & (known["distance"] > 0)]
+    if len(known) < explaining.FEWEST:
+        return
+    for metric, statistic, higher in (
+        ("radius_correlation", explaining.rank_correlation, True),
+        ("radius_partial_correlation", explaining.partial_rank_correlation, True),
+        ("margin_correlation", explaining.margin_correlation, None),
+        ("radius_ratio", explaining.median_ratio, None),
+        ("minimal_distance", explaining.median_distance, True),
+    ):
+        again, ids = partial(_of_rows, known, statistic), known["sample_id"].to_numpy()
+        yield resampled(run, evaluation, "", metric, again, ids, higher=higher)
+
+
+def _of_rows(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], Resampled], places: Array) -> Resampled:
+    return statistic(table.iloc[places])

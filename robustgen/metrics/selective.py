@@ -1,0 +1,88 @@
+"""What a classifier gets wrong among the pictures that it is surest of: risk against coverage."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.intervals import resamples
+
+Array = np.ndarray
+BLOCKS = 20  # of resamples, to hold few numbers at a time
+
+
+class RiskCoverage(NamedTuple):
+    """Of the share ``coverage`` of samples that are surest, the ``risk`` is the share wrong, (n,)."""
+
+    coverage: Array
+    risk: Array
+
+
+def risk_coverage(confidence: Array, right: Array) -> RiskCoverage:
+    """Risk at coverage 1/n, 2/n, ..., 1 (El-Yaniv and Wiener 2010).
+
+    Samples of equal confidence stand in no order: each counts as their mean error, which is the mean
+    over all orders.
+    """
+    size, wrong = _groups(confidence, right)
+    errors = np.repeat(wrong / size, size).cumsum()
+    count = np.arange(1, len(right) + 1)
+    return RiskCoverage(count / len(right), errors / count)
+
+
+def aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
+    """Area under risk against coverage: the mean of the n risks (Geifman et al. 2019, arXiv:1805.08206).
+
+    In [0, 1], lower is better. Without ties it is 1 - aurra of pytorch-ood, its reference.
+    ``versions``: as in ``calibration``.
+    """
+    return _resampled(confidence, right, versions, excess=False)
+
+
+def e_aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
+    """AURC less that of the best order, all that is right before all that is wrong (same reference): what
+    the confidence alone is to blame for."""
+    return _resampled(confidence, right, versions, excess=True)
+
+
+def _resampled(confidence: Array, right: Array, versions: int, excess: bool) -> Resampled:
+    n = len(right)
+    order = np.argsort(-confidence, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(confidence[order])) + 1)
+    wrong = ~right[order].astype(bool)
+    harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, n + 1)))
+
+    def value(counts: Array) -> Array:
+        drawn = counts[:, order].astype(np.int64)
+        size = np.add.reduceat(drawn, starts, axis=1)
+        lost = np.add.reduceat(drawn * wrong, starts, axis=1)
+        found = _area(size, lost, harmonic)
+        if excess:
+            errors = lost.sum(1)
+            best = np.stack([n - errors, errors], 1), np.stack([0 * errors, errors], 1)
+            found = found - _area(*best, harmonic)
+        return found
+
+    pictures = np.array_split(resamples(n // versions), BLOCKS)
+    replicates = [value(np.repeat(block, versions, axis=1)) for block in pictures]
+    return Resampled(float(value(np.ones((1, n), dtype=np.int64))[0]), np.concatenate(replicates))
+
+
+def _area(size: Array, lost: Array, harmonic: Array) -> Array:
+    """AURC of groups of equal confidence from the surest: sizes and errors (b, groups).
+
+    Within a group of c samples with errors m c, after N samples with E errors, the i-th risk is
+    (E + i m) / (N + i), and sum_i of it is m c + (E - m N) (H_{N+c} - H_N) with harmonic numbers H.
+    """
+    before, errors = size.cumsum(1) - size, lost.cumsum(1) - lost
+    mean = lost / np.maximum(size, 1)
+    risks = lost + (errors - mean * before) * (harmonic[before + size] - harmonic[before])
+    return risks.sum(1) / size.sum(1)
+
+
+def _groups(confidence: Array, right: Array) -> tuple[Array, Array]:
+    """Size and errors of each group of equal confidence, from the surest."""
+    _, place, size = np.unique(-confidence, return_inverse=True, return_counts=True)
+    return size, np.bincount(place, ~right.astype(bool), len(size))

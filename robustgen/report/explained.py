@@ -1,0 +1,194 @@
+"""What the page says of gradients beyond guidance gain: a sentence, a scatter, and one panel of pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustgen.metrics.rows import Run
+from robustgen.report.columns import format_interval, format_value
+from robustgen.report.pictures import SEARCHED, Gallery, Picture, png, signed_png
+from robustgen.report.plots import Chart, Series
+from robustgen.report.sections import Figure, by_key, names_of
+from robustgen.store import RunStore
+
+Array = np.ndarray
+SHOWN = 60  # points of a model
+STORED = ("noisy", "reference", "perturbation", "right", "other", "own_right", "own_other")
+
+
+def explained_figures(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
+    """The first-order radius of each model against the distance of its nearest wrong pictures, with what
+    the figures say; the sentence alone where there is nothing to draw."""
+    said = sentence(content)
+    points = [point for run in runs for point in _points(run, names_of(content).index(run.model))]
+    if not points:
+        return [Figure("What gradients account for", "", [], said)] if said else []
+    most = 1.05 * max(value for p in points for value in (*p.x, *p.y))
+    numbers = by_key(content)
+    words = [
+        f"{run.model}: rank correlation {format_value(metric)}"
+        for run in runs
+        for evaluation in run.explained
+        if (metric := numbers.get((run.model, evaluation, "", "radius_correlation")))
+    ]
+    title = "First-order radius and distance"
+    chart = Chart(
+        title, "; ".join(words), "first-order radius, L2 (pixel units)", "distance of the nearest found",
+        points, x_range=(0, most), y_range=(0, most), diagonal=True,
+    )  # fmt: skip
+    legend = list(dict.fromkeys((p.name, p.index) for p in points))
+    return [Figure(title, chart.svg(), legend, said)]
+
+
+def _points(run: Run, index: int) -> list[Series]:
+    """A series a sample, since a line between samples would say nothing."""
+    for table in run.explained.values():
+        first = table[table["sigma"] == table["sigma"].min()].sort_values("sample_id")
+        known = first.dropna(subset=["first_order", "distance"])
+        known = known[(known["margin"] > 0) & (known["distance"] > 0)].head(SHOWN)
+        pairs = known[["first_order", "distance"]].to_numpy(np.float64).tolist()
+        return [Series(run.model, index, [x], [y]) for x, y in pairs]
+    return []
+
+
+# --- in words --------------------------------------------------------------------------------------
+
+
+def sentence(content: dict[str, Any]) -> str:
+    """What the figures say, with their intervals; "" without any."""
+    parts = [
+        _ranked(
+            content, "gradient_efficiency",
+            "Of what a model learns of the label as noise falls, its class gradient accounts for",
+            " %; 100 is the true posterior, below 0 it misleads",
+        ),
+        _spans(content),
+        _ranked(
+            content, "radius_correlation", "First-order radius and distance have the rank correlation", ""
+        ),
+        _branches(content),
+    ]  # fmt: skip
+    return " ".join(part for part in parts if part)
+
+
+def _ranked(content: dict[str, Any], metric: str, opening: str, unit: str) -> str:
+    found = [m for m in content["metrics"] if m["metric"] == metric]
+    found.sort(key=lambda m: -m["value"])
+    shown = [f"{m['model']} {format_value(m)} ({format_interval(m)})" for m in found]
+    return f"{opening}: {', '.join(shown)}{unit}." if shown else ""
+
+
+def _spans(content: dict[str, Any]) -> str:
+    """Each model's largest share over sigmas, beside the random span's at that sigma."""
+    numbers = by_key(content)
+    best: dict[str, dict[str, Any]] = {}
+    for m in content["metrics"]:
+        if m["metric"] == "span_share" and m["value"] > best.get(m["model"], m)["value"] - 1e-12:
+            best[m["model"]] = m
+    shown = []
+    for m in sorted(best.values(), key=lambda m: -m["value"]):
+        chance = numbers[m["model"], m["evaluation"], m["variant"], "random_span_share"]
+        shown.append(
+            f"{m['model']} {format_value(m)} % at {m['variant'].replace('sigma-', 'σ ')} "
+            f"({format_interval(m)}; random span {format_value(chance)})"
+        )
+    opening = "Of the way to the nearest wrong picture, the reference's class differences hold"
+    return f"{opening} {', '.join(shown)}." if shown else ""
+
+
+def _branches(content: dict[str, Any]) -> str:
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for m in content["metrics"]:
+        if m["metric"] == "branch_cosine":
+            by_model.setdefault(m["model"], []).append(m)
+    shown = [
+        f"{model} {', '.join(f'{format_value(m)} at ' + m['variant'].replace('sigma-', 'σ ') for m in found)}"
+        for model, found in by_model.items()
+    ]
+    opening = "Logits' gradient and own denoisers' difference have the cosine"
+    return f"{opening} {'; '.join(shown)}." if shown else ""
+
+
+# --- pictures --------------------------------------------------------------------------------------
+
+
+def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
+    """One stored sample at each noise level, all models below each other."""
+    tables = {run.model: table for store, run in pairs if (table := _stored(store, run)) is not None}
+    if not tables:
+        return None
+    sample = _sample(tables)
+    if sample is None:
+        return None
+    rows = {model: t[t["sample_id"] == sample].set_index("sigma") for model, t in tables.items()}
+    first = next(iter(rows.values()))
+    sigmas = sorted(first.index)
+    shape = clean.shape[1:]
+    given = [[*_given(first.loc[s], clean[sample], shape)] for s in sigmas]
+    shown = [(model, [_ways(t.loc[s], shape, s == sigmas[0]) for s in sigmas]) for model, t in rows.items()]
+    intro = (
+        f"Sample {sample} at {len(sigmas)} noise levels. Given to all: the picture, the noisy one, and the "
+        "reference denoiser's answer. Of each model: its nearest wrong picture's perturbation, then what its "
+        "class gradient σ²∇log p adds for the label and for the class that the attack leads to, and the "
+        "second less the first: the adversarial gradient, which for the true posterior is a difference of "
+        "class-conditional denoisers. For models with denoisers of their own, that difference too. Grey is "
+        "0; each picture is scaled to its own largest pixel, which stands below it."
+    )
+    heads = [f"σ {s:g}" for s in sigmas]
+    return Gallery("Whose gradients mean something", intro, heads, [("given to all", given), *shown])
+
+
+def _stored(store: RunStore, run: Run) -> pd.DataFrame | None:
+    for evaluation in run.explained:
+        table = store.table(evaluation, "explained", SEARCHED)
+        if table is not None:
+            kept = table.to_pandas().dropna(subset=["noisy", "reference"])
+            return kept if len(kept) else None
+    return None
+
+
+def _sample(tables: dict[str, pd.DataFrame]) -> int | None:
+    """The sample that all have whose attack moves most models, and of these the first."""
+    ids = set.intersection(*(set(t["sample_id"]) for t in tables.values()))
+    moved = {i: sum((t["distance"][t["sample_id"] == i] > 0).any() for t in tables.values()) for i in ids}
+    return min(ids, key=lambda i: (-moved[i], i), default=None)
+
+
+def _given(row: pd.Series, clean: Array, shape: tuple[int, ...]) -> list[Picture]:
+    noisy, reference = (_picture(row[name], shape) for name in ("noisy", "reference"))
+    return [
+        Picture(png(clean), "clean picture", "clean"),
+        Picture(png(noisy), "noisy picture", "noisy"),
+        Picture(png(reference), "answer of the reference denoiser", "reference"),
+    ]
+
+
+def _ways(row: pd.Series, shape: tuple[int, ...], first: bool) -> list[Picture]:
+    found = {name: _picture(row[name], shape) for name in STORED if row[name] is not None}
+    shown = []
+    if first and "perturbation" in found:
+        shown.append(_signed(found["perturbation"], "attack", "perturbation of the nearest wrong picture"))
+    if "right" in found:
+        shown.append(_signed(found["right"], "label", "class gradient for the label"))
+        shown.append(
+            _signed(found["other"], f"{row['other_label']:.0f}", "class gradient for the attack's class")
+        )
+        shown.append(_signed(found["other"] - found["right"], "difference", "the adversarial gradient"))
+    if "own_right" in found:
+        own = found["own_other"] - found["own_right"]
+        shown.append(
+            _signed(own, "own denoisers", "difference of the model's own class-conditional denoisers")
+        )
+    return shown
+
+
+def _signed(picture: Array, caption: str, alt: str) -> Picture:
+    scale = float(np.abs(picture).max()) or 1.0
+    return Picture(signed_png(picture, scale), alt, f"{caption} ±{scale:.2g}")
+
+
+def _picture(values: Any, shape: tuple[int, ...]) -> Array:
+    return np.asarray(values, dtype=np.float64).reshape(shape)
