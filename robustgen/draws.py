@@ -54,7 +54,7 @@ class Draws:
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 draws from [0, 1), shape (batch, \\*shape)."""
-        return torch.from_numpy(self._uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
+        return torch.from_numpy(self.uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
 
     def shared(self, *shape: int) -> Tensor:
         """As ``uniform``: what the reference's code draws once for a batch belongs to a sample here."""
@@ -71,14 +71,15 @@ class Draws:
 
         # The inverse distribution function, element by element in float64: unlike Box-Muller's
         # vectorised log and cos, it cannot depend on where in an array an element stands.
-        return torch.from_numpy(ndtri(self._uniform64(shape) + 2.0**-54).astype(np.float32))
+        return torch.from_numpy(ndtri(self.uniform64(shape) + 2.0**-54).astype(np.float32))
 
     def integer(self) -> int:
         """One integer for the whole batch: the seed of an outside attack's global generator."""
         text = f"{self.seed}/{self.scope}/{self.sample_ids.tolist()}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def _uniform64(self, shape: tuple[int, ...]) -> np.ndarray:
+    def uniform64(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform in [0, 1) with 53 bits, float64 (samples, *shape)."""
         size = math.prod(shape)
         counter = np.arange(self._drawn, self._drawn + size, dtype=np.uint64)
         self._drawn += size

@@ -36,7 +36,7 @@ def _noisy(x: Tensor, scale: Tensor, draws: Draws) -> Tensor:
     """
     from scipy.special import ndtri
 
-    u = draws._uniform64(tuple(x.shape[1:]))
+    u = draws.uniform64(tuple(x.shape[1:]))
     part = (u * PARTS).astype(np.intp)
     pixels, size = x.numpy(), scale.numpy()
     base, size255 = (pixels * 255).astype(np.float32), (size * 255).astype(np.float32)
