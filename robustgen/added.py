@@ -19,8 +19,8 @@ from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.engine import chunks
 from robustgen.errors import UserError
+from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
-from robustgen.plan import Evaluation
 from robustgen.registry import slug
 from robustgen.store import RunStore
 from robustgen.threat import ThreatModel

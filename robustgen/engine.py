@@ -21,9 +21,10 @@ from robustgen.config import Protocol, fingerprint
 from robustgen.data import Dataset
 from robustgen.environment import environment
 from robustgen.errors import DiskFullError, UserError
+from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.executors import Executor, LocalExecutor
 from robustgen.pilot import pilot
-from robustgen.plan import Evaluation, Plan, load_data, plan
+from robustgen.plan import plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
 from robustgen.types import ADDED, UNLABELLED

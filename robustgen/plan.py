@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,46 +16,14 @@ from robustgen.corruptions import Corruption, evaluation_name, published, refusa
 from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
 from robustgen.errors import UnknownNameError, UserError, unknown_name
-from robustgen.perturb import Identity, Perturbation, Readout
+from robustgen.evaluation import Evaluation, Plan, load_data, load_foreign
+from robustgen.perturb import Identity, Readout
 from robustgen.registry import ZooModel, model_folders, slug
 from robustgen.scores import SCORES, Score
 from robustgen.threat import ThreatModel
-from robustgen.types import Split
 
 LEVELS = 12
 """The fewest noise levels that an integral is taken over."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One thing to measure: which data, what is done to it, and what is read beside the rows.
-
-    ``detail`` says in words, for run.json, what perturbation and readouts are; the readouts are built
-    when the first chunk needs them, since they may need the training split. ``scores`` are read into
-    the rows; ``foreign`` loads the pictures where they are not a split of the data.
-    """
-
-    name: str
-    kind: str
-    data: str
-    split: Split
-    size: int
-    detail: dict[str, Any]
-    perturbation: Perturbation
-    readouts: Callable[[], tuple[Readout, ...]] = field(default=lambda: ())
-    scores: tuple[Score, ...] = ()
-    foreign: Callable[[], Dataset] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """The evaluation as it stands in run.json."""
-        return {"name": self.name, "kind": self.kind, "data": self.data, "size": self.size, **self.detail}
-
-
-class Plan(NamedTuple):
-    """The evaluations of a protocol on a data set, and those that were refused, with the reason."""
-
-    evaluations: list[Evaluation]
-    refused: list[dict[str, str]]
 
 
 def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan:
@@ -345,15 +312,3 @@ def _plan_probes(planned: Plan, settings: DataSettings, dataset: Dataset) -> Non
             perturbation=Identity(), readouts=readouts,
         )
     )  # fmt: skip
-
-
-@cache
-def load_data(source: str, split: Split, shape: tuple[int, int, int] | None, root: Path | None) -> Dataset:
-    """``data.load``, once a process: a run needs the same few splits again and again."""
-    return data.load(source, split, shape=shape, root=root)
-
-
-@cache
-def load_foreign(source: str, familiar: str, root: Path | None) -> data.Foreign:
-    """``data.load_foreign`` for the test split of ``familiar``, once a process."""
-    return data.load_foreign(source, load_data(familiar, "test", None, root), root)

@@ -20,9 +20,9 @@ from robustgen.classifiers.quick import quick_copy
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError
+from robustgen.evaluation import Evaluation, load_data
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
-from robustgen.plan import Evaluation, load_data
 from robustgen.scores import read_scores
 from robustgen.store import Chunk, row_schema
 

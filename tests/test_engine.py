@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from robustgen import attacks, data, engine, plan, registry
+from robustgen import attacks, data, engine, registry
 from robustgen.config import Protocol
 from robustgen.errors import UserError
+from robustgen.evaluation import Evaluation, load_data
 from robustgen.executors import LocalExecutor
 from robustgen.metrics import measure, read_run
 from robustgen.perturb import Identity
-from robustgen.plan import Evaluation
 from robustgen.store import Chunk, RunStore
 from robustgen.types import Metric
 
@@ -222,7 +222,7 @@ def test_a_foreign_set_that_is_not_at_hand_is_refused_and_joins_later(models, tm
     store = run(models, tmp_path / "out", wanting)
     assert [r["evaluation"] for r in store.spec["refused"]] == [f"ood-{registry.slug(str(foreign))}"]
     np.savez(foreign, images=np.zeros((5, 1, 8, 8), np.uint8), labels=np.zeros(5, np.int64))
-    plan.load_data.cache_clear()
+    load_data.cache_clear()
     store = run(models, tmp_path / "out", wanting)
     assert store.spec["refused"] == []
     assert store.rows("ood-mine").num_rows == 5

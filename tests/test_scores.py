@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from robustgen import data
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.evaluation import Evaluation
 from robustgen.metrics.rows import to_rows
 from robustgen.perturb import Identity
-from robustgen.plan import Evaluation
 from robustgen.scores import SCORES, Score, read_scores
 from robustgen.store import Chunk
 from robustgen.worker import Worker

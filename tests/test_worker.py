@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from robustgen import data
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.draws import Draws
+from robustgen.evaluation import Evaluation
 from robustgen.metrics import verdicts
 from robustgen.metrics.rows import Rows, to_rows
 from robustgen.perturb import Attack, Identity, Perturbation, Perturbed
-from robustgen.plan import Evaluation
 from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
 from robustgen.worker import VERDICT_DRAWS, Reading, Worker, combine, is_random
