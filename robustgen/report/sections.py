@@ -174,9 +174,10 @@ def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | No
     if not lines:
         return None
     title = "Risk against coverage"
+    top = max(1.0, *(y for line in lines for y in line.y))
     chart = Chart(
         title, "; ".join(words), "pictures answered, the surest first, %", "wrong among them, %", lines,
-        x_range=(0, 100),
+        x_range=(0, 100), y_range=(0, 1.05 * top),
     )  # fmt: skip
     return _figure(title, chart)
 
