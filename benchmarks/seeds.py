@@ -5,8 +5,8 @@
 An interval over test pictures says nothing of this: it is that of one trained model. Every recipe is
 trained once more for each seed, in a workspace of its own (``--out``); what is trained already is not
 trained again. Then one report for all of them, the zoo's own model among them, and for each metric the mean
-and the standard deviation (n - 1) over the models of a recipe. A model over a denoiser stands on the
-denoiser of its own seed.
+and the standard deviation (n - 1) over the models of a recipe. A model over a denoiser has no
+recipe, and so no seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/seeds"), help="the workspace")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    folders = {name: registry.model_folders()[name] for name in arguments.models or trained(arguments.data)}
+    known = trained(arguments.data)
+    if unknown := set(arguments.models) - set(known):
+        parser.error(
+            f"no recipe for {arguments.data}: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
+    folders = {name: registry.model_folders()[name] for name in arguments.models or known}
     for seed in arguments.seeds:
         for name, folder in folders.items():
             train(name, folder, seed, arguments.out)

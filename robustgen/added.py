@@ -129,9 +129,13 @@ def read(file: Path, dataset: Dataset) -> Pictures:
 
     if "images" not in content:
         raise wrong(f"no 'images', but {', '.join(content) or 'nothing'}")
-    images = torch.as_tensor(content["images"])
+    given = content["images"]
+    numbers = content["sample_ids"] if "sample_ids" in content else np.arange(len(given) if given.ndim else 0)
+    if given.dtype.kind not in "uf" or numbers.dtype.kind not in "iu":
+        raise wrong(f"images {given.dtype} {given.shape}, sample_ids {numbers.dtype} {numbers.shape}")
+    images = torch.as_tensor(given)
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    ids = torch.as_tensor(content.get("sample_ids", np.arange(len(images)))).long()
+    ids = torch.as_tensor(numbers.astype(np.int64))
     if tuple(images.shape[1:]) != dataset.shape or ids.shape != images.shape[:1] or not len(ids):
         raise wrong(f"images {tuple(images.shape)}, sample_ids {tuple(ids.shape)}")
     if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # NaN is refused too

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robustgen import __version__
 from robustgen.errors import UserError
@@ -82,7 +83,7 @@ def report(
     elif not quiet:
         _print_table(content)
     if not quiet:
-        console.print(f"\n{page.resolve()}", style="bold")
+        _say_where(page)
     _finish(outcome)
 
 
@@ -168,13 +169,15 @@ def _add(folder: Path, file: Path, model: str | None) -> None:
     """Add pictures to a run, and write the report anew."""
     from robustgen.added import add
     from robustgen.report import render, summary
+    from robustgen.store import read_json
 
     for name in add(folder, file, model):
         console.print(f"added: {name}")
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n = summary.gather([out], out)
-    _print_table(summary.summarise(out, runs, n, _command()))
-    console.print(f"\n{render.render(out).resolve()}\n", style="bold")
+    command = str(read_json(out / "summary.json")["command"])
+    _print_table(summary.summarise(out, runs, n, command))
+    _say_where(render.render(out))
 
 
 @app.command()
@@ -187,7 +190,7 @@ def compare(
 
     runs, n = summary.gather(folders, out)
     _print_table(summary.summarise(out, runs, n, _command()))
-    console.print(f"\n{render.render(out).resolve()}", style="bold")
+    _say_where(render.render(out))
 
 
 @app.command()
@@ -274,11 +277,15 @@ def _print_table(content: dict[str, Any]) -> None:
 
     columns, rows = headline(content)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for column in columns:  # names are text, whatever brackets are in them
+        table.add_column(Text(column), justify="left" if column == columns[0] else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
+
+
+def _say_where(page: Path) -> None:
+    console.print(f"\n{page.resolve()}", style="bold", markup=False, soft_wrap=True)
 
 
 def _finish(outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from robustgen.data import Dataset
 from robustgen.errors import unknown_name
 from robustgen.scores import Score
 
-FITTED = 10_000  # training pictures, from the first
+FITTED = 10_000  # training pictures at most, evenly over the split, which may be sorted by class
 Needs = Literal["pictures", "logits", "features", "head"]
 Outlier = Callable[[Tensor], Tensor]
 
@@ -167,14 +168,15 @@ class Detectors(Score):
     def _fit(self, model: FixedBatch) -> None:
         import pytorch_ood.detector as library
 
-        part = self.train().slice(0, FITTED)
+        train = self.train()
+        rows = np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64)
         weight = next(model.parameters(), torch.zeros(()))
-        images = part.images.to(weight.device)
+        images = train.images[rows].to(weight.device)
         self._layer, head = find_layer(model.model, images[: model.batch])
         both = at_its_batch(model, lambda x: _activations(model.model, self._layer, x), images)
         features, logits = both[:, : -model.num_classes], both[:, -model.num_classes :]
         layer = None if self._layer is None else copy.deepcopy(self._layer).cpu()
-        bank = Bank(features, logits, part.labels, layer, model)
+        bank = Bank(features, logits, train.labels[rows], layer, model)
         self._outliers = {}
         for name in self.names:
             needs = DETECTORS[name].needs

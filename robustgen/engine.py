@@ -147,6 +147,8 @@ class _Job:
         left = [c for e in self.planned.evaluations for c in chunks(e, finished, size, self.n)]
         failed = ""
         tally: dict[str, tuple[int, int]] = {}
+        # their labels, where they have any, are of other classes
+        foreign = {e.name for e in self.planned.evaluations if e.kind == "ood" or e.foreign is not None}
         self.progress(Step(store.model, None, 0, len(left)))
         for count, (chunk, result) in enumerate(self.executor.run(worker, left), start=1):
             if isinstance(result, Exception):
@@ -159,8 +161,9 @@ class _Job:
                     chunk, result.rows, tables=result.tables, adversarial=result.adversarial,
                     seconds=result.seconds,
                 )  # fmt: skip
-                found = zip(tally.get(chunk.evaluation, (0, 0)), _tally(result.rows), strict=True)
-                tally[chunk.evaluation] = tuple(map(sum, found))  # type: ignore[assignment]
+                if chunk.evaluation not in foreign:
+                    found = zip(tally.get(chunk.evaluation, (0, 0)), _tally(result.rows), strict=True)
+                    tally[chunk.evaluation] = tuple(map(sum, found))  # type: ignore[assignment]
             now = tally.get(chunk.evaluation, (0, 0))
             self.progress(Step(store.model, chunk, count, len(left), *now))
         return failed

@@ -82,8 +82,13 @@ def _reading(
         planned.refused.append({"evaluation": "detectors", "reason": reason})
     elif chosen:
         train = partial(load_data, dataset.source, "train", None, root)
-        scores.append(detectors.Detectors(chosen, train))
-        detail |= {"detectors": chosen, "pytorch_ood": library}
+        try:
+            train()
+        except UserError as error:  # nothing to fit them on; the rest is measured all the same
+            planned.refused.append({"evaluation": "detectors", "reason": error.what})
+        else:
+            scores.append(detectors.Detectors(chosen, train))
+            detail |= {"detectors": chosen, "pytorch_ood": library}
     return _Reading(tuple(scores), detail)
 
 

@@ -107,6 +107,20 @@ def test_adding_again_changes_nothing_and_a_rerun_keeps_it(report, tmp_path, one
     assert all((name, "") in values(report) for name in kept)
 
 
+def test_the_worst_case_keeps_the_samples_of_a_run_that_grew(report, tmp_path, one_step):
+    add(report, save(tmp_path / "fgsm.npz", one_step[0]))
+    before = values(report)["worst-linf-0.15", ""]
+    engine.evaluate(registry.resolve("softmax-digits"), PROTOCOL, "digits", report, n=2 * N)
+    (path,) = report.glob("runs/*")
+    run = read_run(RunStore.read(path), 2 * N)
+    (worst,) = [e.metric for e in measure(run) if e.metric.evaluation == "worst-linf-0.15"]
+    assert worst.n == 2 * N
+    right = run.evaluations["noise-linf-0.15"].rows.correct.sum()
+    assert worst.value * worst.n <= right - N * (1 - before) + 2  # what they broke stays broken
+    (flag,) = [f for f in find_doubts(run) if f.flag == "incomplete" and "linf" in f.evaluation]
+    assert "--add" in flag.message
+
+
 def test_ids_say_which_samples(tmp_path, one_step):
     test = data.load("digits")
     found = read(save(tmp_path / "a.npz", one_step[0][:3], np.array([7, 5, 399])), test)
@@ -130,6 +144,20 @@ def test_ids_say_which_samples(tmp_path, one_step):
 def test_files_that_do_not_fit(tmp_path, images, ids, got):
     with pytest.raises(UserError, match=got):
         read(save(tmp_path / "bad.npz", images, ids), data.load("digits"))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.array(["a"])}, {"images": np.array(0.5)}, {"images": np.zeros((1, 1, 8, 8), complex)},
+        {"images": np.zeros((1, 1, 8, 8)), "sample_ids": np.array(["a"])},
+        {"images": np.zeros((1, 1, 8, 8)), "sample_ids": np.array([0.5])}, {"pictures": np.zeros(3)},
+    ],
+)  # fmt: skip
+def test_arrays_of_other_kinds(tmp_path, arrays):
+    np.savez(tmp_path / "odd.npz", **arrays)
+    with pytest.raises(UserError, match="no pictures of this data"):
+        read(tmp_path / "odd.npz", data.load("digits"))
 
 
 def test_nothing_in_a_file_is_run(tmp_path):

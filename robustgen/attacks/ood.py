@@ -28,7 +28,7 @@ class Fixed(Attack):
     """Steepest ascent of an objective by ``steps`` steps of 2.5 eps / steps from one random start.
 
     ``objective``: ``label``, the odds against the label; ``energy``, logsumexp of the logits, and
-    ``msp``, log of the largest softmax probability: lowered on the data's own pictures, raised on
+    ``msp``, the odds of the most probable class: lowered on the data's own pictures, raised on
     ``foreign`` ones. Of all points asked about, the clean picture among them, the one of the best
     objective is kept; whether it is misclassified does not matter. Norms linf and l2.
     """
@@ -48,7 +48,8 @@ class Fixed(Attack):
         """What is climbed, (batch,), from logits (batch, classes) and labels (batch,)."""
         if self.objective == "label":
             return log_odds(logits, y)
-        score = logits.logsumexp(1) if self.objective == "energy" else logits.log_softmax(1).amax(1)
+        # the odds of the top class rise with msp, whose own log is flat in float32 where the model is sure
+        score = logits.logsumexp(1) if self.objective == "energy" else -log_odds(logits, logits.argmax(1))
         return score if self.foreign else -score
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:

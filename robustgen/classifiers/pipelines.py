@@ -148,7 +148,10 @@ def load(name: str, class_names: Sequence[str], input_shape: tuple[int, int, int
         )
     network = parts.get("unet") or parts.get("transformer")
     vae = parts.get("vae")
-    if network is None or not isinstance(network.config.sample_size, int):
+    strange = any(parts.get(part) is not None for part in MORE) or (
+        network is not None and network.config.get("addition_embed_type")
+    )
+    if network is None or strange or not isinstance(network.config.sample_size, int):
         kind = type(pipeline).__name__
         raise UserError(
             f"diffusers:{name} is no kind of pipeline that is understood", expected=KINDS, got=kind
@@ -177,6 +180,8 @@ def load(name: str, class_names: Sequence[str], input_shape: tuple[int, int, int
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MORE = ("text_encoder_2", "text_encoder_3", "vqvae", "image_encoder")
+"""Parts by which other pipelines take in more than is given to them here."""
 KINDS = "a U-Net with class labels, DiT, or Stable Diffusion"
 
 

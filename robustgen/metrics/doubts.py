@@ -13,7 +13,7 @@ from robustgen.metrics.intervals import wilson
 from robustgen.metrics.ood_doubts import ood_doubts
 from robustgen.metrics.probe_doubts import probe_doubts
 from robustgen.metrics.rows import Run
-from robustgen.types import Flag
+from robustgen.types import ADDED, Flag
 
 WIDE = 0.05
 # 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
@@ -55,6 +55,13 @@ def _incomplete(run: Run) -> Iterator[Flag]:
         if have >= evaluation.wanted:
             continue
         last = next((e for e in reversed(run.errors) if e["chunk"]["evaluation"] == evaluation.name), None)
+        if ADDED in evaluation.detail:
+            yield _flag(
+                run, evaluation.name, "incomplete", "warning",
+                f"{have} of {evaluation.wanted} samples were asked about these pictures from elsewhere; they "
+                "lower the worst case of these alone. 'robustgen verify DIR --add FILE' computes the rest.",
+            )  # fmt: skip
+            continue
         reason = f" The last failure: {str(last['error']).splitlines()[0]}." if last else ""
         yield _flag(
             run, evaluation.name, "incomplete", "error",

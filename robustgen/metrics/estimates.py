@@ -15,9 +15,9 @@ from robustgen.metrics.corrupted import corrupted
 from robustgen.metrics.estimate import Estimate, at_ids, common_ids, mean_of, rate, resampled, share
 from robustgen.metrics.foreign import foreign
 from robustgen.metrics.guided import guided
-from robustgen.metrics.rows import Rows, Run
+from robustgen.metrics.rows import Evaluation, Rows, Run
 from robustgen.threat import ThreatModel
-from robustgen.types import Metric
+from robustgen.types import ADDED, Metric
 
 Array = np.ndarray
 
@@ -83,24 +83,25 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
     clean = run.first("clean")
     variant = verdicts.MAJORITY if any(rows.stochastic for _, rows in attacks) else ""
     for norm in sorted({e.detail["norm"] for e, _ in attacks}):
-        of_norm = sorted(
-            ((e.detail["eps"], rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps
-        )
-        everyone = [rows for _, rows in of_norm] + ([clean] if clean else [])
+        of_norm = sorted(((e, rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps)
+        # pictures from elsewhere may be of fewer samples: they break some, and take none away
+        everyone = [rows for e, rows in of_norm if ADDED not in e.detail] + ([clean] if clean else [])
+        if not everyone:
+            continue
         ids = common_ids(everyone)
         if not len(ids):
             continue
         right = at_ids(clean, ids) if clean else np.ones(len(ids), dtype=bool)
         by_eps: dict[float, Array] = {}
-        for eps, rows in of_norm:
-            right = right & at_ids(rows, ids)
-            by_eps[eps] = right
+        for evaluation, rows in of_norm:
+            right = right & ~np.isin(ids, rows.ids[~rows.correct])
+            by_eps[evaluation.detail["eps"]] = right
         for eps, alive in by_eps.items():
             yield rate(run, worst_name(norm, eps), "robust_accuracy", ids, alive, variant)
 
 
-def _eps(pair: tuple[float, Rows]) -> float:
-    return pair[0]
+def _eps(pair: tuple[Evaluation, Rows]) -> float:
+    return float(pair[0].detail["eps"])
 
 
 def worst_name(norm: str, eps: float) -> str:

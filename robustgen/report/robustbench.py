@@ -17,6 +17,7 @@ from robustgen.store import read_json, write_json
 THREATS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK = "autoattack"
 CORRUPTIONS, SEVERITIES = 15, 5
+USUAL = {"Linf": "8/255", "L2": "0.5"}
 
 
 def export(folder: Path) -> list[Path]:
@@ -27,10 +28,13 @@ def export(folder: Path) -> list[Path]:
     is lower. Returns the paths; UserError where there is nothing to export.
     """
     content = read_json(folder / "summary.json")
-    written = []
+    written: list[Path] = []
     for model in content["models"]:
         for threat, entry in _entries(content, model):
-            path = folder / "robustbench" / content["data"]["name"] / threat / f"{model['name']}.json"
+            # the field's own eps goes by the model's name alone; others say theirs
+            own = entry["eps"] in (None, USUAL.get(threat))
+            name = model["name"] if own else f"{model['name']}-{entry['eps'].replace('/', '-')}"
+            path = folder / "robustbench" / content["data"]["name"] / threat / f"{name}.json"
             write_json(path, entry)
             written.append(path)
     if not written:

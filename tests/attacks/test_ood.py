@@ -106,3 +106,17 @@ def test_every_picture_costs_the_same_and_has_its_own_draws() -> None:
     assert attack.name == "fixed-label-s5"
     alone = attack(model, X[2:4], Y[2:4] % 2, Draws(0, "fixed", np.array([2, 3]))).images
     assert torch.equal(alone, found[2:4])
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_msp_is_moved_where_the_model_is_sure(scale):
+    """Of two classes msp is lowest nearest to the boundary, whatever the logits are multiplied by: log msp
+    itself would be exactly 0 there, and its gradient too."""
+    model = two_classes()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    attack = Fixed(ThreatModel("linf", 0.01), "msp")
+    found = attack(FixedBatch(model, 8), X, Y, draws()).images
+    before, after = (model(x).detach()[:, 0].abs() for x in (X, found))
+    assert bool((after < before).all())

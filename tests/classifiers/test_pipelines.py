@@ -228,6 +228,14 @@ def test_pipelines_that_do_not_fit(tmp_path, options, names, shape, text):
         load_model(reference, class_names=names, input_shape=shape)
 
 
+def test_a_latent_pipeline_of_another_kind_is_not_taken_for_pixels(tmp_path):
+    coder = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=4)
+    schedule = diffusers.DDIMScheduler()
+    diffusers.LDMPipeline(coder, unet(channels=3), schedule).save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(UserError, match="no kind of pipeline that is understood"):
+        load_model(f"diffusers:{tmp_path / 'pipeline'}", class_names=NAMES, input_shape=COLOUR)
+
+
 def test_a_null_label_more_is_no_class(tmp_path):
     reference = pixels(tmp_path / "pipeline", classes=4)
     assert load_model(reference, class_names=NAMES, input_shape=GREY).num_classes == 3

@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 VOID = ("meta", "link", "img", "br")
-NOT_SHARES = ("nll", "brier", "temperature", "bits_per_dim", "psnr", "psnr_gain")
+NOT_SHARES = (
+    "nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "temperature",
+    "bits_per_dim", "psnr", "psnr_gain",
+)  # fmt: skip
 
 
 @dataclass

@@ -102,6 +102,14 @@ def test_external_is_the_worst_case_where_it_is_lower(tmp_path, content):
     assert found["cifar10/L2/net.json"]["unreliable"] is True
 
 
+def test_a_second_eps_has_a_file_of_its_own(tmp_path, content):
+    content["models"][0]["evaluations"][2]["attack"] = "autoattack"  # at 4/255
+    content["metrics"].append(metric("autoattack-q500-linf", "robust_accuracy", 0.7))
+    found = exported(tmp_path, content)
+    assert found["cifar10/Linf/net.json"]["autoattack_acc"] == "59.53"
+    assert found["cifar10/Linf/net-4-255.json"]["autoattack_acc"] == "70.00"
+
+
 def test_corruptions_need_all_75_cells(tmp_path, content):
     types = [f"type{k}" for k in range(15)]
     cells = [{"kind": "corruption", "type": t, "severity": s} for t in types for s in range(1, 6)]

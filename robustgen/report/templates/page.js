@@ -118,6 +118,7 @@ const table = () => {
 const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
 const plain = (text) => text.replaceAll("−", "-");
 const tex = (text) => plain(text).replaceAll("\\", "\\textbackslash ").replace(/[&%$#_{}]/g, "\\$&")
+  .replaceAll("^", "\\textasciicircum{}").replaceAll("~", "\\textasciitilde{}")
   .replaceAll("∞", "$\\infty$").replaceAll("≤", "$\\leq$").replaceAll("σ", "$\\sigma$").replaceAll("±", "$\\pm$")
   .replaceAll(" ↓", "").replaceAll("–", "--");
 const formats = {
@@ -136,7 +137,7 @@ const formats = {
     const bar = (cells) => `| ${cells.map((text) => text.replaceAll("|", "\\|")).join(" | ")} |`;
     return [
       bar(["model", ...titles]), `|--|${"--:|".repeat(titles.length)}`,
-      ...rows.map(([name, ...cells]) => bar([name, ...cells.map(([value, interval]) => value && `${value} (${interval})`)])),
+      ...rows.map(([name, ...cells]) => bar([name, ...cells.map(([value, interval]) => value && (interval ? `${value} (${interval})` : value))])),
     ];
   },
 };
