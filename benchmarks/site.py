@@ -1,4 +1,4 @@
-"""``make site``: publish the zoo's reports (HTML, summaries, rows) and an index of them to reports/.
+"""``make site``: publish the zoo's reports, rebuild each from its stored rows, and index them in reports/.
 
 Adversarial pictures stay behind for their size; whoever wants to verify them runs ``make zoo``.
 """
@@ -10,29 +10,41 @@ import sys
 from pathlib import Path
 
 from robustgen.report.leaderboard import leaderboard
+from robustgen.report.render import render
+from robustgen.report.summary import gather, summarise
+from robustgen.store import read_json
 
 SOURCE, TARGET = Path("out/zoo"), Path("reports")
 
 
-def publish(source: Path, target: Path) -> int:
-    """Copy one finished report, and return its size in bytes."""
+def publish(source: Path, target: Path) -> None:
+    """Copy one finished report."""
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("adversarial", "*.tmp"))
-    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def rebuild(folder: Path) -> int:
+    """Summary and page of a published report from its rows; returns its size in bytes."""
+    runs, n = gather([folder], folder)
+    summarise(folder, runs, n, str(read_json(folder / "summary.json")["command"]))
+    render(folder)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def main() -> int:
-    """Publish every finished report of the zoo."""
-    finished = sorted(path.parent for path in SOURCE.glob("*/summary.json"))
-    if not finished:
+    """Publish the zoo's finished reports beside those that are published already."""
+    for summary in sorted(SOURCE.glob("*/summary.json")):
+        publish(summary.parent, TARGET / summary.parent.name)
+    folders = sorted(path.parent for path in TARGET.glob("*/summary.json"))
+    if not folders:
         print("no stored rows: run 'make zoo' first", file=sys.stderr)
         return 2
-    sizes = {path.name: publish(path, TARGET / path.name) for path in finished}
+    sizes = {folder.name: rebuild(folder) for folder in folders}
     print(leaderboard(TARGET))
     for name, size in sizes.items():
         print(f"reports/{name}: {size / 1e6:.1f} MB")
-    print(f"{len(sizes)} reports published, {sum(sizes.values()) / 1e6:.1f} MB")
+    print(f"{len(sizes)} reports, {sum(sizes.values()) / 1e6:.1f} MB")
     return 0
 
 
