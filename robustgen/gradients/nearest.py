@@ -46,9 +46,8 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     slope = first.gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
     radius = -first.loss.double() / slope
     right = first.logits.argmax(1) == y
-    margin = first.logits.gather(1, y[:, None])[:, 0] - first.logits.scatter(1, y[:, None], -torch.inf).amax(
-        1
-    )
+    others = first.logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    margin = first.logits.gather(1, y[:, None])[:, 0] - others
 
     best, distance = x.clone(), torch.where(right, torch.inf, 0.0).to(x)
     point, answer = x.clone(), first

@@ -90,7 +90,8 @@ def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any
         "link": "",
         "name": model["name"],
         "authors": "",
-        "additional_data": False,
+        # the zoo's models saw no other data; of a model from elsewhere nobody told us
+        "additional_data": None if model["family"] == "custom" else False,
         "number_forward_passes": model.get("calls", 1),
         "dataset": content["data"]["name"],
         "venue": "Unpublished",

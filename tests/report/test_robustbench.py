@@ -94,6 +94,11 @@ def test_it_has_robustbenchs_keys_and_text(tmp_path, content):
     assert "JPEG" in linf["footnote"]
 
 
+def test_nothing_is_said_of_what_others_trained_on(tmp_path, content):
+    content["models"][0]["family"] = "custom"
+    assert exported(tmp_path, content)["cifar10/Linf/net.json"]["additional_data"] is None
+
+
 def test_external_is_the_worst_case_where_it_is_lower(tmp_path, content):
     found = exported(tmp_path, content)
     assert found["cifar10/Linf/net.json"]["external"] == "59.00"
