@@ -23,9 +23,10 @@ from importlib.metadata import version
 import foolbox
 import torch
 from adv_lib.attacks import ddn, fmn
+from splits import first
 from torch import Tensor
 
-from robustgen import load_data, load_model
+from robustgen import load_model
 from robustgen.attacks.joint import JointAdaptive
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
@@ -62,13 +63,6 @@ def outsiders(model: Classifier, norm: Norm) -> dict[str, Find]:
     return found | {"bb": brendel_bethge}
 
 
-def pictures(source: str, n: int) -> tuple[Tensor, Tensor]:
-    """The first n pictures with labels: of the test split, then of the calibration split."""
-    parts = [load_data(source), load_data(source, "calibration")]
-    x, y = torch.cat([part.images for part in parts])[:n], torch.cat([part.labels for part in parts])[:n]
-    return x, y
-
-
 def leftover(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
     """Which samples joint-adaptive leaves standing, (n,)."""
     batched = FixedBatch(model, BATCH, quick=quick_copy(model, x[:8]), sizes=[])
@@ -88,7 +82,7 @@ def measure(name: str, source: str, n: int, norm: Norm, eps: float | None) -> di
     model = load_model(name, data=source).eval().requires_grad_(False)
     defaults = {"digits": {"linf": 0.15, "l2": 0.6}, "cifar10": {"linf": 8 / 255, "l2": 0.5}}
     threat = ThreatModel(norm, eps or defaults[source][norm])
-    x, y = pictures(source, n)
+    x, y = first(source, n)
     began = time.perf_counter()
     stands = leftover(model, threat, x, y).nonzero().squeeze(1)
     result: dict[str, object] = {

@@ -8,6 +8,8 @@ cross-entropy, and the reference itself, batch by batch with the same seed. Then
 all pictures, ours as users run it, with its own draws and skips. Robust accuracies are of the chosen
 pictures for a part, of all for the cascade.
 
+On digits the test split's 400 pictures are followed by those of the calibration split.
+
 ``--eps`` gives one number a norm; without it, that of a grid at which a short APGD of the
 reference leaves nearest to half. Every cell is kept in the user's cache folder by the hash of all that
 it depends on, so a benchmark that was cut off goes on where it was.
@@ -30,10 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from pyautoattack import AutoAttack as Reference
 from pyautoattack.autopgd_base import APGDAttack
+from splits import first
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustgen import load_data, load_model
+from robustgen import load_model
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget, part
 from robustgen.attacks.fab import FAB
@@ -243,11 +246,10 @@ def main() -> int:
     if a.eps is not None and len(a.eps) != len(a.norms):
         parser.error("--eps: expected one number a norm")
     name = a.data or a.model.rpartition("-")[2]
-    source = load_data(name)
-    pictures = source.slice(0, min(a.n, len(source)))
+    x, y = first(name, a.n)
     model = load_model(a.model, name)
     budget = Budget(n_iter=a.n_iter, n_queries=a.n_queries, n_target_classes=a.n_target_classes)
-    subject = Subject(model.eval().requires_grad_(False), pictures.images, pictures.labels, a.batch, budget)
+    subject = Subject(model.eval().requires_grad_(False), x, y, a.batch, budget)
     stream = sys.stderr if a.json else sys.stdout
     warnings.simplefilter("ignore", Warning)  # of the reference, about gradients that are 0
     table = {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustgen import config, data
 from robustgen.classifiers import build
 from robustgen.classifiers.base import threads_for
+from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
@@ -87,6 +88,9 @@ class Run:
         self.model: Any = build(recipe.arch, self.options, where=recipe.name, folder=folder).to(device)
         self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
         self.model.to(memory_format=self.layout)
+        self.low = recipe.precision == "bf16" and native_bfloat16(device)
+        if recipe.precision == "bf16" and not self.low:
+            console.print(f"{recipe.name}: in float32, since this machine has no bfloat16 of its own")
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimiser = make_optimiser(recipe.optimiser, self.model)
         self.objective: Objective = make_objective(recipe.objective, samples)
@@ -134,7 +138,7 @@ class Run:
         self.model.train()
         self.objective.progress = self.done / self.total
         x = x.contiguous(memory_format=self.layout)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
             loss, parts = self.objective.loss(self.model, x, self.y[rows], generator)
         value = float(loss.detach())
         if not abs(value) <= LARGEST_LOSS:  # true for NaN

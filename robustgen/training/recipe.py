@@ -150,7 +150,7 @@ class Recipe(Strict):
     """Decay of the moving average of the weights, which becomes the model; None means the last weights."""
     augment: Augment = Augment()
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast, in channels_last."""
+    """bf16: autocast, in channels_last; float32 on machines that only emulate it."""
     seed: int = 0
     restarts: int = Field(default=0, ge=0)
     """How often a diverged training goes back to its last checkpoint and on, with other draws."""

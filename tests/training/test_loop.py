@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import pytest
 import torch
 import yaml
 from recipes import only_checkpoint, sha256, tiny, tiny_jem, write
+from rich.console import Console
 
 from robustgen import classifiers
-from robustgen.training import Diverged, checkpoint
+from robustgen.training import Diverged, checkpoint, loop
 from robustgen.training.cross_entropy import CrossEntropy
 from robustgen.training.loop import Run, learning_rate, train
 from robustgen.training.recipe import Optimiser
@@ -173,6 +175,7 @@ def test_weights_that_are_no_numbers_are_never_published(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("objective", [{"kind": "cross-entropy"}, {"kind": "n-fgsm", "eps": 0.02}])
 def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, monkeypatch, objective):
+    monkeypatch.setattr(loop, "native_bfloat16", lambda device: True)
     recipe = write(tmp_path, tiny(precision="bf16", objective=objective, ema=0.9, steps=80))
     train(recipe, tmp_path / "undisturbed")
     wanted = sha256(tmp_path / "undisturbed")
@@ -197,3 +200,14 @@ def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, m
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     train(write(tmp_path / "other", tiny(objective=objective, ema=0.9, steps=80)), tmp_path / "tiny")
     assert sha256(tmp_path / "tiny") != wanted, "float32 gives other bits"
+
+
+def test_a_machine_without_bfloat16_trains_in_float32_and_says_so(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(loop, "native_bfloat16", lambda device: False)
+    asked = []
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: asked.append(k["enabled"]) or autocast(*a, **k))
+    console = Console(file=io.StringIO())
+    train(write(tmp_path, tiny(precision="bf16", steps=3)), tmp_path / "tiny", console=console)
+    assert asked == [False] * 3
+    assert "tiny: in float32, since this machine has no bfloat16 of its own" in console.file.getvalue()
