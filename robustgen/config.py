@@ -7,35 +7,82 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from robustgen.errors import UserError, unknown_name
+from robustgen.plainyaml import REMEDY, read_yaml
 from robustgen.types import Norm
+
+# Exponents of three digits at most: Fraction("1e999999999") would be computed for hours.
+_FRACTION = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
 
 
 def _fraction(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"expected a number or a fraction such as 8/255, got {value!r}") from None
+        if len(value) <= 64 and _FRACTION.fullmatch(text := value.replace(" ", "")):
+            return float(Fraction(text))
+    except (ZeroDivisionError, OverflowError):
+        pass
+    raise ValueError(f"expected a number or a fraction such as 8/255, got {value[:64]!r}")
+
+
+def _own_file(value: str) -> str:
+    """A file that lies beside the one that names it: never a way out of that folder."""
+    if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
+        raise ValueError("expected the name of a file in the same folder, without a path")
+    return value
+
+
+def _own_code(value: str) -> str:
+    """An architecture's name, or ``FILE.py:NAME`` of a file in the same folder."""
+    file, colon, name = value.partition(":")
+    if colon and not (re.fullmatch(r"\w[\w.-]*\.py", file, re.ASCII) and name.isidentifier()):
+        raise ValueError("expected the name of an architecture, or FILE.py:NAME of a file in the same folder")
+    return value
 
 
 Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
+OwnFile = Annotated[str, AfterValidator(_own_file)]
+Arch = Annotated[str, AfterValidator(_own_code)]
 
 
 class Strict(BaseModel):
-    """A frozen piece of YAML in which an unknown key is an error."""
+    """A frozen piece of YAML in which an unknown key is an error, and so is a number that is none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, content: Any) -> Any:
+        """Refuses true and false, which pydantic takes for 1 and 0, where a field is none of yes and no."""
+        for key, value in content.items() if isinstance(content, dict) else ():
+            kind = cls.model_fields[key].annotation if key in cls.model_fields else Any
+            given = value if isinstance(value, list) else [value]
+            if (
+                kind not in (Any, bool)
+                and bool not in get_args(kind)
+                and any(v is True or v is False for v in given)
+            ):
+                raise ValueError(f"expected a number or text for {key!r}, not yes or no")
+        return content
 
     def fingerprint(self) -> str:
         """sha256 of the content, 16 hex digits: equal content, equal fingerprint."""
@@ -198,7 +245,7 @@ class Protocol(Strict):
 class Weights(Strict):
     """A weight file beside its card."""
 
-    file: str = "weights.safetensors"
+    file: OwnFile = "weights.safetensors"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -224,16 +271,16 @@ class ModelCard(Strict):
     family: str
     summary: str
     data: str
-    arch: str
+    arch: Arch
     """A name of robustgen.classifiers.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
-    options: dict[str, Any] = {}
+    options: dict[str, JsonValue] = {}
     """Keyword arguments of the architecture."""
     weights: Weights | None = None
     over: Slug | None = None
     """Zoo name of the trained denoiser that the model stands on, instead of weights and recipe of its own."""
     calls: int = Field(default=1, ge=1)
     """Network calls that the logits of one picture cost."""
-    recipe: str = "recipe.yaml"
+    recipe: OwnFile = "recipe.yaml"
     provenance: str = ""
     """Which copy of which data it was trained on."""
     licence: str = "Apache-2.0"
@@ -243,29 +290,19 @@ class ModelCard(Strict):
     """What was tried and failed, a line each, so that nobody tries it twice."""
 
 
-# --- reading YAML --------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------
 
 T = TypeVar("T", bound=Strict)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; a file that cannot be read or parsed is a UserError."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot read the file", where=path, got=error, remedy="check the path") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError("this is not valid YAML", where=f"{path}{line}", got=problem) from None
 
 
 def read(kind: type[T], path: Path) -> T:
     """Read and validate a YAML file as ``kind``; every problem is named with its key."""
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError("this file must be a mapping of keys", where=path, got=type(content).__name__)
+        raise UserError(
+            "this file must be a mapping of keys", where=path, expected="lines such as 'name: ...'",
+            got="nothing" if content is None else type(content).__name__, remedy=REMEDY,
+        )  # fmt: skip
     return validate(kind, content, where=path)
 
 
@@ -274,22 +311,24 @@ def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        first, *others = error.errors()
+        key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
             siblings = _fields_at(kind, first["loc"][:-1])
             if siblings:
                 raise unknown_name("key", key.rsplit(".", 1)[-1], siblings, where=f"{where}: {key}") from None
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:5]
-        )
+        problems = "; ".join(f"{_key(e['loc'])}: {e['msg']}" for e in (first, *others[:4]))
         raise UserError(
-            f"the value of {key!r} is not valid",
+            f"the value of {key!r} is not valid" if key else "these values do not go together",
             where=where,
-            expected=first["msg"],
+            expected=first["msg"].removeprefix("Value error, "),
             got=repr(first["input"])[:120],
-            remedy=None if problems.count(";") == 0 else f"all problems: {problems}",
+            remedy=f"all problems: {problems}" if others else REMEDY,
         ) from None
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)[:200]
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -80,3 +80,37 @@ def test_settings_fall_back_to_any_and_else_say_what_there_is():
         protocol.settings("svhn")
     with_any = Protocol.model_validate(MINIMAL | {"data": {"any": {}}})
     assert with_any.settings("svhn").eps == {}
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "1e400", "9" * 5000, "1_0", "inf", "nan", "1/2e3"])
+def test_numbers_without_bounds_are_refused_at_once(text):
+    content = MINIMAL | {"data": {"digits": {"eps": {"linf": text}}}}
+    with pytest.raises(UserError, match=r"fraction such as 8/255|finite number"):
+        config.validate(Protocol, content, where="p.yaml")
+
+
+@pytest.mark.parametrize("change", [{"n": True}, {"seed": False}, {"data": {"any": {"sigmas": [True]}}}])
+def test_yes_and_no_are_no_numbers(change):
+    with pytest.raises(UserError, match="not yes or no"):
+        config.validate(Protocol, MINIMAL | change, where="p.yaml")
+
+
+CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../m"}, {"name": "a/b"}, {"name": ".."}, {"name": "a\x00"}, {"name": "a" * 300},
+        {"weights": {"file": "../../x.safetensors", "sha256": "0" * 64}},
+        {"weights": {"file": "/etc/passwd", "sha256": "0" * 64}},
+        {"arch": "../evil.py:Net"}, {"arch": "/tmp/evil.py:Net"}, {"arch": "model.py:a.b"},
+        {"arch": "os:system"},
+        {"recipe": "../recipe.yaml"}, {"over": "../denoiser"}, {"options": {1: 2}},
+    ],
+)  # fmt: skip
+def test_a_card_names_nothing_outside_its_folder(change):
+    config.validate(ModelCard, CARD, where="card.yaml")
+    with pytest.raises(UserError) as caught:
+        config.validate(ModelCard, CARD | change, where="card.yaml")
+    assert all(caught.value.details[key] is not None for key in ("where", "expected", "got", "remedy"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from robustgen.config import Positive, Slug, Strict, fingerprint
+from robustgen.config import Arch, Positive, Slug, Strict, fingerprint
 from robustgen.types import Norm
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -138,8 +138,8 @@ class Recipe(Strict):
     name: Slug
     family: str
     data: str
-    arch: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    arch: Arch
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the architecture; num_classes and input_shape come from the data."""
     objective: ObjectiveSpec
     optimiser: Optimiser
