@@ -286,6 +286,8 @@ class ModelCard(Strict):
     licence: str = "Apache-2.0"
     reference: str = ""
     claims: list[Claim] = []
+    published: list[str] = []
+    """What others published of this family, a line each with its source, and why the claims here differ."""
     tried: list[str] = []
     """What was tried and failed, a line each, so that nobody tries it twice."""
 

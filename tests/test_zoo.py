@@ -40,6 +40,16 @@ def test_the_classifiers_over_the_denoiser_claim_96_percent_and_say_what_they_co
         assert clean.n == 400
 
 
+def test_cards_put_what_others_published_beside_their_claims():
+    cards = [registry.load_card(folder) for folder in registry.model_folders().values()]
+    silent = {card.family for card in cards if not card.published}
+    # a twin and a denoiser of this project's own: nobody else published figures of them
+    assert silent <= {"softmax-noise", "denoiser", "cdn"}, silent
+    for line in (line for card in cards for line in card.published):
+        assert ": " in line, line  # the source, then the figures
+        assert "Ours" in line, line
+
+
 def test_adversarial_training_withstands_what_breaks_softmax(claims):
     assert claims["pgd-at-digits"][ATTACKED].value >= 0.70
     assert claims["softmax-digits"][ATTACKED].value <= 0.30

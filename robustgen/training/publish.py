@@ -21,7 +21,7 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
     content = {
         "name": folder.resolve().name,
         **{key: getattr(recipe, key) for key in ("family", "summary", "data", "arch")},
-        **{key: getattr(recipe, key) for key in ("licence", "reference", "tried")},
+        **{key: getattr(recipe, key) for key in ("licence", "reference", "published", "tried")},
     }
     config.validate(ModelCard, content, where=folder)
     return content

@@ -161,6 +161,7 @@ class Recipe(Strict):
     summary: str
     reference: str = ""
     licence: str = "Apache-2.0"
+    published: list[str] = Field(default_factory=list)
     tried: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -192,7 +193,7 @@ class Recipe(Strict):
         Words are left out, and so is the rhythm of checkpoints, unless there may be ``restarts``:
         a training that diverged goes back to its last checkpoint.
         """
-        left_out = {"summary", "reference", "licence", "tried", "storage"}
+        left_out = {"summary", "reference", "licence", "published", "tried", "storage"}
         if not self.restarts:
             left_out.add("checkpoint_every")
         content = self.model_dump(mode="json", exclude=left_out)

@@ -49,7 +49,13 @@ def test_length_in_epochs_counts_full_batches():
 
 def test_fingerprint_sees_what_decides_the_weights_and_no_words():
     first = Recipe(**tiny()).fingerprint()
-    for words in ({"summary": "x"}, {"tried": ["x"]}, {"reference": "x"}, {"licence": "MIT"}):
+    for words in (
+        {"summary": "x"},
+        {"tried": ["x"]},
+        {"published": ["x"]},
+        {"reference": "x"},
+        {"licence": "MIT"},
+    ):
         assert Recipe(**tiny(**words)).fingerprint() == first
     for change in (
         {"seed": 1},
