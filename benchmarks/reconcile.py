@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from robustgen import registry
-from robustgen.store import read_json
+from robustgen.disk import read_json
 
 STANDARD = {"digits": "linf-0.15", "cifar10": "linf-8-255"}
 REENACTED = ("as-jem-2020", "as-sada-2023", "as-rdc-2024", "as-diffhammer-2024")

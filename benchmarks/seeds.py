@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from robustgen import data, registry
-from robustgen.store import atomic, read_json
+from robustgen.disk import atomic, read_json
 
 SHOWN = (
     ("accuracy", "clean", ""), ("robust_accuracy", "autoattack-linf-0.15", ""), ("ece", "clean", ""),

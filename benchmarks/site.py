@@ -9,10 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from robustgen.disk import read_json
 from robustgen.report.leaderboard import leaderboard
 from robustgen.report.render import render
 from robustgen.report.summary import gather, summarise
-from robustgen.store import read_json
 
 SOURCE, TARGET = Path("out/zoo"), Path("reports")
 

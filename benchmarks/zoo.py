@@ -22,7 +22,7 @@ import yaml
 
 from robustgen import data, registry
 from robustgen.config import Claim, ModelCard
-from robustgen.store import atomic, read_json
+from robustgen.disk import atomic, read_json
 from robustgen.types import Metric
 
 REPEAT = 0.1

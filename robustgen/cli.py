@@ -168,8 +168,8 @@ def verify(
 def _add(folder: Path, file: Path, model: str | None) -> None:
     """Add pictures to a run, and write the report anew."""
     from robustgen.added import add
+    from robustgen.disk import read_json
     from robustgen.report import render, summary
-    from robustgen.store import read_json
 
     for name in add(folder, file, model):
         console.print(f"added: {name}")

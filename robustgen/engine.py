@@ -123,7 +123,8 @@ class _Job:
         dataset = self.dataset
         model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
         path = self.out / "runs" / reference.name
-        begun = RunStore.read(path).spec if (path / "run.json").exists() else None
+        found = RunStore.begun(path)
+        begun = found.spec if found else None
         kernels = self._call(begun)
         torch.set_num_threads(kernels["threads"])
         stochastic = self._stochastic(model, begun, kernels["batch"])
@@ -137,9 +138,12 @@ class _Job:
             batch=kernels["batch"], device=self.device, root=self.root, stochastic=stochastic,
             low=kernels["precision"] == "bf16", sizes=kernels["sizes"] or None,
         )  # fmt: skip
+        store.mend()
         failed = self._compute(store, worker)
-        store.check([evaluation.name for evaluation in self.planned.evaluations])
-        return store, failed
+        lost = store.mend(
+            pictures=False
+        )  # what was finished is read once more, before numbers are made of it
+        return store, failed or "".join(lost[:1])
 
     def _compute(self, store: RunStore, worker: Worker) -> str:
         """Compute and store every chunk that is not finished; returns the last failure, if any."""

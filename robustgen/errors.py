@@ -60,6 +60,10 @@ class DiskFullError(UserError):
         super().__init__(what, **({"remedy": remedy} | details))  # type: ignore[arg-type]
 
 
+class DamagedError(UserError):
+    """A stored file is not what was written: nothing in it is believed."""
+
+
 class UnknownNameError(UserError):
     """A name that nothing bears: a slip of the pen, never a thing that happens to be absent."""
 

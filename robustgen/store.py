@@ -6,28 +6,35 @@
     adversarial/<evaluation>/...                  the perturbed pictures, float32
     errors.jsonl                                  chunks that raised; they are tried again on the next run
 
-A chunk appears atomically: side files first, the rows file last, with their sha256 in its metadata.
-There is no lock and no single writer, since two writers of one chunk write the same bytes.
+A chunk appears atomically: side files first, the rows file last, with their sha256 in its metadata. There
+also stand a hash of the rows themselves and the mark of the run that they belong to, so nothing that
+was damaged, and nothing of another run, is ever taken for this run's rows. There is no lock and no single
+writer: whoever writes a chunk last has written the same rows.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from robustgen.config import fingerprint
-from robustgen.errors import DiskFullError, UserError
+from robustgen.disk import append_line, read_bytes, read_json, remove_stale, set_aside, write_json
+from robustgen.errors import DamagedError, UserError
+from robustgen.parquet import (
+    content_hash,
+    damaged,
+    read_metadata,
+    read_parquet,
+    read_rows,
+    sha256,
+    write_parquet,
+)
 
 
 class Chunk(NamedTuple):
@@ -66,50 +73,6 @@ def row_schema(num_classes: int) -> pa.Schema:
     )
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path``, whole and on disk, when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(where=path.parent)
-    return UserError("cannot write", where=path, got=error.strerror or error)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; what cannot be read is a UserError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "cannot read the file", where=path, expected="JSON written by robustgen", got=error
-        ) from None
-
-
 class RunStore:
     """The folder of one model's run: ``RunStore.open`` to write, ``RunStore.read`` to read."""
 
@@ -117,6 +80,7 @@ class RunStore:
         self.path = path
         self.spec = spec
         self.environment = environment
+        self._marks: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: Path, spec: dict[str, Any], environment: dict[str, Any]) -> RunStore:
@@ -127,8 +91,9 @@ class RunStore:
         is an error that says what changed. Evaluations may come and go.
         """
         file = path / "run.json"
-        if file.exists():
-            old = cls.read(path).spec
+        begun = cls.begun(path)
+        if begun is not None:
+            old = begun.spec
             changes = list(_changes(old["identity"], spec["identity"]))
             before, now = (_by_name(s["evaluations"] + s.get("retired", [])) for s in (old, spec))
             changes += [
@@ -144,14 +109,37 @@ class RunStore:
                 )
             # remembered, so that their rows are not taken for those of a later namesake
             spec = spec | {"retired": [before[name] for name in sorted(before.keys() - now.keys())]}
-        elif any((path / "samples").glob("*/*")):
+        store = cls(path, spec, environment)
+        if begun is None:
+            store._adopt(file)
+        remove_stale(path)
+        checksum = fingerprint([spec, environment])
+        write_json(file, {"spec": spec, "fingerprint": checksum, "environment": environment})
+        return store
+
+    @classmethod
+    def begun(cls, path: Path) -> RunStore | None:
+        """The run that stands in a folder; None where there is none, or where its run.json is damaged."""
+        try:
+            return cls.read(path) if (path / "run.json").exists() else None
+        except DamagedError:
+            return None
+
+    def _adopt(self, file: Path) -> None:
+        """Go on without a (sound) run.json: rows that bear this run's mark are kept, others are an error."""
+        strange = [chunk for chunk, rows in self._chunks() if not self._adopts(chunk.evaluation, rows)]
+        broken = file.exists()
+        if strange:
             raise UserError(
-                "this folder has rows but no run.json, so nobody knows what they are of",
-                where=path,
-                remedy=f"choose another --out, or delete {path}",
+                f"this folder has rows but {'its run.json is damaged' if broken else 'no run.json'}, and the "
+                "rows are not those of this run",
+                where=self.path,
+                got=f"{strange[0].evaluation}, samples {strange[0].start} to {strange[0].stop}",
+                remedy=f"give the command that made them, choose another --out, or delete {self.path}",
             )
-        write_json(file, {"spec": spec, "fingerprint": fingerprint(spec), "environment": environment})
-        return cls(path, spec, environment)
+        if broken:
+            aside = set_aside(file)
+            self.note(f"run.json was damaged and written anew; {aside.name} is the old one", aside=aside.name)
 
     @classmethod
     def read(cls, path: Path) -> RunStore:
@@ -160,14 +148,15 @@ class RunStore:
         try:
             spec, environment, stated = content["spec"], content["environment"], content["fingerprint"]
         except (KeyError, TypeError) as error:
-            raise UserError("this is no run of robustgen", where=path / "run.json", got=error) from None
-        if fingerprint(spec) != stated:
-            raise UserError(
+            raise DamagedError("this is no run of robustgen", where=path / "run.json", got=error) from None
+        checksums = [fingerprint([spec, environment]), fingerprint(spec)]  # the latter: older runs
+        if stated not in checksums:
+            raise DamagedError(
                 "the specification is not the one that was written",
                 where=path / "run.json",
                 expected=f"fingerprint {stated}",
-                got=fingerprint(spec),
-                remedy=f"delete {path} and run again",
+                got=checksums[0],
+                remedy="run the same command again: it writes this file anew and keeps the rows",
             )
         return cls(path, spec, environment)
 
@@ -175,14 +164,71 @@ class RunStore:
     def model(self) -> str:
         return str(self.spec["model"]["name"])
 
+    def _adopts(self, evaluation: str, rows: Path) -> bool:
+        """Whether a rows file bears this run's mark, or is so damaged that it will be set aside."""
+        try:
+            return read_metadata(rows).get(b"run", b"").decode(errors="replace") == self._mark(evaluation)
+        except DamagedError:
+            return True
+
     def done(self) -> set[Chunk]:
         """The finished chunks: those whose rows are there, and every side file that the rows name."""
         found = set()
-        for file in (self.path / "samples").glob("*/[0-9]*-[0-9]*.parquet"):
-            if all((self.path / name).is_file() for name in json.loads(_metadata(file)[b"sha256"])):
-                start, stop = file.stem.split("-")
-                found.add(Chunk(file.parent.name, int(start), int(stop)))
+        for chunk, file in self._chunks():
+            try:
+                metadata = read_metadata(file)
+            except DamagedError:
+                if file.exists():  # else another run has just set it aside
+                    raise
+                continue
+            sides = json.loads(metadata[b"sha256"])
+            if self._ours(chunk.evaluation, metadata) and all((self.path / name).is_file() for name in sides):
+                found.add(chunk)
         return found
+
+    def mend(self, *, pictures: bool = True) -> list[str]:
+        """Read every finished chunk in full, and set the damaged ones aside: then they are not finished.
+
+        Returns what is said of each, in words; errors.jsonl says it too. Without ``pictures`` these,
+        the bulk of a run, are not read.
+        """
+        lost = []
+        for chunk, file in self._chunks():
+            try:
+                self._check(file, pictures)
+            except DamagedError as error:
+                aside = set_aside(file)
+                what = f"a stored chunk was damaged, and set aside as {aside.name}: {error.details['got']}"
+                self.note(what, chunk, aside=aside.name)
+                lost.append(f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {what}")
+        return lost
+
+    def _check(self, file: Path, pictures: bool) -> None:
+        """Raise DamagedError unless the rows and what was written beside them are what was written."""
+        metadata = read_rows(file).schema.metadata
+        for name, written in json.loads(metadata[b"sha256"]).items():
+            side = self.path / name
+            wanted = pictures or not name.startswith("adversarial/")
+            if wanted and side.is_file() and sha256(read_bytes(side)) != written:
+                raise damaged(side, f"{name} is not the file that was written")
+
+    def _chunks(self, evaluation: str = "*") -> Iterator[tuple[Chunk, Path]]:
+        """The chunks that have rows, and the files of these, in the order of their samples."""
+        for file in sorted((self.path / "samples").glob(f"{evaluation}/[0-9]*-[0-9]*.parquet")):
+            start, stop = file.stem.split("-")
+            yield Chunk(file.parent.name, int(start), int(stop)), file
+
+    def _mark(self, evaluation: str) -> str:
+        """Of which run, and of which evaluation of it, rows are: all that they depend on."""
+        if evaluation not in self._marks:
+            described = _by_name(self.spec["evaluations"] + self.spec.get("retired", [])).get(evaluation)
+            self._marks[evaluation] = fingerprint([self.spec["identity"], described])
+        return self._marks[evaluation]
+
+    def _ours(self, evaluation: str, metadata: Mapping[bytes, bytes]) -> bool:
+        """Whether rows are of this run; older versions wrote no mark, and run.json stands for it."""
+        mark = metadata.get(b"run")
+        return mark is None or mark.decode(errors="replace") == self._mark(evaluation)
 
     def write(
         self,
@@ -192,17 +238,28 @@ class RunStore:
         tables: Mapping[str, pa.Table] | None = None,
         adversarial: pa.Table | None = None,
         seconds: float = 0.0,
+        batch: int | None = None,
     ) -> None:
-        """Write a finished chunk: side files, then its rows with their sha256."""
+        """Write a finished chunk: side files, then its rows with their sha256.
+
+        ``batch``: how many pictures a call of the model took, where that is not the run's.
+        """
         side = {f"tables/{chunk.evaluation}/{name}": table for name, table in (tables or {}).items()}
         if adversarial is not None:
             side[f"adversarial/{chunk.evaluation}"] = adversarial
         hashes = {}
         for folder, table in side.items():
-            file = self.path / folder / f"{chunk.stem}.parquet"
-            hashes[f"{folder}/{file.name}"] = _write_parquet(file, table)
-        metadata = {b"sha256": json.dumps(hashes).encode(), b"seconds": f"{seconds:.6f}".encode()}
-        _write_parquet(self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet", rows, metadata)
+            name = f"{folder}/{chunk.stem}.parquet"
+            hashes[name] = write_parquet(self.path / name, table)
+        metadata = {
+            b"sha256": json.dumps(hashes).encode(),
+            b"seconds": f"{seconds:.6f}".encode(),
+            b"run": self._mark(chunk.evaluation).encode(),
+        }
+        if batch is not None:
+            metadata[b"batch"] = str(batch).encode()
+        metadata[b"content"] = content_hash(rows, metadata).encode()
+        write_parquet(self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet", rows, metadata)
 
     def rows(self, evaluation: str, n: int | None = None) -> pa.Table | None:
         """The rows of an evaluation in the order of their samples, the first ``n`` samples only."""
@@ -218,36 +275,49 @@ class RunStore:
 
     def seconds(self, evaluation: str) -> float:
         """Wall time of an evaluation's chunks, added up."""
-        files = (self.path / "samples" / evaluation).glob("*.parquet")
-        return sum(float(_metadata(file)[b"seconds"]) for file in files)
+        return sum(float(read_metadata(file)[b"seconds"]) for _, file in self._chunks(evaluation))
 
-    def check(self, evaluations: Iterable[str]) -> None:
-        """Read every row of these evaluations once: a damaged file is a UserError, here and not later."""
-        for name in evaluations:
-            self.rows(name)
-            for table in (self.path / "tables" / name).glob("*"):
-                self.table(name, table.name)
+    def smaller(self, evaluation: str) -> dict[int, int]:
+        """How many samples were computed at a smaller batch than the run's, by that batch."""
+        found: dict[int, int] = {}
+        for chunk, file in self._chunks(evaluation):
+            metadata = read_metadata(file)
+            if b"batch" in metadata and self._ours(evaluation, metadata):
+                batch = int(metadata[b"batch"])
+                found[batch] = found.get(batch, 0) + chunk.stop - chunk.start
+        return found
 
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""
         file = self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet"
-        hashes = json.loads(_metadata(file)[b"sha256"])
-        return [name for name, sha256 in hashes.items() if _sha256(self.path / name) != sha256]
+        hashes = json.loads(read_metadata(file)[b"sha256"])
+        paths = {name: self.path / name for name in hashes}
+        return [n for n, p in paths.items() if not p.is_file() or sha256(read_bytes(p)) != hashes[n]]
 
     def fail(self, chunk: Chunk, message: str) -> None:
         """Note a chunk that raised."""
-        line = json.dumps({"chunk": chunk._asdict(), "time": time.time(), "error": message})
-        try:
-            with (self.path / "errors.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise _cannot_write(self.path / "errors.jsonl", error) from None
+        self.note(message, chunk)
+
+    def note(self, message: str, chunk: Chunk | None = None, **more: str) -> None:
+        """Add a line to errors.jsonl."""
+        about = {"chunk": chunk._asdict()} if chunk else {}
+        line = json.dumps({**about, "time": time.time(), "error": message, **more})
+        append_line(self.path / "errors.jsonl", line)
 
     def _read(self, kind: str, name: str, n: int | None) -> pa.Table | None:
+        """What the finished chunks of an evaluation have of a kind: rows lead, files beside them follow."""
         covered: set[int] = set()
         tables = []
-        for file in sorted((self.path / kind / name).glob("[0-9]*-[0-9]*.parquet")):
-            table = read_parquet(file)
+        for chunk, rows in self._chunks(name.partition("/")[0]):
+            side = f"{kind}/{name}/{rows.name}"
+            table = read_rows(rows) if kind == "samples" else None
+            metadata = read_metadata(rows) if table is None else table.schema.metadata
+            if not self._ours(chunk.evaluation, metadata):
+                continue
+            if table is None:
+                if side not in json.loads(metadata[b"sha256"]) or not (self.path / side).is_file():
+                    continue
+                table = read_parquet(self.path / side)
             ids = np.asarray(table["sample_id"])
             # Two writers of different chunk borders leave the same samples twice, with the same rows.
             keep = [i not in covered and (n is None or i < n) for i in ids.tolist()]
@@ -257,48 +327,6 @@ class RunStore:
             return None
         table = pa.concat_tables(tables)
         return table.take(pa.array(np.argsort(np.asarray(table["sample_id"]), kind="stable")))
-
-
-def read_parquet(file: Path) -> pa.Table:
-    """Read one file with its page checksums verified; a damaged one is a UserError."""
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, str(error).splitlines()[0]) from None
-
-
-def _metadata(file: Path) -> dict[bytes, bytes]:
-    """What a rows file says of its chunk: sha256 of the side files, seconds."""
-    try:
-        metadata = pq.read_metadata(file).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, str(error).splitlines()[0]) from None
-    if not {b"sha256", b"seconds"} <= metadata.keys():
-        raise _damaged(file, "its metadata is gone")
-    return metadata
-
-
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(
-        "a stored chunk is damaged",
-        where=file,
-        got=why,
-        remedy="delete this file and run the same command again: only this chunk is computed anew",
-    )
-
-
-def _write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> str:
-    table = table.replace_schema_metadata(metadata)
-    with atomic(file) as temporary:
-        try:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        except pa.ArrowException as error:
-            raise OSError(errno.EIO, str(error)) from None
-    return _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "absent"
 
 
 def _by_name(evaluations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

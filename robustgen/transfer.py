@@ -21,13 +21,14 @@ from rich.table import Table
 from robustgen import data
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import FixedBatch
+from robustgen.disk import atomic
 from robustgen.draws import Draws
 from robustgen.engine import fingerprint_weights
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import to_rows
 from robustgen.registry import resolve
-from robustgen.store import RunStore, atomic
+from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
 from robustgen.worker import ask
 

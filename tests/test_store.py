@@ -1,12 +1,15 @@
 import errno
+import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robustgen import store
-from robustgen.errors import UserError
+from robustgen import parquet
+from robustgen.config import fingerprint
+from robustgen.errors import DamagedError, DiskFullError, UserError
 from robustgen.store import Chunk, RunStore, row_schema
 
 SPEC = {
@@ -80,11 +83,52 @@ def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(
     assert RunStore.open(run.path, SPEC, {}).spec["evaluations"] == SPEC["evaluations"]
 
 
-def test_rows_without_a_specification_are_not_adopted(run: RunStore):
+def test_rows_without_a_specification_are_kept_by_their_own_run_alone(run: RunStore):
     run.write(Chunk("clean", 0, 2), rows(0, 1))
     (run.path / "run.json").unlink()
     with pytest.raises(UserError, match=r"rows but no run\.json"):
-        RunStore.open(run.path, SPEC, {})
+        RunStore.open(run.path, SPEC | {"identity": {"model": "b"}}, {})
+    assert RunStore.open(run.path, SPEC, {}).done() == {Chunk("clean", 0, 2)}
+
+
+@pytest.mark.parametrize("where", [b'"batch": 64', b'"torch": "x"', b'"fingerprint"', b"{"])
+def test_a_damaged_specification_costs_no_rows_of_its_run(run: RunStore, where: bytes):
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    file = run.path / "run.json"
+    content = bytearray(file.read_bytes())
+    content[content.index(where) + len(where) - 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamagedError):
+        RunStore.read(run.path)
+    assert RunStore.begun(run.path) is None
+    with pytest.raises(UserError, match=r"its run\.json is damaged"):
+        RunStore.open(run.path, SPEC | {"identity": {"model": "b"}}, {})
+    again = RunStore.open(run.path, SPEC, {"torch": "x"})
+    assert again.rows("clean").equals(rows(0, 1))
+    assert RunStore.read(run.path).environment == {"torch": "x"}
+    assert file.with_name("run.json.damaged").read_bytes() == content
+    assert "run.json was damaged" in (run.path / "errors.jsonl").read_text()
+
+
+def test_a_run_of_an_older_version_goes_on(run: RunStore):
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    file = run.path / "samples" / "clean" / "000000-000002.parquet"
+    pq.write_table(rows(0, 1).replace_schema_metadata({b"sha256": b"{}", b"seconds": b"1.0"}), file)
+    old = {"spec": SPEC, "fingerprint": fingerprint(SPEC), "environment": {"torch": "x"}}
+    (run.path / "run.json").write_text(json.dumps(old))
+    again = RunStore.open(run.path, SPEC, {"torch": "x"})
+    assert again.mend() == []
+    assert again.done() == {Chunk("clean", 0, 2)}
+    assert again.rows("clean").equals(rows(0, 1))
+
+
+def test_rows_of_another_run_that_began_at_once_are_never_taken_for_ones_own(run: RunStore):
+    other = RunStore(run.path, SPEC | {"identity": {"model": "b", "kernels": {"batch": 32}}}, {})
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    other.write(Chunk("clean", 2, 4), rows(2, 3))
+    assert run.done() == {Chunk("clean", 0, 2)}
+    assert run.rows("clean").equals(rows(0, 1))
+    assert other.rows("clean").equals(rows(2, 3))
 
 
 def test_a_specification_that_was_edited_is_refused(run: RunStore):
@@ -116,13 +160,13 @@ def test_an_output_path_through_a_file_is_one_message(tmp_path: Path):
 
 def test_side_files_are_written_before_the_rows_and_their_hashes_are_kept(run: RunStore, monkeypatch):
     written: list[str] = []
-    real = store._write_parquet
+    real = parquet.write_bytes
 
-    def spy(file, table, metadata=None):
+    def spy(file, content):
         written.append(file.relative_to(run.path).parts[0])
-        return real(file, table, metadata)
+        return real(file, content)
 
-    monkeypatch.setattr(store, "_write_parquet", spy)
+    monkeypatch.setattr(parquet, "write_bytes", spy)
     chunk = Chunk("pgd-linf-0.15", 0, 2)
     pictures = pa.table({"sample_id": [0, 1], "image": pa.array([[0.0], [1.0]], pa.list_(pa.float32(), 1))})
     run.write(chunk, rows(0, 1), tables={"guidance": rows(0, 1)}, adversarial=pictures)
@@ -135,11 +179,13 @@ def test_side_files_are_written_before_the_rows_and_their_hashes_are_kept(run: R
 
 
 def test_a_write_that_is_cut_off_leaves_no_chunk(run: RunStore, monkeypatch):
-    def die(*args, **kwargs):
-        Path(args[1]).write_bytes(b"half a file")
+    real = Path.write_bytes
+
+    def die(path, content):
+        real(path, content[:10])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pq, "write_table", die)
+    monkeypatch.setattr(Path, "write_bytes", die)
     with pytest.raises(KeyboardInterrupt):
         run.write(Chunk("clean", 0, 2), rows(0, 1))
     assert run.done() == set()
@@ -149,11 +195,11 @@ def test_a_write_that_is_cut_off_leaves_no_chunk(run: RunStore, monkeypatch):
 def test_a_full_disk_is_one_message_and_finished_chunks_stay(run: RunStore, monkeypatch):
     run.write(Chunk("clean", 0, 2), rows(0, 1))
 
-    def full(*args, **kwargs):
+    def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(UserError, match="the disk is full"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFullError, match="the disk is full"):
         run.write(Chunk("clean", 2, 4), rows(2, 3))
     assert run.done() == {Chunk("clean", 0, 2)}
 
@@ -172,7 +218,72 @@ def test_a_damaged_chunk_is_named_with_the_remedy(run: RunStore, damage: str):
     with pytest.raises(UserError) as caught:
         run.rows("clean")
     assert str(file) in str(caught.value)
-    assert "delete this file" in str(caught.value)
+    assert "computes this chunk anew" in str(caught.value)
+
+
+def with_sides(run: RunStore) -> Chunk:
+    chunk = Chunk("gradients", 0, 2)
+    pictures = pa.table({"sample_id": [0, 1], "image": pa.array([[0.0], [1.0]], pa.list_(pa.float32(), 1))})
+    run.write(chunk, rows(0, 1), tables={"guidance": rows(0, 1)}, adversarial=pictures, batch=32)
+    return chunk
+
+
+def test_every_byte_of_a_chunk_is_watched_over(run: RunStore):
+    """Wherever a byte of the rows is damaged: found, or of no consequence to anything that is read."""
+    chunk = with_sides(run)
+    file = run.path / "samples" / "gradients" / f"{chunk.stem}.parquet"
+    sound = file.read_bytes()
+    found = 0
+    for place in range(0, len(sound), 7):
+        file.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
+        lost = run.mend()
+        found += len(lost)
+        if lost:
+            assert not file.exists()
+            assert "set aside as 000000-000002.parquet.damaged" in lost[0]
+        else:
+            assert run.rows("gradients").equals(rows(0, 1))
+            assert run.damaged(chunk) == []
+            assert run.smaller("gradients") == {32: 2}
+    assert found > len(sound) / 14  # statistics, which nothing reads, are the rest
+    file.write_bytes(sound)
+    assert run.mend() == []
+
+
+@pytest.mark.parametrize("kind", ["tables", "adversarial"])
+def test_a_damaged_side_file_costs_its_chunk(run: RunStore, kind: str):
+    chunk = with_sides(run)
+    (file,) = (run.path / kind).rglob("*.parquet")
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1
+    file.write_bytes(content)
+    if kind == "adversarial":
+        assert run.mend(pictures=False) == []
+    assert len(run.mend()) == 1
+    assert run.done() == set()
+    with_sides(run)
+    assert run.done() == {chunk}
+    assert run.mend() == []
+
+
+def test_a_table_whose_rows_were_never_written_is_not_read(run: RunStore):
+    chunk = with_sides(run)
+    (run.path / "samples" / "gradients" / f"{chunk.stem}.parquet").unlink()
+    assert run.table("gradients", "guidance") is None
+    assert run.adversarial("gradients") is None
+
+
+def test_a_disk_that_does_not_answer_is_no_reason_to_set_a_chunk_aside(run: RunStore, monkeypatch):
+    chunk = with_sides(run)
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken)
+        with pytest.raises(UserError, match="cannot read the file"):
+            run.mend()
+    assert run.done() == {chunk}
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
@@ -182,6 +293,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="cannot read"):
         RunStore.read(tmp_path)
+
+
+def test_temporary_files_of_a_crash_are_removed_after_a_day(run: RunStore):
+    old, new = (run.path / f".{name}.tmp" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    RunStore.open(run.path, SPEC, {})
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_failures_are_noted_a_line_each(run: RunStore):

@@ -25,6 +25,8 @@ def find_doubts(run: Run) -> list[Flag]:
     parts = (
         _incomplete,
         _lost_tables,
+        _set_aside,
+        _smaller_batch,
         _refused,
         _chance,
         attack_doubts,
@@ -81,6 +83,31 @@ def _lost_tables(run: Run) -> Iterator[Flag]:
                 run, evaluation.name, "incomplete", "error",
                 f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "
                 "Run the same command again: it computes the chunks whose tables are gone.",
+            )  # fmt: skip
+
+
+def _set_aside(run: Run) -> Iterator[Flag]:
+    """Files that were found damaged, whatever became of their chunks since: a disk may be failing."""
+    found: dict[str, list[str]] = {}
+    for line in run.errors:
+        if "aside" in line:
+            found.setdefault(line["chunk"]["evaluation"], []).append(str(line["aside"]))
+    for evaluation, names in found.items():
+        shown = ", ".join(dict.fromkeys(names[:3])) + (" and others" if len(names) > 3 else "")
+        yield _flag(
+            run, evaluation, "set_aside", "info",
+            f"Damaged on disk and set aside: {shown}. What was in it is computed anew; look at the disk.",
+        )  # fmt: skip
+
+
+def _smaller_batch(run: Run) -> Iterator[Flag]:
+    for evaluation in run.evaluations.values():
+        for batch, count in sorted(evaluation.smaller.items()):
+            yield _flag(
+                run, evaluation.name, "smaller_batch", "warning",
+                f"Memory ran out, and {count} samples were computed {batch} at a time, not "
+                f"{run.spec['kernels']['batch']}. They agree with the rest to rounding, not to the "
+                "bit (docs/faults.md). Free some memory, or choose a smaller --batch in another --out.",
             )  # fmt: skip
 
 

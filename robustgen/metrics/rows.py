@@ -88,6 +88,8 @@ class Evaluation:
     detail: dict[str, Any]
     rows: Rows | None
     wanted: int
+    smaller: dict[int, int] = field(default_factory=dict)
+    """How many samples were computed at a smaller batch than the run's, by that batch."""
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         name, size = detail["name"], int(detail["size"])
         table = store.rows(name, n)
         rows = to_rows(table) if table is not None and len(table) else None
-        evaluations[name] = Evaluation(detail, rows, min(n or size, size))
+        evaluations[name] = Evaluation(detail, rows, min(n or size, size), store.smaller(name))
         beside = TABLES.get(detail["kind"])
         if beside and rows is not None:
             found = store.table(name, beside, n)
@@ -179,9 +181,16 @@ def _errors(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:  # a line that a crash cut off
+            content = json.loads(line)
+            where = {"evaluation": "", **content.get("chunk", {})}
+            found.append({**content, "chunk": where, "error": str(content["error"])})
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # a line that a crash cut off, or a disk changed
             continue
     return found

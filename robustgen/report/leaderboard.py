@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.report.columns import Column
 from robustgen.report.render import templates
 from robustgen.report.tables import Cell, MainTable, main_table
-from robustgen.store import atomic, read_json
 
 SHOWN = ("accuracy", "robust_accuracy", "corruption_accuracy", "ece", "psnr_gain")
 """The metrics of a leaderboard; of attacks, the worst case alone."""

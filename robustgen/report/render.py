@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.report import pictures, sections
@@ -17,7 +18,7 @@ from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.plots import style
 from robustgen.report.reading import flag_groups, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
-from robustgen.store import RunStore, atomic, read_json
+from robustgen.store import RunStore
 
 EXPLAINED = (
     "gradient_efficiency",

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from robustgen.disk import read_json, write_json
 from robustgen.errors import UserError
 from robustgen.metrics.estimates import worst_name
 from robustgen.report.columns import eps_text
-from robustgen.store import read_json, write_json
 
 THREATS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK = "autoattack"

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from robustgen import __version__
+from robustgen.disk import atomic, read_json, write_json
 from robustgen.errors import UserError
 from robustgen.metrics import Run, compare, find_doubts, measure, read_run
 from robustgen.metrics.corrupted import relative_errors
 from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.estimates import is_finite
 from robustgen.report.columns import columns, format_value, tested
-from robustgen.store import RunStore, atomic, read_json, write_json
+from robustgen.store import RunStore
 from robustgen.types import Flag, Metric
 
 

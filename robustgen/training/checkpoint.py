@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from robustgen.disk import atomic
 from robustgen.errors import DiskFullError, UserError
-from robustgen.store import atomic
 from robustgen.training.recipe import Recipe
 
 FILE = "checkpoint.pt"

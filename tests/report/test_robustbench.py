@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.report.robustbench import export
-from robustgen.store import write_json
 
 # The keys and types of model_info/cifar10/Linf/Carmon2019Unlabeled.json in RobustBench.
 CARMON = {

@@ -1,0 +1,95 @@
+"""Tables as Parquet files that say themselves whether they are what was written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robustgen.disk import cannot_read, read_bytes, write_bytes
+from robustgen.errors import DamagedError
+
+BROKEN = (pa.ArrowException, OSError, ValueError, TypeError)
+"""What pyarrow raises at a broken file."""
+SAID = (b"sha256", b"seconds", b"run", b"batch")
+"""What the metadata of a rows file says, beside the hash of it all, ``content``."""
+
+
+def read_parquet(file: Path) -> pa.Table:
+    """Read one file with its page checksums verified; a damaged one is a DamagedError."""
+    content = pa.BufferReader(read_bytes(file))
+    try:
+        return pq.ParquetFile(content, page_checksum_verification=True).read()
+    except BROKEN as error:
+        raise damaged(file, str(error).splitlines()[0]) from None
+
+
+def read_rows(file: Path) -> pa.Table:
+    """Read the rows of a chunk; they and their metadata are what was written, or this is a DamagedError."""
+    table = read_parquet(file)
+    metadata = _complete(file, table.schema.metadata)
+    stated = metadata.get(b"content")
+    said = {key: value for key, value in metadata.items() if key in SAID}
+    if stated is not None and stated.decode(errors="replace") != content_hash(table, said):
+        raise damaged(file, "its content is not what was written")
+    return table
+
+
+def content_hash(rows: pa.Table, metadata: Mapping[bytes, bytes]) -> str:
+    """A hash of all that rows and their metadata say: page checksums leave out a file's head and foot."""
+    digest = hashlib.sha256()
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        digest.update(f"{name} {len(column)} ".encode())
+        if pa.types.is_fixed_size_list(column.type):
+            for part in column.chunks:
+                digest.update(part.flatten().to_numpy(zero_copy_only=False).tobytes())
+        else:
+            digest.update(repr(column.to_pylist()).encode())
+    digest.update(repr(sorted(metadata.items())).encode())
+    return digest.hexdigest()
+
+
+def read_metadata(file: Path) -> dict[bytes, bytes]:
+    """What a rows file says of its chunk."""
+    try:
+        metadata = pq.read_metadata(file).metadata
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's word, not the file's
+            raise cannot_read(file, error) from None
+        raise damaged(file, str(error).splitlines()[0]) from None
+    return _complete(file, metadata)
+
+
+def _complete(file: Path, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
+    if not {b"sha256", b"seconds"} <= (metadata or {}).keys():
+        raise damaged(file, "its metadata is gone")
+    return metadata or {}
+
+
+def damaged(file: Path, why: str) -> DamagedError:
+    """The error for a file of a chunk that is not what was written."""
+    return DamagedError(
+        "a stored chunk is damaged",
+        where=file,
+        got=why,
+        remedy="run the same command again: it sets this file aside and computes this chunk anew",
+    )
+
+
+def write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> str:
+    """Write a table and return the sha256 of what was meant to be written, whatever the disk has now."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True
+    )
+    content = buffer.getvalue().to_pybytes()
+    write_bytes(file, content)
+    return sha256(content)
+
+
+def sha256(content: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
