@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustgen.chunks import left
 from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
 from robustgen.draws import Draws
-from robustgen.engine import chunks
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
@@ -87,10 +87,10 @@ def add(folder: Path, file: Path, model: str | None = None) -> list[str]:
     )  # fmt: skip
     clean = store.rows("clean")
     n = None if clean is None else len(clean)
-    for evaluation in evaluations:
-        for chunk in chunks(evaluation, store.done(), spec["protocol"]["chunk"], n):
-            result = worker(chunk)
-            store.write(chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds)
+    finished = {evaluation.name: store.finished(evaluation.name) for evaluation in evaluations}
+    for chunk in left(evaluations, finished, spec["protocol"]["chunk"], n):
+        result = worker(chunk)
+        store.write(chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds)
     return [evaluation.name for evaluation in evaluations]
 
 

@@ -54,7 +54,8 @@ def report(
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a call of the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
-    executor: Annotated[str, typer.Option(help="Where chunks are computed: local.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where chunks are computed: local, or ray.")] = "local",
+    shard: Annotated[str | None, typer.Option(help="i/k: one of k jobs that share the chunks.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
     ] = False,
@@ -68,14 +69,19 @@ def report(
     if not models and not quiet and (left_out := registry.expensive(data)):
         console.print(f"{', '.join(left_out)}: many network calls a picture, so only where they are named")
 
-    from robustgen import engine, executors
+    from robustgen import chunks, engine, executors
     from robustgen.report import render, summary
 
+    part = chunks.Shard.parse(shard) if shard else None
     with _progress(quiet) as show:
         outcome = engine.evaluate(
             references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
-            precision=precision, executor=executors.by_name(executor), progress=show,
+            precision=precision, executor=executors.by_name(executor), shard=part, progress=show,
         )  # fmt: skip
+    if part is not None:  # the other jobs' chunks may not be there yet
+        if not quiet:
+            console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
+        return _finish(outcome)
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command())
     page = render.render(out)
     if as_json:

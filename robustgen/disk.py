@@ -18,21 +18,27 @@ STALE = 24 * 3600.0
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path``, whole and on disk, when the block ends well."""
+def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """A temporary path that becomes ``path``, whole and on disk, when the block ends well; where ``new``,
+    only if there is no such file: else FileExistsError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if new:
+            os.link(temporary, path)
+        else:
+            temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
+        if new and path.is_file():
+            raise
         raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):
@@ -49,9 +55,9 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )  # fmt: skip
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, new: bool = False) -> None:
     """Write a file atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, new=new) as temporary:
         temporary.write_bytes(content)
 
 
@@ -79,9 +85,9 @@ def append_line(path: Path, line: str) -> None:
         raise cannot_write(path, error) from None
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object, *, new: bool = False) -> None:
     """Write JSON atomically."""
-    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), new=new)
 
 
 def read_json(path: Path) -> Any:
@@ -93,6 +99,14 @@ def read_json(path: Path) -> Any:
         raise DamagedError(
             "cannot read the file", where=path, expected="JSON written by robustgen", got=error
         ) from None
+
+
+def listed(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def set_aside(path: Path) -> Path:

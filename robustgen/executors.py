@@ -1,45 +1,59 @@
-"""Where chunks are computed: in this process, for now."""
+"""Where chunks are computed: in this process, or on the machines of a Ray cluster (cluster.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
+import torch
+
+from robustgen.chunks import Chunks
 from robustgen.errors import unknown_name
-from robustgen.store import Chunk
+from robustgen.store import Chunk, RunStore
+from robustgen.work import Result, Work
 
-if TYPE_CHECKING:
-    from robustgen.worker import Reading
-
-Result: TypeAlias = "Reading | Exception"
+T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Computes chunks, in any order; a chunk that raises yields its exception, and the rest go on."""
+    """Has chunks computed and stored, in any order; one that raises yields what was raised, and the
+    rest go on."""
 
-    def run(
-        self, worker: Callable[[Chunk], Reading], chunks: Iterable[Chunk]
-    ) -> Iterator[tuple[Chunk, Result]]:
-        """Yield each chunk with its reading as it is finished."""
+    def has_gpu(self) -> bool:
+        """Whether there is a GPU where chunks are computed."""
+        ...
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function where chunks are computed."""
+        ...
+
+    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        """Yield each chunk as it is finished. Raises UserError where nothing can be computed or stored."""
         ...
 
 
 class LocalExecutor:
     """One chunk after the other, in this process."""
 
-    def run(
-        self, worker: Callable[[Chunk], Reading], chunks: Iterable[Chunk]
-    ) -> Iterator[tuple[Chunk, Result]]:
+    def has_gpu(self) -> bool:
+        return torch.cuda.is_available()
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        return function(*arguments)
+
+    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        compute = work.begin(store) if len(chunks) else None
         for chunk in chunks:
-            try:
-                result: Result = worker(chunk)
-            except Exception as error:
-                # Whatever a model or an attack raises costs its chunk, never the finished work.
-                result = error
-            yield chunk, result
+            yield chunk, compute(chunk)  # type: ignore[misc]
 
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor}
+def _ray() -> Executor:
+    from robustgen.cluster import RayExecutor
+
+    return RayExecutor()
+
+
+EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor, "ray": _ray}
 
 
 def by_name(name: str) -> Executor:

@@ -15,6 +15,7 @@ writer: whoever writes a chunk last has written the same rows.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from robustgen.config import fingerprint
-from robustgen.disk import append_line, read_bytes, read_json, remove_stale, set_aside, write_json
+from robustgen.disk import append_line, listed, read_bytes, read_json, remove_stale, set_aside, write_json
 from robustgen.errors import DamagedError, UserError
 from robustgen.parquet import (
     content_hash,
@@ -35,6 +36,8 @@ from robustgen.parquet import (
     sha256,
     write_parquet,
 )
+
+CHUNK = re.compile(r"[0-9]+-[0-9]+\.parquet")
 
 
 class Chunk(NamedTuple):
@@ -114,7 +117,11 @@ class RunStore:
             store._adopt(file)
         remove_stale(path)
         checksum = fingerprint([spec, environment])
-        write_json(file, {"spec": spec, "fingerprint": checksum, "environment": environment})
+        content = {"spec": spec, "fingerprint": checksum, "environment": environment}
+        try:
+            write_json(file, content, new=begun is None)
+        except FileExistsError:  # another process has just begun this run
+            return cls.open(path, spec, environment)
         return store
 
     @classmethod
@@ -186,6 +193,18 @@ class RunStore:
                 found.add(chunk)
         return found
 
+    def finished(self, evaluation: str) -> np.ndarray:
+        """The intervals (m, 2) of an evaluation's finished chunks, as ``done`` finds them, but by listing
+        folders: of a million chunks one is opened, since all of an evaluation have the same side files."""
+        samples = self.path / "samples" / evaluation
+        names = {name for name in listed(samples) if CHUNK.fullmatch(name)}
+        if names:
+            sides = json.loads(read_metadata(samples / min(names))[b"sha256"])
+            for folder in {name.rpartition("/")[0] for name in sides}:
+                names.intersection_update(listed(self.path / folder))
+        found = [tuple(map(int, name.removesuffix(".parquet").split("-"))) for name in sorted(names)]
+        return np.array(found, dtype=np.int64).reshape(-1, 2)
+
     def mend(self, *, pictures: bool = True) -> list[str]:
         """Read every finished chunk in full, and set the damaged ones aside: then they are not finished.
 
@@ -195,7 +214,7 @@ class RunStore:
         lost = []
         for chunk, file in self._chunks():
             try:
-                self._check(file, pictures)
+                self._check(chunk, file, pictures)
             except DamagedError as error:
                 aside = set_aside(file)
                 what = f"a stored chunk was damaged, and set aside as {aside.name}: {error.details['got']}"
@@ -203,9 +222,11 @@ class RunStore:
                 lost.append(f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {what}")
         return lost
 
-    def _check(self, file: Path, pictures: bool) -> None:
+    def _check(self, chunk: Chunk, file: Path, pictures: bool) -> None:
         """Raise DamagedError unless the rows and what was written beside them are what was written."""
         metadata = read_rows(file).schema.metadata
+        if not self._ours(chunk.evaluation, metadata):
+            raise damaged(file, "its rows are of another run")
         for name, written in json.loads(metadata[b"sha256"]).items():
             side = self.path / name
             wanted = pictures or not name.startswith("adversarial/")

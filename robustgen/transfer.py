@@ -23,13 +23,13 @@ from robustgen.classifiers import load_model
 from robustgen.classifiers.base import FixedBatch
 from robustgen.disk import atomic
 from robustgen.draws import Draws
-from robustgen.engine import fingerprint_weights
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import to_rows
 from robustgen.registry import resolve
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
+from robustgen.work import fingerprint_weights
 from robustgen.worker import ask
 
 Array = np.ndarray

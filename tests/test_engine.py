@@ -11,11 +11,10 @@ import torch
 from robustgen import attacks, data, engine, registry
 from robustgen.config import Protocol
 from robustgen.errors import UserError
-from robustgen.evaluation import Evaluation, load_data
+from robustgen.evaluation import load_data
 from robustgen.executors import LocalExecutor
 from robustgen.metrics import measure, read_run
-from robustgen.perturb import Identity
-from robustgen.store import Chunk, RunStore
+from robustgen.store import RunStore
 from robustgen.types import Metric
 
 MODEL = """
@@ -95,8 +94,8 @@ def test_every_evaluation_of_the_protocol_has_its_rows(reference: RunStore):
 
 
 class Backwards(LocalExecutor):
-    def run(self, worker, chunks):
-        return super().run(worker, reversed(list(chunks)))
+    def run(self, work, store, chunks):
+        return super().run(work, store, list(chunks)[::-1])
 
 
 def test_the_order_of_chunks_changes_no_bit(models, reference, tmp_path):
@@ -138,7 +137,7 @@ def test_a_second_run_computes_nothing(models, tmp_path):
     run(models, tmp_path, protocol())
 
     class Nothing(LocalExecutor):
-        def run(self, worker, chunks):
+        def run(self, work, store, chunks):
             assert list(chunks) == []
             return iter(())
 
@@ -380,16 +379,6 @@ def test_a_failed_chunk_is_tried_again(tmp_path):
     outcome = engine.evaluate(refs, small, "digits", tmp_path / "out")
     assert outcome.failures == {}
     assert outcome.runs[0].rows("clean").num_rows == 32
-
-
-def test_chunks_fill_the_gaps_at_multiples_of_their_size():
-    evaluation = Evaluation("clean", "clean", "digits", "test", 40, {}, perturbation=Identity())
-    assert engine.chunks(evaluation, set(), 16, None) == [
-        Chunk("clean", 0, 16), Chunk("clean", 16, 32), Chunk("clean", 32, 40),
-    ]  # fmt: skip
-    finished = {Chunk("clean", 0, 16), Chunk("clean", 16, 20), Chunk("other", 0, 40)}
-    assert engine.chunks(evaluation, finished, 16, 36) == [Chunk("clean", 20, 32), Chunk("clean", 32, 36)]
-    assert engine.chunks(evaluation, finished, 16, 10) == []
 
 
 def test_a_model_for_other_data_is_refused_in_words(tmp_path):

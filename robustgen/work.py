@@ -1,0 +1,201 @@
+"""What of a run travels to where its chunks are computed, and what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from robustgen.classifiers import fingerprint_model, load_model
+from robustgen.classifiers.base import Classifier
+from robustgen.config import Protocol, fingerprint
+from robustgen.data import Dataset
+from robustgen.errors import UserError
+from robustgen.evaluation import Evaluation, Plan, load_data
+from robustgen.pilot import pilot
+from robustgen.plan import plan
+from robustgen.registry import ModelRef
+from robustgen.store import Chunk, RunStore
+from robustgen.types import UNLABELLED
+from robustgen.worker import Worker, is_random
+
+CONTEXT = 600 << 20  # bytes of a GPU that a process takes before it holds a tensor
+SLACK = 1.5  # an attack keeps some batches more than a gradient does
+PARTS = 8  # the most processes that share a GPU
+
+
+class Done(NamedTuple):
+    """A chunk that is stored: how many of its pictures have a label, and how many of those are right by
+    majority; foreign pictures are neither."""
+
+    labelled: int
+    right: int
+
+
+class Failed(NamedTuple):
+    """A chunk that raised."""
+
+    message: str
+
+
+Result: TypeAlias = Done | Failed
+Compute: TypeAlias = Callable[[Chunk], Result]
+
+
+class Trial(NamedTuple):
+    """What a model is like where it will run: see ``pilot`` and ``gpu_share``."""
+
+    stochastic: bool
+    precision: str
+    sizes: list[int]
+    share: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker is made of, in a form that travels: model and data are loaded where they are
+    needed, once a process. Only ``loaded``, what is in memory already, stays behind."""
+
+    reference: ModelRef
+    protocol: Protocol
+    source: str
+    root: Path | None
+    device: torch.device
+    share: float = 0.0
+    """How much of a GPU a worker needs."""
+    loaded: tuple[Classifier, Plan] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Work, (self.reference, self.protocol, self.source, self.root, self.device, self.share)
+
+    def _load(self) -> tuple[Classifier, Plan, Dataset]:
+        """The model on its device, the plan, and the data."""
+        dataset = load_data(self.source, "test", None, self.root)
+        if self.loaded is not None:
+            model, planned = self.loaded
+        else:
+            model = load_model(self.reference, class_names=dataset.class_names, input_shape=dataset.shape)
+            planned = plan(self.protocol, dataset, self.root)
+        make_exact(self.device)
+        return model.eval().requires_grad_(False).to(self.device), planned, dataset
+
+    def trial(self, begun: dict[str, Any] | None, batch: int, threads: int, precision: str) -> Trial:
+        """Try the model on a batch; what a run began with (its spec) is kept, since kernels are never
+        switched midway."""
+        torch.set_num_threads(threads)
+        model, planned, dataset = self._load()
+        pictures = dataset.images[:batch].to(self.device)
+        if model.stochastic or begun is None:
+            stochastic = model.stochastic or is_random(model, pictures)
+        else:
+            stochastic = bool(begun["model"]["stochastic"])
+        share = gpu_share(model, pictures)
+        kept = begun["kernels"] if begun else {}
+        if kept.get("batch") == batch and "sizes" in kept and precision in ("auto", kept["precision"]):
+            return Trial(stochastic, kept["precision"], kept["sizes"], share)
+        attacked = any(evaluation.kind == "attack" for evaluation in planned.evaluations)
+        if stochastic or not attacked:  # the bits of the first are never the same
+            return Trial(stochastic, "float32", [], share)
+        return Trial(stochastic, *pilot(model, pictures, precision), share)
+
+    def begin(self, store: RunStore) -> Compute:
+        """What computes a chunk of the run and stores it, from this process. UserError where the model or
+        the data here are not those of the run."""
+        spec = store.spec
+        kernels = spec["kernels"]
+        torch.set_num_threads(kernels["threads"])
+        model, planned, dataset = self._load()
+        if self.loaded is None:
+            self._check(spec, model, planned, dataset)
+        worker = Worker(
+            model, planned.evaluations, source=self.source, seed=self.protocol.seed, batch=kernels["batch"],
+            device=self.device, root=self.root, stochastic=spec["model"]["stochastic"],
+            low=kernels["precision"] == "bf16", sizes=kernels["sizes"] or None,
+        )  # fmt: skip
+        return lambda chunk: _compute(worker, store, chunk)
+
+    def _check(self, spec: dict[str, Any], model: Classifier, planned: Plan, dataset: Dataset) -> None:
+        """Another machine may have other files under the same names."""
+        here = {e.name: e.describe() for e in planned.evaluations}
+        wanted = {e["name"]: e for e in spec["evaluations"] if e["name"] in here}
+        pairs = {
+            "data": (spec["identity"]["data"], dataset.fingerprint),
+            "model": (spec["identity"]["model"], fingerprint_weights(self.reference, model)),
+            "evaluations": (wanted, here),
+        }
+        for what, (expected, got) in pairs.items():
+            if expected != got:
+                raise UserError(
+                    f"a worker found another {what} than the run has",
+                    where=f"the machine of the worker: {self.reference} on {self.source}",
+                    expected=expected,
+                    got=got,
+                    remedy="give all machines the same files, under the same paths",
+                )
+
+
+def _compute(worker: Worker, store: RunStore, chunk: Chunk) -> Result:
+    try:
+        reading = worker(chunk)
+    except Exception as error:
+        # Whatever a model or an attack raises costs its chunk, never the finished work.
+        known = isinstance(error, UserError)
+        return Failed(str(error) if known else f"{type(error).__name__}: {error}")
+    store.write(
+        chunk, reading.rows, tables=reading.tables, adversarial=reading.adversarial, seconds=reading.seconds
+    )
+    return _tally(worker.evaluations[chunk.evaluation], reading.rows)
+
+
+def _tally(evaluation: Evaluation, rows: pa.Table) -> Done:
+    if evaluation.kind == "ood" or evaluation.foreign is not None:
+        return Done(0, 0)  # their labels, where they have any, are of other classes
+    labelled = np.asarray(rows["label"]) != UNLABELLED
+    right = 2 * np.asarray(rows["draws_correct"]) > np.asarray(rows["draws"])
+    return Done(int(labelled.sum()), int((labelled & right).sum()))
+
+
+def fingerprint_weights(reference: ModelRef, model: Classifier) -> str:
+    """A loaded model's identity: where its code is from, and everything that it has learned.
+
+    The weights are hashed as they are in memory, since a user's file may load them from anywhere.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return fingerprint([fingerprint_model(reference), digest.hexdigest()])
+
+
+def make_exact(device: torch.device) -> None:
+    """On a GPU float32 means float32, and the same bits twice."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def gpu_share(model: Classifier, pictures: Tensor) -> float:
+    """How much of a GPU a worker needs: measured by one gradient of a full batch; 0 on a processor."""
+    if pictures.device.type != "cuda":
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        x = pictures.clone().requires_grad_()
+        with torch.enable_grad():
+            model.logits(x)[:, 0].sum().backward()
+    except Exception:  # a model that fails: its chunks say so, each for itself
+        return 1.0
+    return share_of(torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1])
+
+
+def share_of(peak: int, total: int) -> float:
+    """The fraction 1/k of a GPU of ``total`` bytes that holds a process whose tensors took ``peak`` bytes."""
+    return 1 / max(1, min(PARTS, math.floor(total / (SLACK * peak + CONTEXT))))

@@ -1,0 +1,141 @@
+"""A real Ray cluster of two nodes on this machine: the rows of one process, and a node that is killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from robustgen import data, engine, registry
+from robustgen.cluster import RayExecutor
+from robustgen.config import Protocol
+from robustgen.errors import UserError
+from robustgen.store import RunStore
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+MODEL = """
+import os, pathlib, time
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(512, 10))
+        with open(pathlib.Path(__file__).with_name("loaded"), "a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+    def forward(self, x):
+        time.sleep(0.005)
+        return super().forward(x)
+
+class Deadly(Net):
+    def forward(self, x):
+        if os.getpid() != DRIVER and bool((x[0] == FATAL).all()):
+            os._exit(1)
+        return super().forward(x)
+"""
+SMALL = Protocol.model_validate({
+    "name": "small", "version": 1, "summary": "", "n": 96, "chunk": 16,
+    "data": {"digits": {"eps": {"linf": 0.1}, "foreign": ["photos"], "sigmas": [0.25, 0.5],
+                        "denoiser": "denoiser-digits"}},
+    "evaluations": [
+        {"kind": "clean"},
+        {"kind": "attack", "attack": "autoattack", "norm": "linf",
+         "options": {"n_iter": 2, "n_target_classes": 2, "n_queries": 5}},
+        {"kind": "ood"},
+        {"kind": "gradients", "pictures": 2},
+    ],
+})  # fmt: skip
+CHUNKS = 5 * 6  # clean with its calibration, and three more
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def second(cluster: Cluster) -> Iterator[object]:
+    node = cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+    yield node
+    if node in cluster.list_all_nodes():
+        cluster.remove_node(node)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(MODEL)
+    return file
+
+
+def everything(store: RunStore) -> list[object]:
+    names = [e["name"] for e in store.spec["evaluations"]]
+    return [(store.rows(n), store.adversarial(n), store.table(n, "guidance")) for n in names]
+
+
+def files(out: Path) -> dict[Path, tuple[int, int]]:
+    return {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in out.glob("runs/*/samples/*/*.parquet")}
+
+
+def test_a_node_killed_midway_costs_its_unfinished_chunks_and_no_bit_differs(
+    cluster, second, model, tmp_path
+):
+    refs = registry.resolve(f"{model}:Net")
+    alone = engine.evaluate(refs, SMALL, "digits", tmp_path / "alone").runs[0]
+    loaded = model.with_name("loaded")
+    loaded.write_text("")
+    finished: dict[Path, tuple[int, int]] = {}
+    steps: list[engine.Step] = []
+
+    def watch(step: engine.Step) -> None:
+        steps.append(step)
+        workers = set(loaded.read_text().split()) - {str(os.getpid())}
+        if not finished and len(workers) == 2 and step.done >= 6:
+            cluster.remove_node(second, allow_graceful=False)
+            finished.update(files(tmp_path / "ray"))
+
+    outcome = engine.evaluate(refs, SMALL, "digits", tmp_path / "ray", executor=RayExecutor(), progress=watch)
+    assert outcome.failures == {}
+    assert everything(outcome.runs[0]) == everything(alone)
+    assert 6 <= len(finished) < CHUNKS  # it was killed midway
+    assert finished.items() <= files(tmp_path / "ray").items()  # nothing finished was written again
+    assert [step.done for step in steps] == list(range(CHUNKS + 1))
+    assert steps[-1].total == CHUNKS
+    pids = loaded.read_text().split()
+    assert len(pids) == len(set(pids)) == 3  # loaded here, and once a worker
+
+
+def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustgen.cluster.LIVES", 1)
+    fatal = data.load("digits").images[32]  # the first of its chunk
+    torch.save(fatal, tmp_path / "fatal.pt")
+    text = model.read_text().replace("DRIVER", str(os.getpid()))
+    load = "torch.load(pathlib.Path(__file__).with_name('fatal.pt'))"
+    model.write_text(text.replace("FATAL", load))
+    clean = SMALL.model_copy(update={"evaluations": SMALL.evaluations[:1]})
+    refs = registry.resolve(f"{model}:Deadly")
+    outcome = engine.evaluate(refs, clean, "digits", tmp_path / "out", executor=RayExecutor())
+    assert "1 workers died of it" in outcome.failures["mine-deadly"]
+    rows = outcome.runs[0].rows("clean")
+    assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
+
+
+def test_a_worker_with_other_weights_than_the_run_has_is_refused(cluster, model, tmp_path):
+    text = MODEL.replace("manual_seed(0)", f"manual_seed(os.getpid() != {os.getpid()})")
+    model.write_text(text)
+    with pytest.raises(UserError, match="another model than the run has"):
+        engine.evaluate(
+            registry.resolve(f"{model}:Net"), SMALL, "digits", tmp_path / "out", executor=RayExecutor()
+        )

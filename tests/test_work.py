@@ -1,0 +1,65 @@
+"""What travels to a worker, and how much of a GPU it takes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from robustgen import engine, registry
+from robustgen.chunks import Shard
+from robustgen.evaluation import load_data
+from robustgen.plan import plan
+from robustgen.work import Work, gpu_share, share_of
+
+GB = 1 << 30
+
+
+def work(name: str = "softmax-digits") -> Work:
+    (reference,) = registry.resolve(name)
+    return Work(reference, registry.load_protocol("clean"), "digits", None, torch.device("cpu"))
+
+
+def test_work_travels_without_what_it_has_loaded():
+    from robustgen.classifiers import load
+
+    ours = work()
+    dataset = load_data("digits", "test", None, None)
+    loaded = Work(
+        ours.reference, ours.protocol, "digits", None, ours.device,
+        loaded=(load(ours.reference.folder), plan(ours.protocol, dataset)),
+    )  # fmt: skip
+    sent = pickle.dumps(loaded)
+    assert len(sent) < 5_000
+    assert pickle.loads(sent) == ours
+
+
+def test_a_shards_rows_join_those_of_the_others(tmp_path):
+    ours = work()
+    parts = [Shard(1, 2), Shard(2, 2), None]
+    computed = []
+    for part in parts:
+        steps: list[engine.Step] = []
+        engine.evaluate(
+            [ours.reference], ours.protocol, "digits", tmp_path / "out", n=300, shard=part,
+            progress=steps.append,
+        )  # fmt: skip
+        computed.append(steps[0].total)
+    (store,) = engine.evaluate([ours.reference], ours.protocol, "digits", tmp_path / "whole", n=300).runs
+    (joined,) = engine.evaluate([ours.reference], ours.protocol, "digits", tmp_path / "out", n=300).runs
+    assert computed[2] == 0
+    assert sum(computed) == len(joined.done()) == len(store.done())
+    assert joined.rows("clean") == store.rows("clean")
+
+
+@pytest.mark.parametrize(
+    ("peak", "total", "share"),
+    [(1 * GB, 80 * GB, 1 / 8), (10 * GB, 80 * GB, 1 / 5), (30 * GB, 80 * GB, 1), (90 * GB, 80 * GB, 1)],
+)
+def test_a_gpu_is_shared_by_as_many_as_it_holds(peak, total, share):
+    assert share_of(peak, total) == share
+
+
+def test_on_a_processor_no_gpu_is_asked_for():
+    assert gpu_share(None, torch.zeros(1)) == 0
