@@ -7,6 +7,7 @@ the run, which the worst case takes in. Where the file has no picture of a sampl
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,14 +57,15 @@ class Added(Attack):
         return Perturbed(found)
 
 
-def add(folder: Path, file: Path, model: str | None = None) -> list[str]:
+def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[Path] = ()) -> list[str]:
     """Add a file's pictures to a run of the report in ``folder``, for each ball that the run's attacks have.
 
-    ``model``: whose; needed where the report has several. Returns the evaluations that were added. Raises
-    UserError where file and run do not go together. Adding a file again changes nothing.
+    ``model``: whose; needed where the report has several; ``code``: see ``load_run``. Returns the
+    evaluations that were added. Raises UserError where file and run do not go together. Adding a file again
+    changes nothing.
     """
     store = _run(folder, model)
-    batched, dataset = load_run(store)
+    batched, dataset = load_run(store, code=code)
     pictures = read(file, dataset)
     spec = store.spec
     threats = {(e["norm"], e["eps"]) for e in spec["evaluations"] if e["kind"] == "attack"}

@@ -36,6 +36,10 @@ RootOption = Annotated[
     Path | None,
     typer.Option("--data-root", help="Where data sets lie (else ROBUSTGEN_DATA, else the cache)."),
 ]
+CodeOption = Annotated[
+    list[Path] | None,
+    typer.Option("--code", help="A Python file of a model in the report, which may be run; repeatable."),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -66,8 +70,8 @@ def report(
 
     chosen = registry.load_protocol(protocol)
     references = registry.resolve_all(models or [], data)
-    if not models and not quiet and (left_out := registry.expensive(data)):
-        console.print(f"{', '.join(left_out)}: many network calls a picture, so only where they are named")
+    for name, reason in registry.left_out(data).items() if not models and not quiet else ():
+        console.print(f"{name}: {reason}, so only where it is named", markup=False)
 
     from robustgen import chunks, engine, executors
     from robustgen.report import render, summary
@@ -112,11 +116,12 @@ def train(
 @app.command()
 def transfer(
     folder: Annotated[Path, typer.Argument(help="A finished report.")],
+    code: CodeOption = None,
 ) -> None:
     """Ask every model of a report about the pictures that were made to break the others."""
     from robustgen.transfer import transfer as run
 
-    run(folder)
+    run(folder, code=code or ())
 
 
 @app.command()
@@ -157,27 +162,28 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Whose pictures these are, where there are several.")
     ] = None,
+    code: CodeOption = None,
 ) -> None:
     """Ask every model again at its stored adversarial pictures, in float32, without attacking."""
     from robustgen.verify import verify_report
 
     if add is not None:
-        _add(folder, add, model)
+        _add(folder, add, model, code or [])
 
-    findings = verify_report(folder)
+    findings = verify_report(folder, code=code or ())
     for finding in findings:
         typer.echo(finding.sentence)
     if any(finding.breaches for finding in findings):
         raise typer.Exit(1)
 
 
-def _add(folder: Path, file: Path, model: str | None) -> None:
+def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     """Add pictures to a run, and write the report anew."""
     from robustgen.added import add
     from robustgen.disk import read_json
     from robustgen.report import render, summary
 
-    for name in add(folder, file, model):
+    for name in add(folder, file, model, code=code):
         console.print(f"added: {name}")
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n = summary.gather([out], out)

@@ -160,12 +160,38 @@ def resolve(reference: str) -> list[ModelRef]:
         return [ZooModel(reference, zoo[reference])]
     matching = [ZooModel(name, zoo[name]) for name in zoo if fnmatch.fnmatchcase(name, reference)]
     if matching:
-        return list(_classifiers(matching))
+        found = list(_classifiers(matching))
+        _refuse_code(reference, [model.name for model in found if code_of(model)])
+        return list(found)
     registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
     outside = "FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
     raise unknown_name("model", reference, [*zoo, *registered], also=outside)
+
+
+def _refuse_code(pattern: str, names: list[str]) -> None:
+    if names:
+        raise UserError(
+            "this pattern matches models that run code of their own",
+            where=pattern,
+            expected="such a model by its whole name",
+            got=", ".join(names),
+            remedy="name each model that you mean",
+        )
+
+
+def code_of(reference: ModelRef) -> Path | None:
+    """The Python file that a model runs, where it is neither robustgen's nor an installed package's.
+
+    It runs only where the command line names the file or the model.
+    """
+    if isinstance(reference, FileModel):
+        return reference.path
+    if isinstance(reference, ZooModel):
+        file, colon, _ = load_card(reference.folder).arch.partition(":")
+        return reference.folder / file if colon else None
+    return None
 
 
 def given(module: nn.Module) -> ObjectModel:
@@ -189,11 +215,13 @@ def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data.
 
-    Of these, one of many network calls a picture has to be named: minutes would become hours.
+    Of these, one of many network calls a picture has to be named: minutes would become hours. So has one
+    with code of its own, which nobody but its author may know.
     """
     if references:
         return unique(ref for reference in references for ref in resolve(reference))
-    fitting = [model for model in _zoo() if _card(model).data == data and _card(model).calls == 1]
+    held_back = left_out(data)
+    fitting = [model for model in _zoo() if _card(model).data == data and model.name not in held_back]
     if not fitting:
         raise UserError(
             f"the zoo has no classifier for the data set {data!r}",
@@ -204,9 +232,15 @@ def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     return list(fitting)
 
 
-def expensive(data: str) -> list[str]:
-    """The zoo's classifiers for that data that ``resolve_all`` gives only by name."""
-    return [model.name for model in _zoo() if _card(model).data == data and _card(model).calls > 1]
+def left_out(data: str) -> dict[str, str]:
+    """The zoo's classifiers for that data that ``resolve_all`` gives only by name, and why."""
+    found = {}
+    for model in _zoo():
+        if _card(model).data == data and code_of(model):
+            found[model.name] = "code of its own"
+        elif _card(model).data == data and _card(model).calls > 1:
+            found[model.name] = "many network calls a picture"
+    return found
 
 
 def _zoo() -> list[ZooModel]:

@@ -8,7 +8,8 @@ not mislead the other's.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import shlex
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import to_rows
-from robustgen.registry import resolve
+from robustgen.registry import ModelRef, code_of, resolve
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
 from robustgen.work import fingerprint_weights
@@ -72,7 +73,7 @@ class _Attacked(NamedTuple):
     right: Array
 
 
-def transfer(out: Path, console: Console | None = None) -> Transfer:
+def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Transfer:
     """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
 
     Random noise is left out: it is the same picture for every model. So are pictures from elsewhere.
@@ -83,7 +84,7 @@ def transfer(out: Path, console: Console | None = None) -> Transfer:
     stored = {store.model: _attacked(store) for store in stores}
     pairs: list[Pair] = []
     for store in stores:
-        pairs += _onto(store, stored)
+        pairs += _onto(store, stored, code)
     order = list(dict.fromkeys(name for found in stored.values() for name in found))
     pairs.sort(key=lambda pair: order.index(pair.evaluation))
     flags = list(_flags(pairs))
@@ -92,16 +93,19 @@ def transfer(out: Path, console: Console | None = None) -> Transfer:
     return Transfer(pairs, flags)
 
 
-def load_run(store: RunStore) -> tuple[FixedBatch, data.Dataset]:
-    """The model of a run, called as it was then, and the run's data; UserError where either changed."""
+def load_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
+    """The model of a run, called as it was then, and the run's data; UserError where either changed.
+
+    ``code``: the Python files that may be run. A report may be anybody's, so that its word is not enough.
+    """
     spec = store.spec
+    reference = _reference(store, code)
     dataset = data.load(spec["data"]["source"], root=store.environment.get("data_root"))
     if dataset.fingerprint != spec["data"]["fingerprint"]:
         raise UserError(
             "the data are not those of the run", where=store.path,
             expected=spec["data"]["fingerprint"], got=dataset.fingerprint,
         )  # fmt: skip
-    (reference,) = resolve(store.environment["reference"])
     model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
     if fingerprint_weights(reference, model) != spec["model"]["fingerprint"]:
         raise UserError(
@@ -112,6 +116,25 @@ def load_run(store: RunStore) -> tuple[FixedBatch, data.Dataset]:
     batched = FixedBatch(model, spec["kernels"]["batch"])
     batched.stochastic = spec["model"]["stochastic"]
     return batched, dataset
+
+
+def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
+    """What run.json says that the model is; a UserError where that would run a file that nobody named."""
+    named = str(store.environment.get("reference"))
+    found = resolve(named)
+    if len(found) != 1:
+        names = ", ".join(str(reference) for reference in found)
+        raise UserError("a run is of one model", where=store.path, expected="the name of one", got=names)
+    file = code_of(found[0])
+    if file is not None and file.resolve() not in {path.resolve() for path in code}:
+        raise UserError(
+            "this run is of a model with code of its own, and no code runs on a report's word alone",
+            where=store.path,
+            expected="its file on the command line",
+            got=named,
+            remedy=f"if you know that file: --code {shlex.quote(str(file))}",
+        )
+    return found[0]
 
 
 def _check(out: Path, stores: list[RunStore]) -> None:
@@ -145,13 +168,13 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
     return found
 
 
-def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]]) -> Iterator[Pair]:
+def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collection[Path]) -> Iterator[Pair]:
     """Every source's pictures shown to one model."""
     table = store.rows("clean")
     if table is None:
         raise UserError("there are no clean rows", where=store.path, remedy="run the report with them")
     clean = to_rows(table)
-    model, dataset = load_run(store)
+    model, dataset = load_run(store, code=code)
     for evaluation, own in stored[store.model].items():
         for source, theirs in stored.items():
             if evaluation not in theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,19 +40,19 @@ class Finding(NamedTuple):
         return f"{head}; {len(self.breaches)} BREACHES: {shown}{' ...' if len(self.breaches) > 5 else ''}"
 
 
-def verify_report(folder: Path) -> list[Finding]:
-    """Check every run under a report's folder (or a single run's)."""
+def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]:
+    """Check every run under a report's folder (or a single run's); ``code``: see ``load_run``."""
     runs = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
     if not runs:
         raise UserError("there is no run here", where=folder, expected="the --out of 'robustgen report'")
-    return [finding for run in runs for finding in verify_run(RunStore.read(run))]
+    return [finding for run in runs for finding in verify_run(RunStore.read(run), code=code)]
 
 
-def verify_run(store: RunStore) -> list[Finding]:
+def verify_run(store: RunStore, *, code: Collection[Path] = ()) -> list[Finding]:
     """Ask the model again, in float32, at each stored adversarial picture."""
     spec = store.spec
     attacks = [e for e in spec["evaluations"] if e["kind"] == "attack"]
-    batched, dataset = load_run(store)
+    batched, dataset = load_run(store, code=code)
     return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacks]
 
 

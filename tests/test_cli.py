@@ -172,7 +172,11 @@ def test_a_custom_model_of_a_few_lines_stands_in_the_same_table(tmp_path: Path):
     assert 'data-model="mine-nearest"' in page
     assert 'data-model="softmax-digits"' in page
 
-    verified = robustgen("verify", out)
+    unnamed = robustgen("verify", out)
+    assert unnamed.returncode == 2, unnamed.stdout
+    assert "Traceback" not in unnamed.stderr
+    assert f"--code {tmp_path / 'mine.py'}" in unnamed.stderr
+    verified = robustgen("verify", out, "--code", tmp_path / "mine.py")
     assert verified.returncode == 0, verified.stdout
     assert "every verdict confirmed" in verified.stdout
 

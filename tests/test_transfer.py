@@ -71,7 +71,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def crossed(report: Path) -> tuple[Transfer, str]:
     console = Console(file=io.StringIO(), width=100)
-    found = transfer(report, console)
+    file = RunStore.read(report / "runs" / "masked-masked").environment["reference"].rpartition(":")[0]
+    found = transfer(report, console, code=[Path(file)])
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
