@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -226,7 +227,10 @@ def _check_classes(name: str, network: Any, class_names: Sequence[str]) -> None:
 def _fetch(name: str) -> Any:
     with _quiet() as diffusers:
         try:
+            _refuse_code(name, diffusers)
             return diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True)
+        except UserError:
+            raise
         except Exception as error:  # another library's loader: anything may come
             raise UserError(
                 f"diffusers:{name} could not be loaded",
@@ -235,6 +239,31 @@ def _fetch(name: str) -> Any:
                 remedy="check the name and the network; without one, fetch the pipeline elsewhere "
                 "(huggingface-cli download) and name its folder: diffusers:FOLDER",
             ) from None
+
+
+def _refuse_code(name: str, diffusers: Any) -> None:
+    """A UserError for a pipeline with parts that are none of diffusers or transformers: code of its own.
+
+    diffusers asks before it runs such code, or imports such a module; which of its releases do is not left
+    to chance.
+    """
+    parts = dict(diffusers.DiffusionPipeline.load_config(name))
+    named = {part: value[0] for part, value in parts.items() if isinstance(value, list | tuple) and value}
+    strange = [
+        f"{part}: {library}"
+        for part, library in named.items()
+        if part == "_class_name"
+        or not (library in (None, "diffusers", "transformers") or hasattr(diffusers.pipelines, str(library)))
+    ]
+    strange += [str(path) for path in sorted(Path(name).rglob("*.py"))]
+    if strange:
+        raise UserError(
+            f"diffusers:{name} brings code of its own, and robustgen runs none of a pipeline",
+            where="model_index.json, and what lies beside it",
+            expected="parts of diffusers and transformers alone",
+            got=", ".join(strange[:4]),
+            remedy="if you trust that code, load the pipeline in a file of your own: FILE.py:NAME",
+        )
 
 
 @contextlib.contextmanager

@@ -250,6 +250,27 @@ def test_pickled_weights_are_not_read(tmp_path):
         load_model(f"diffusers:{tmp_path / 'pipeline'}", class_names=NAMES, input_shape=GREY)
 
 
+@pytest.mark.parametrize("place", ["pipeline", "part", "library"])
+def test_a_pipeline_with_code_of_its_own_is_refused_and_nothing_runs(tmp_path, monkeypatch, place):
+    folder, mark = tmp_path / "pipeline", tmp_path / "it-ran"
+    pixels(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\nclass Net: pass\n"
+    if place == "pipeline":
+        index["_class_name"] = ["evil", "Net"]
+        (folder / "evil.py").write_text(code)
+    elif place == "part":  # diffusers looks for unet/diffusers.py first
+        (folder / "unet" / "diffusers.py").write_text(code)
+    else:  # a module that could be imported
+        index["unet"] = ["evil_library", "Net"]
+        (tmp_path / "evil_library.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="brings code of its own"):
+        load_model(f"diffusers:{folder}", class_names=NAMES, input_shape=GREY)
+    assert not mark.exists()
+
+
 def test_an_id_that_cannot_be_fetched_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
