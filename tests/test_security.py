@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from robustgen import engine, registry
-from robustgen.config import Protocol
+from robustgen.config import Protocol, fingerprint
 from robustgen.errors import UserError
 from robustgen.store import RunStore
 from robustgen.transfer import transfer
@@ -40,6 +40,7 @@ def points_to(out: Path, reference: str) -> None:
     file = out / "runs" / "softmax-digits" / "run.json"
     content = json.loads(file.read_text())
     content["environment"]["reference"] = reference
+    content["fingerprint"] = fingerprint([content["spec"], content["environment"]])  # no secret is in it
     file.write_text(json.dumps(content))
     assert RunStore.read(file.parent).environment["reference"] == reference
 
