@@ -19,6 +19,7 @@ from rich.text import Text
 
 from robustgen import __version__
 from robustgen.errors import UserError
+from robustgen.places import place, shown
 
 if TYPE_CHECKING:
     from robustgen.engine import Outcome, Step
@@ -40,7 +41,10 @@ CodeOption = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file of a model in the report, which may be run; repeatable."),
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", help="Folder to write to, or s3://BUCKET/FOLDER.", parser=place, metavar="PATH"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -152,7 +156,9 @@ def check(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The --out of a report, or one run in it.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The --out of a report, or one run in it.", parser=place, metavar="PATH")
+    ],
     add: Annotated[
         Path | None,
         typer.Option(
@@ -194,7 +200,9 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="The --out of several reports.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH...")
+    ],
     out: OutOption,
 ) -> None:
     """Put the models of several reports on one page."""
@@ -297,7 +305,7 @@ def _print_table(content: dict[str, Any]) -> None:
 
 
 def _say_where(page: Path) -> None:
-    console.print(f"\n{page.resolve()}", style="bold", markup=False, soft_wrap=True)
+    console.print(f"\n{shown(page)}", style="bold", markup=False, soft_wrap=True)
 
 
 def _finish(outcome: Outcome) -> None:

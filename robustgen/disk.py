@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from robustgen.errors import DamagedError, DiskFullError, UserError
+from robustgen.places import is_remote, move, put
 
 STALE = 24 * 3600.0
 """Seconds after which a temporary file is taken for one that a crash left behind."""
@@ -21,6 +23,11 @@ STALE = 24 * 3600.0
 def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A temporary path that becomes ``path``, whole and on disk, when the block ends well; where ``new``,
     only if there is no such file: else FileExistsError."""
+    if is_remote(path):
+        with TemporaryDirectory(prefix="robustgen-") as folder:
+            yield Path(folder) / path.name
+            _put(path, (Path(folder) / path.name).read_bytes(), new)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,11 +38,11 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
             os.link(temporary, path)
         else:
             temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        opened = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
     except OSError as error:
         if new and path.is_file():
             raise
@@ -43,6 +50,19 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _put(path: Path, content: bytes, new: bool = False) -> None:
+    try:
+        put(path, content, new=new)
+    except FileExistsError:
+        raise
+    except Exception as error:  # what an object store's library raises is as varied as these are
+        raise cannot_write(path, _as_os_error(error)) from None
+
+
+def _as_os_error(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -73,10 +93,18 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise cannot_read(path, error) from None
+    except Exception as error:
+        if is_remote(path):
+            raise cannot_read(path, _as_os_error(error)) from None
+        raise
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, on a line of its own even where a crash cut off the last one."""
+    """Add a line to a file, on a line of its own even where a crash cut off the last one. An object is
+    written anew: of two that do so at once one line may be lost."""
+    if is_remote(path):
+        _put(path, (read_bytes(path) if path.exists() else b"") + line.encode() + b"\n")
+        return
     try:
         with path.open("a+b") as file:
             cut_off = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
@@ -104,8 +132,8 @@ def read_json(path: Path) -> Any:
 def listed(folder: Path) -> list[str]:
     """The names in a folder; none where it is not there."""
     try:
-        return os.listdir(folder)
-    except FileNotFoundError:
+        return [path.name for path in folder.iterdir()] if is_remote(folder) else os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -113,7 +141,7 @@ def set_aside(path: Path) -> Path:
     """Take a damaged file out of the way, under a name that nothing reads."""
     aside = path.with_name(f"{path.name}.damaged")
     try:
-        path.replace(aside)
+        move(path, aside) if is_remote(path) else path.replace(aside)
     except FileNotFoundError:  # another run was faster
         return aside
     except OSError as error:
@@ -123,6 +151,8 @@ def set_aside(path: Path) -> Path:
 
 def remove_stale(folder: Path) -> None:
     """Remove temporary files that a crash left behind, but none that another process may be writing."""
+    if is_remote(folder):
+        return  # an object has no temporary name
     for path in folder.rglob(".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE:

@@ -55,7 +55,8 @@ def content_hash(rows: pa.Table, metadata: Mapping[bytes, bytes]) -> str:
 def read_metadata(file: Path) -> dict[bytes, bytes]:
     """What a rows file says of its chunk."""
     try:
-        metadata = pq.read_metadata(file).metadata
+        with file.open("rb") as stream:  # of an object only the foot is fetched
+            metadata = pq.read_metadata(stream).metadata
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno:  # the disk's word, not the file's
             raise cannot_read(file, error) from None

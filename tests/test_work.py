@@ -9,6 +9,7 @@ import torch
 
 from robustgen import engine, registry
 from robustgen.chunks import Shard
+from robustgen.errors import UserError
 from robustgen.evaluation import load_data
 from robustgen.plan import plan
 from robustgen.work import Work, gpu_share, share_of
@@ -33,6 +34,16 @@ def test_work_travels_without_what_it_has_loaded():
     sent = pickle.dumps(loaded)
     assert len(sent) < 5_000
     assert pickle.loads(sent) == ours
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_worker_that_finds_another_model_or_other_data_than_the_run_has_says_so(tmp_path, what):
+    ours = work()
+    (store,) = engine.evaluate([ours.reference], ours.protocol, "digits", tmp_path, n=8).runs
+    ours.begin(store)  # as on a machine with the same files
+    store.spec["identity"][what] = "something else"
+    with pytest.raises(UserError, match=f"another {what} than the run has"):
+        ours.begin(store)
 
 
 def test_a_shards_rows_join_those_of_the_others(tmp_path):

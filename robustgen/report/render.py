@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
+from robustgen.places import within
 from robustgen.report import pictures, sections
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
@@ -75,7 +76,7 @@ def render(out: Path) -> Path:
     content = read_json(out / "summary.json")
     pairs = []
     for model in content["models"]:
-        store = RunStore.read(out / model["path"])
+        store = RunStore.read(within(out, model["path"]))
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
     text = templates().get_template("page.html.j2").render(_context(content, pairs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from robustgen.metrics import Run, compare, find_doubts, measure, read_run
 from robustgen.metrics.corrupted import relative_errors
 from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.estimates import is_finite
+from robustgen.places import is_remote, relative, within
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.store import RunStore
 from robustgen.types import Flag, Metric
@@ -72,7 +72,7 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
     runs: dict[str, RunStore] = {}
     for folder, paths, _ in summaries:
         for path in paths:
-            store = RunStore.read(folder / path)
+            store = RunStore.read(within(folder, path))
             if store.model in runs:
                 raise UserError(
                     f"two reports have a model named {store.model!r}",
@@ -82,7 +82,8 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
             runs[store.model] = store
     _check_alike(list(runs.values()))
     asked = [n for _, _, n in summaries if n is not None]
-    out.mkdir(parents=True, exist_ok=True)
+    if not is_remote(out):
+        out.mkdir(parents=True, exist_ok=True)
     return list(runs.values()), min(asked, default=None)
 
 
@@ -130,7 +131,7 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
     return {
         **store.spec["model"],
-        "path": Path(os.path.relpath(store.path, out)).as_posix(),
+        "path": relative(store.path, out),
         "kernels": store.spec["kernels"],
         "environment": store.environment,
         "evaluations": [e.detail for e in run.evaluations.values()],
