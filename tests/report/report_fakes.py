@@ -68,6 +68,7 @@ def spec(
     **more: Any,
 ) -> dict[str, Any]:
     return {
+        "identity": {"model": "0123456789abcdef", "data": "f00d"},
         "model": {
             "name": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
             "summary": summary, "num_classes": classes, "input_shape": list(shape),
