@@ -18,6 +18,7 @@ from torch import Tensor
 from robustgen.chunks import left
 from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
+from robustgen.data.npz import read_npz
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation
@@ -28,6 +29,8 @@ from robustgen.threat import ThreatModel
 from robustgen.transfer import load_run
 from robustgen.types import ADDED
 from robustgen.worker import Worker
+
+REMEDY = "write the file anew, as with numpy.savez(FILE, images=..., sample_ids=...)"
 
 
 class Pictures(NamedTuple):
@@ -127,7 +130,9 @@ def read(file: Path, dataset: Dataset) -> Pictures:
     expected = f"images of shape (n, {', '.join(map(str, dataset.shape))}) in [0, 1], sample_ids (n,)"
 
     def wrong(got: object) -> UserError:
-        return UserError("these are no pictures of this data", where=file, expected=expected, got=got)
+        return UserError(
+            "these are no pictures of this data", where=file, expected=expected, got=got, remedy=REMEDY
+        )
 
     if "images" not in content:
         raise wrong(f"no 'images', but {', '.join(content) or 'nothing'}")
@@ -154,11 +159,10 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
             from safetensors.numpy import load_file
 
             return load_file(file)
-        with np.load(file, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
+        return read_npz(file)
     except Exception as error:  # a file from anywhere: anything may come
         raise UserError(
             "cannot read this file of pictures", where=file,
             expected="an .npz or .safetensors file with images and sample_ids, without pickled objects",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", remedy=REMEDY,
         ) from None  # fmt: skip

@@ -232,6 +232,7 @@ class Protocol(Strict):
         if found is None:
             raise UserError(
                 f"protocol {self.name!r} has no settings for the data set {data!r}",
+                where=f"data of the protocol {self.name!r}",
                 expected=f"one of: {', '.join(sorted(self.data))}",
                 got=data,
                 remedy="choose another protocol ('robustgen list protocols') or add the data set to its file",

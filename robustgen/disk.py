@@ -123,10 +123,11 @@ def read_json(path: Path) -> Any:
     content = read_bytes(path)
     try:
         return json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(
-            "cannot read the file", where=path, expected="JSON written by robustgen", got=error
-        ) from None
+            "cannot read the file", where=path, expected="JSON written by robustgen", got=error,
+            remedy="run 'robustgen report' with this --out again",
+        ) from None  # fmt: skip
 
 
 def listed(folder: Path) -> list[str]:

@@ -77,11 +77,12 @@ def unknown_name(
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    remedy: str | None = None
     if near:
         remedy = f"did you mean {' or '.join(near)}?"
     elif kind in LISTED:
         remedy = f"'robustgen list {LISTED[kind]}' shows what there is"
+    else:
+        remedy = "choose one of these"
     return UnknownNameError(
         f"there is no {kind} named {name!r}",
         where=where,

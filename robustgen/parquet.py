@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from robustgen.disk import cannot_read, read_bytes, write_bytes
 from robustgen.errors import DamagedError
+from robustgen.rowtable import wrong_metadata, wrong_rows
 
 BROKEN = (pa.ArrowException, OSError, ValueError, TypeError)
 """What pyarrow raises at a broken file."""
@@ -35,6 +36,9 @@ def read_rows(file: Path) -> pa.Table:
     said = {key: value for key, value in metadata.items() if key in SAID}
     if stated is not None and stated.decode(errors="replace") != content_hash(table, said):
         raise damaged(file, "its content is not what was written")
+    start, stop = map(int, file.stem.split("-"))
+    if reason := wrong_rows(table, start, stop):
+        raise damaged(file, reason)
     return table
 
 
@@ -65,8 +69,8 @@ def read_metadata(file: Path) -> dict[bytes, bytes]:
 
 
 def _complete(file: Path, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-    if not {b"sha256", b"seconds"} <= (metadata or {}).keys():
-        raise damaged(file, "its metadata is gone")
+    if reason := wrong_metadata(metadata):
+        raise damaged(file, reason)
     return metadata or {}
 
 
@@ -75,6 +79,7 @@ def damaged(file: Path, why: str) -> DamagedError:
     return DamagedError(
         "a stored chunk is damaged",
         where=file,
+        expected="what a run of robustgen wrote",
         got=why,
         remedy="run the same command again: it sets this file aside and computes this chunk anew",
     )

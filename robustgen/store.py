@@ -37,7 +37,9 @@ from robustgen.parquet import (
     write_parquet,
 )
 
-CHUNK = re.compile(r"[0-9]+-[0-9]+\.parquet")
+CHUNK = re.compile(r"[0-9]{1,15}-[0-9]{1,15}\.parquet")
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class Chunk(NamedTuple):
@@ -50,30 +52,6 @@ class Chunk(NamedTuple):
     @property
     def stem(self) -> str:
         return f"{self.start:06d}-{self.stop:06d}"
-
-
-def row_schema(num_classes: int) -> pa.Schema:
-    """The columns of samples/: what was asked of the model at one perturbed picture, and what it said.
-
-    Prediction, confidence and correctness are derived from ``logits`` and ``label``.
-    """
-    return pa.schema(
-        [
-            pa.field("sample_id", pa.int64(), nullable=False),
-            pa.field("label", pa.int64(), nullable=False),  # -1: foreign, no label
-            pa.field("logits", pa.list_(pa.float32(), num_classes), nullable=False),
-            pa.field("log_prob", pa.float32()),  # nats; null where the model has no p(x)
-            pa.field("distance", pa.float64()),  # in the threat model's norm; null without one
-            pa.field("within_budget", pa.bool_()),  # before verify() projected; null without a budget
-            pa.field("broken_by", pa.string()),  # which attack of a cascade; null where none did
-            pa.field("draws", pa.int32(), nullable=False),  # forwards behind the verdict
-            pa.field("draws_correct", pa.int32(), nullable=False),
-            pa.field("scores", pa.map_(pa.string(), pa.float64())),
-            pa.field("forwards", pa.float64(), nullable=False),  # how often the model was asked about it
-            pa.field("backwards", pa.float64(), nullable=False),
-            pa.field("seeded_by", pa.string(), nullable=False),  # sample, or chunk (outside attacks)
-        ]
-    )
 
 
 class RunStore:
@@ -154,8 +132,17 @@ class RunStore:
         content = read_json(path / "run.json")
         try:
             spec, environment, stated = content["spec"], content["environment"], content["fingerprint"]
-        except (KeyError, TypeError) as error:
-            raise DamagedError("this is no run of robustgen", where=path / "run.json", got=error) from None
+            described = spec["evaluations"] + spec.get("retired", [])
+            names = [spec["model"]["name"], *(evaluation["name"] for evaluation in described)]
+            spec["identity"], environment.get("reference")
+            if not all(map(NAME.fullmatch, names)):  # they are names of folders
+                raise ValueError(f"a name with more than [a-z0-9._-] in it, among {names[:3]}")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamagedError(
+                "this is no run of robustgen", where=path / "run.json",
+                expected="what 'robustgen report' wrote",
+                got=f"{type(error).__name__}: {error}"[:200], remedy="name the folder of a report",
+            ) from None  # fmt: skip
         checksums = [fingerprint([spec, environment]), fingerprint(spec)]  # the latter: older runs
         if stated not in checksums:
             raise DamagedError(
@@ -236,6 +223,8 @@ class RunStore:
     def _chunks(self, evaluation: str = "*") -> Iterator[tuple[Chunk, Path]]:
         """The chunks that have rows, and the files of these, in the order of their samples."""
         for file in sorted((self.path / "samples").glob(f"{evaluation}/[0-9]*-[0-9]*.parquet")):
+            if not CHUNK.fullmatch(file.name):
+                continue
             start, stop = file.stem.split("-")
             yield Chunk(file.parent.name, int(start), int(stop)), file
 
@@ -328,7 +317,7 @@ class RunStore:
     def _read(self, kind: str, name: str, n: int | None) -> pa.Table | None:
         """What the finished chunks of an evaluation have of a kind: rows lead, files beside them follow."""
         covered: set[int] = set()
-        tables = []
+        tables: list[pa.Table] = []
         for chunk, rows in self._chunks(name.partition("/")[0]):
             side = f"{kind}/{name}/{rows.name}"
             table = read_rows(rows) if kind == "samples" else None
@@ -339,6 +328,9 @@ class RunStore:
                 if side not in json.loads(metadata[b"sha256"]) or not (self.path / side).is_file():
                     continue
                 table = read_parquet(self.path / side)
+            first = tables[0] if tables else table
+            if "sample_id" not in table.column_names or table.schema.types != first.schema.types:
+                raise damaged(self.path / side, "its columns are not those of the other chunks")
             ids = np.asarray(table["sample_id"])
             # Two writers of different chunk borders leave the same samples twice, with the same rows.
             keep = [i not in covered and (n is None or i < n) for i in ids.tolist()]

@@ -23,8 +23,9 @@ from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, load_data
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
+from robustgen.rowtable import row_schema
 from robustgen.scores import read_scores
-from robustgen.store import Chunk, row_schema
+from robustgen.store import Chunk
 
 VERDICT_DRAWS = 32
 """How often a stochastic model is asked for its verdict on a picture."""

@@ -10,7 +10,8 @@ import pytest
 from robustgen import parquet
 from robustgen.config import fingerprint
 from robustgen.errors import DamagedError, DiskFullError, UserError
-from robustgen.store import Chunk, RunStore, row_schema
+from robustgen.rowtable import row_schema
+from robustgen.store import Chunk, RunStore
 
 SPEC = {
     "identity": {"model": "a", "kernels": {"batch": 64}},

@@ -39,6 +39,8 @@ OVER_A_DENOISER: dict[str, str] = {
     "score": "robustgen.classifiers.score:ScoreClassifier",
 }
 
+REMEDY = "fetch the file again, or train anew"
+
 
 def build(
     arch: str, options: dict[str, Any], *, where: object, folder: Path | None = None
@@ -127,6 +129,7 @@ def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
         raise UserError(
             "the weights of this model are not there",
             where=path,
+            expected="the file that the card names",
             got=error.strerror,
             remedy="'robustgen train' with the recipe beside the card makes them",
         ) from None
@@ -137,13 +140,18 @@ def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
             where=path,
             expected=f"sha256 {sha256}",
             got=got,
-            remedy="fetch the file again, or train anew",
+            remedy=REMEDY,
         )
     try:
         tensors = from_safetensors(content)
     except SafetensorError as error:
-        remedy = "fetch the file again, or train anew"
-        raise UserError("this is no safetensors file", where=path, got=error, remedy=remedy) from None
+        raise UserError(
+            "this is no safetensors file",
+            where=path,
+            expected="tensors as safetensors",
+            got=error,
+            remedy=REMEDY,
+        ) from None
     _check_keys(model, tensors, path)
     model.load_state_dict(tensors)  # copies, and so casts float16 to the model's float32
 
@@ -160,6 +168,11 @@ def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
                 got=f"shape {found[key]}" if key in found else "no such tensor",
                 remedy="the card's arch and options must be those of the training",
             )
+        if tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
+            raise UserError(
+                "these weights are no weights", where=f"{path}: {key}", expected="finite numbers",
+                got="NaN or infinity", remedy=REMEDY,
+            )  # fmt: skip
 
 
 def load_model(

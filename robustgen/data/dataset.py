@@ -111,6 +111,7 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
         where=where,
         expected="uint8 or float, shape (n, channels, height, width), none of them 0",
         got=f"{given.dtype}, shape {tuple(given.shape)}",
+        remedy="store the pictures anew in that form",
     )
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "uf":
@@ -143,6 +144,7 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
             where=where,
             expected=f"labels of shape ({max(pictures, 1)},)",
             got=f"{pictures} pictures, labels of shape {array.shape}",
+            remedy="store a label for each picture",
         )
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(
@@ -160,7 +162,9 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
             where=where,
             expected=f"0 to {classes - 1}" if classes else f"{UNLABELLED}, since there are no classes",
             got=f"{lowest} to {highest}",
-            remedy="leave the pictures without a label out" if lowest == UNLABELLED else None,
+            remedy="leave the pictures without a label out"
+            if lowest == UNLABELLED
+            else "number the classes from 0, and name each of them",
         )
     return torch.from_numpy(array.astype(np.int64))
 
@@ -174,4 +178,7 @@ def numbered(labels: np.ndarray) -> list[str]:
 
 def no_split(name: str, split: str) -> UserError:
     """The error for a split that a data set does not have."""
-    return UserError(f"data set {name!r} has no {split} split", expected="another data set", got=split)
+    return UserError(
+        f"data set {name!r} has no {split} split", where=name, expected="another data set", got=split,
+        remedy="name a data set that has one ('robustgen list data')",
+    )  # fmt: skip

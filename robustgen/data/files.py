@@ -14,6 +14,7 @@ import numpy as np
 
 from robustgen.data.codec import Jpeg, codec_of
 from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split, numbered
+from robustgen.data.npz import check_room, read_npz
 from robustgen.errors import UserError
 from robustgen.types import Split
 
@@ -124,7 +125,9 @@ def _parquet(name: str, path: Path, split: Split) -> Dataset:
     what = f"data set {name!r}: this is no Hugging Face image parquet"
     expected = "the columns img or image {bytes, path}, and label; pictures of one size"
     with _reading(what, path, expected, "fetch the file again"):
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        check_room(sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)))
+        table = file.read()
         column = next((c for c in ("img", "image") if c in table.column_names), "img")
         encoded = [row["bytes"] for row in table[column].to_pylist()]
         labels = np.asarray(table["label"])
@@ -156,6 +159,8 @@ def _pixels(file: Any) -> tuple[np.ndarray, str, Jpeg | None]:
     from PIL import Image
 
     with Image.open(file) as picture:
+        if picture.mode.startswith(("I", "F")):  # Pillow would clip them
+            raise ValueError(f"its values have more than 8 bits (mode {picture.mode})")
         codec = codec_of(picture)
         words = f"JPEG (quality {codec.quality})" if codec else str(picture.format)
         return np.asarray(picture.convert("RGB")), words, codec
@@ -164,7 +169,12 @@ def _pixels(file: Any) -> tuple[np.ndarray, str, Jpeg | None]:
 def _class_names(table: Any, labels: np.ndarray) -> list[str]:
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     features = json.loads(metadata)["info"]["features"] if metadata else {}
-    return features.get("label", {}).get("names") or numbered(labels)
+    names = features.get("label", {}).get("names") or numbered(labels)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the names of its classes are no list of words: {str(names)[:60]}")
+    if len(set(names)) < len(names):
+        raise ValueError("two of its classes have one name")
+    return names
 
 
 # --- the user's own ----------------------------------------------------------------------------------
@@ -177,8 +187,9 @@ def image_folder(path: Path, split: Split) -> Dataset:
     folder = path / split if (path / split).is_dir() else path
     if folder == path and split != "test":
         raise no_split(f"imagefolder:{path}", split)
-    with _reading("this is no folder of pictures", folder, "one folder a class, with pictures in it"):
-        source = ImageFolder(str(folder), loader=_pixels)
+    expected, remedy = "one folder a class, with pictures in it", "mend the folder: PATH/CLASS/PICTURE.png"
+    with _reading("this is no folder of pictures", folder, expected, remedy):
+        source = ImageFolder(str(folder), loader=_own_picture)
         decoded = [picture for picture, _ in source]
     pictures = [picture for picture, *_ in decoded]
     sizes = {picture.shape for picture in pictures}
@@ -186,6 +197,7 @@ def image_folder(path: Path, split: Split) -> Dataset:
         raise UserError(
             "the pictures of a folder must have one size",
             where=folder,
+            expected="one size",
             got=", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes)[:4]),
             remedy="resize them first",
         )
@@ -197,15 +209,19 @@ def image_folder(path: Path, split: Split) -> Dataset:
     return replace(dataset, codec=_shared(codec for *_, codec in decoded))
 
 
+def _own_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
+    expected, remedy = "a picture of 8 bits a value that Pillow reads", "mend this file, or take it away"
+    with _reading("cannot decode the picture", path, expected, remedy):
+        return _pixels(path)
+
+
 def npz(path: Path, split: Split) -> Dataset:
     """An .npz with images and labels, and train_images, calibration_labels, ... for the other splits."""
     prefix = "" if split == "test" else f"{split}_"
     expected = "an .npz with the arrays images and labels (and train_images, calibration_images, ...)"
     remedy = "write it anew with numpy.savez(FILE, images=..., labels=...)"
-    with (
-        _reading("cannot read the data set", path, expected, remedy),
-        np.load(path, allow_pickle=False) as arrays,
-    ):
+    with _reading("cannot read the data set", path, expected, remedy):
+        arrays = read_npz(path)
         if split != "test" and f"{prefix}images" not in arrays:
             raise no_split(str(path), split)
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]

@@ -143,7 +143,7 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
 
 
 def to_rows(table: pa.Table) -> Rows:
-    """A table of ``store.row_schema`` as arrays."""
+    """A table of ``rowtable.row_schema`` as arrays."""
 
     def column(name: str) -> Array:
         return np.asarray(table[name].to_numpy())

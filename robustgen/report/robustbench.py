@@ -12,6 +12,7 @@ from typing import Any
 from robustgen.disk import read_json, write_json
 from robustgen.errors import UserError
 from robustgen.metrics.estimates import worst_name
+from robustgen.registry import slug
 from robustgen.report.columns import eps_text
 
 THREATS = {"linf": "Linf", "l2": "L2"}
@@ -34,7 +35,7 @@ def export(folder: Path) -> list[Path]:
             # the field's own eps goes by the model's name alone; others say theirs
             own = entry["eps"] in (None, USUAL.get(threat))
             name = model["name"] if own else f"{model['name']}-{entry['eps'].replace('/', '-')}"
-            path = folder / "robustbench" / content["data"]["name"] / threat / f"{name}.json"
+            path = folder / "robustbench" / slug(content["data"]["name"]) / threat / f"{slug(name)}.json"
             write_json(path, entry)
             written.append(path)
     if not written:

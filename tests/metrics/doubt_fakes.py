@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from robustgen.metrics.rows import Evaluation, Rows, Run, to_rows
-from robustgen.store import row_schema
+from robustgen.rowtable import row_schema
 
 
 def rows(right: list[bool] | int = 8, *, logits: np.ndarray | None = None, **columns: Any) -> Rows:

@@ -1,0 +1,84 @@
+"""What the rows of a chunk are, and what is wrong with a table that is none: a report may be anybody's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+SIDE = re.compile(r"(tables|adversarial)(/[a-z0-9_][A-Za-z0-9._-]*)+\.parquet")
+"""Files beside the rows, from the run's folder: never a way out of it."""
+
+
+def row_schema(num_classes: int) -> pa.Schema:
+    """The columns of samples/: what was asked of the model at one perturbed picture, and what it said.
+
+    Prediction, confidence and correctness are derived from ``logits`` and ``label``.
+    """
+    return pa.schema(
+        [
+            pa.field("sample_id", pa.int64(), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),  # -1: foreign, no label
+            pa.field("logits", pa.list_(pa.float32(), num_classes), nullable=False),
+            pa.field("log_prob", pa.float32()),  # nats; null where the model has no p(x)
+            pa.field("distance", pa.float64()),  # in the threat model's norm; null without one
+            pa.field("within_budget", pa.bool_()),  # before verify() projected; null without a budget
+            pa.field("broken_by", pa.string()),  # which attack of a cascade; null where none did
+            pa.field("draws", pa.int32(), nullable=False),  # forwards behind the verdict
+            pa.field("draws_correct", pa.int32(), nullable=False),
+            pa.field("scores", pa.map_(pa.string(), pa.float64())),
+            pa.field("forwards", pa.float64(), nullable=False),  # how often the model was asked about it
+            pa.field("backwards", pa.float64(), nullable=False),
+            pa.field("seeded_by", pa.string(), nullable=False),  # sample, or chunk (outside attacks)
+        ]
+    )
+
+
+def wrong_metadata(metadata: Mapping[bytes, bytes] | None) -> str:
+    """What is wrong with what a rows file says of its chunk; "" where nothing is."""
+    if not {b"sha256", b"seconds"} <= (metadata or {}).keys():
+        return "its metadata is gone"
+    assert metadata is not None
+    try:
+        sides = json.loads(metadata[b"sha256"])
+        seconds, batch = float(metadata[b"seconds"]), int(metadata.get(b"batch", b"1"))
+    except (ValueError, RecursionError):
+        return "its metadata cannot be read"
+    if not isinstance(sides, dict) or not all(map(SIDE.fullmatch, sides)):
+        return "its metadata names files that are none of a run"
+    return "" if math.isfinite(seconds) and batch > 0 else "its metadata cannot be read"
+
+
+def wrong_rows(table: pa.Table, start: int, stop: int) -> str:
+    """What is wrong with the rows of samples start to stop; "" where nothing is.
+
+    Numbers that only a broken model or a broken file has are refused here, before any metric is taken of
+    them: NaN in logits, more right draws than draws, a sample twice or of another chunk.
+    """
+    logits = table.schema.field("logits").type if "logits" in table.column_names else None
+    if logits is None or not pa.types.is_fixed_size_list(logits) or logits.list_size < 1:
+        return "its columns are not those of rows"
+    schema = row_schema(logits.list_size)
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        return "its columns are not those of rows"
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            return f"a value of {field.name} is absent"
+    ids, labels, draws, right = (
+        np.asarray(table[name]) for name in ("sample_id", "label", "draws", "draws_correct")
+    )
+    answers = np.concatenate([np.asarray(part.flatten()) for part in table["logits"].chunks] or [ids])
+    calls = np.concatenate([np.asarray(table["forwards"]), np.asarray(table["backwards"])])
+    wrong = {
+        "samples of another chunk": (ids < start) | (ids >= stop),
+        "a sample twice": [len(np.unique(ids)) < len(ids)],
+        "labels that are none": labels < -1,
+        "logits that are no numbers": ~np.isfinite(answers),
+        "verdicts that cannot be": (draws < 1) | (right < 0) | (right > draws),
+        "calls that cannot be counted": ~(np.isfinite(calls) & (calls >= 0)),
+    }
+    return next((f"it holds {what}" for what, where in wrong.items() if np.any(where)), "")
