@@ -146,7 +146,8 @@ def test_any_bytes_as_any_file(kind: str, head: bytes, rest: bytes):
 
 DTYPES = st.one_of(
     arrays.integer_dtypes(), arrays.unsigned_integer_dtypes(), arrays.floating_dtypes(),
-    arrays.boolean_dtypes(), arrays.complex_number_dtypes(), arrays.unicode_string_dtypes(max_len=2), arrays.datetime64_dtypes(),
+    arrays.boolean_dtypes(), arrays.complex_number_dtypes(), arrays.unicode_string_dtypes(max_len=2),
+    arrays.datetime64_dtypes(),
 )  # fmt: skip
 
 

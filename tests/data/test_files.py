@@ -119,4 +119,6 @@ def test_image_folder_with_a_damaged_picture(tmp_path: Path):
     path = tmp_path / "cat" / "0.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:300])
-    assert "no folder of pictures" in refused(f"imagefolder:{tmp_path}")
+    said = refused(f"imagefolder:{tmp_path}")
+    assert "cannot decode the picture" in said
+    assert str(path) in said
