@@ -7,7 +7,6 @@ size or precision would otherwise differ in the last bits of a row.
 from __future__ import annotations
 
 import math
-import time
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -15,7 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
-from robustgen.classifiers.quick import low_gradients, quick_copy
+from robustgen.classifiers.quick import (
+    EMULATED,
+    low_gradients,
+    need_bfloat16,
+    quick_copy,
+    quickest,
+    slowdown,
+)
 from robustgen.errors import UserError
 
 Precision = Literal["float32", "bf16"]
@@ -23,6 +29,7 @@ PARTS = (2, 4, 8)  # a batch is tried cut into so many
 LEAST = 8  # pictures: smaller products take other kernels, for some rows and not for others
 WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
 ALIKE = 0.99  # cosine of a gradient in bfloat16 with the exact one
+EXAMPLE = 8  # pictures, enough to see that a copy of the model is like it
 SMALL = 1024  # values of a picture; up to here bfloat16 never paid
 
 
@@ -43,32 +50,40 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
         raise UserError(
             "unknown precision", where="--precision", expected="auto, float32 or bf16", got=precision
         )
+    if precision == "bf16":
+        need_bfloat16(pictures.device)
+    worth_trying = (
+        precision == "auto" and math.prod(model.input_shape) > SMALL and slowdown(pictures.device) <= EMULATED
+    )
     try:
-        quick = quick_copy(model, pictures) or model
-        sizes = _sizes(model, quick, pictures)
-        gain = _gain(quick, pictures) if precision == "auto" and math.prod(model.input_shape) > SMALL else 0.0
+        quick = quick_copy(model, pictures[:EXAMPLE]) or model
+        low = precision == "bf16" or (worth_trying and _gain(quick, pictures) > WORTH)
+        sizes = _sizes(model, quick, pictures, low)
     except Exception:  # a model that fails: its chunks say so, each for itself
         return Kernels("float32", [])
-    return Kernels("bf16" if precision == "bf16" or gain > WORTH else "float32", sizes)
+    return Kernels("bf16" if low else "float32", sizes)
 
 
-def _sizes(model: Classifier, quick: Classifier, pictures: Tensor) -> list[int]:
-    """The parts of a batch whose rows get the bits that they get in the whole batch."""
-    whole = _bits(model, quick, pictures)
+def _sizes(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> list[int]:
+    """The parts of a batch whose rows get the bits that they get in the whole batch; ``low``: whether the
+    run takes gradients in bfloat16, float32 ones for its audit beside."""
+    whole = _bits(model, quick, pictures, low)
     found = []
     for size in sorted(len(pictures) // parts for parts in PARTS if len(pictures) // parts >= LEAST):
-        parts = [_bits(model, quick, part) for part in pictures.split(size) if len(part) == size]
+        parts = [_bits(model, quick, part, low) for part in pictures.split(size) if len(part) == size]
         joined = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         if all(torch.equal(a, b[: len(a)]) for a, b in zip(joined, whole, strict=True)):
             found.append(size)
     return found
 
 
-def _bits(model: Classifier, quick: Classifier, pictures: Tensor) -> list[Tensor]:
+def _bits(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> list[Tensor]:
     with torch.no_grad():
         bits = [model.logits(pictures), quick.logits(pictures)]
     try:
         bits.append(_gradient(quick, pictures))
+        if not low:
+            return bits
         with low_gradients(quick):
             return [*bits, _gradient(quick, pictures)]
     except RuntimeError:  # a model that cannot be differentiated: its gradients are never asked for
@@ -88,12 +103,7 @@ def _gain(quick: Classifier, pictures: Tensor) -> float:
 
 
 def _seconds(quick: Classifier, pictures: Tensor) -> float:
-    best = math.inf
-    for _ in range(4):  # the first call prepares kernels
-        began = time.perf_counter()
-        _gradient(quick, pictures)
-        best = min(best, time.perf_counter() - began)
-    return best
+    return quickest(lambda: _gradient(quick, pictures))
 
 
 def _gradient(quick: Classifier, pictures: Tensor) -> Tensor:

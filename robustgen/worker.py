@@ -77,7 +77,7 @@ class Worker:
         part = self._pictures(evaluation).slice(chunk.start, chunk.stop)
         draws = Draws(self.seed, evaluation.name, part.sample_ids)
         x, y = part.images.to(self.device), part.labels.to(self.device)
-        self.model.begin(len(part))
+        self.model.begin(len(part), self.device)
 
         perturbation = evaluation.perturbation
         with seeded(self.model, "search", draws, self.device):

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from robustgen import pilot as module
+from robustgen.classifiers import quick
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.errors import UserError
 from robustgen.pilot import Kernels, pilot
+
+SLOWDOWN = quick.slowdown
 
 
 def net(side: int = 8) -> PlainClassifier:
@@ -35,6 +38,52 @@ def test_an_unknown_precision_is_an_error() -> None:
         pilot(net(), torch.rand(16, 1, 8, 8), "fp16")
 
 
+def processor(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """One that takes so many times as long in bfloat16."""
+    for place in (module, quick):
+        monkeypatch.setattr(place, "slowdown", lambda device: times)
+
+
+@pytest.fixture(autouse=True)
+def _with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, 1.0)
+
+
+def test_where_bfloat16_is_emulated_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, 90.0)
+    with pytest.raises(UserError, match="90 times as long") as caught:
+        pilot(net(), torch.rand(16, 1, 8, 8), "bf16")
+    assert "take float32" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_where_bfloat16_is_emulated_no_gradient_is_taken_in_it(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    pictures: list[int] = []
+    original = quick._ConvolutionLow.apply
+
+    def low(x: Tensor, *layer: Tensor) -> Tensor:
+        pictures.append(len(x))
+        return original(x, *layer)
+
+    monkeypatch.setattr(quick._ConvolutionLow, "apply", low)
+    tried = {}
+    for times in (1.0, 90.0):
+        processor(monkeypatch, times)
+        pictures.clear()
+        assert pilot(net(40), torch.rand(32, 1, 40, 40), precision).sizes
+        tried[times] = [*pictures]
+    assert tried[90.0] == [1], "one picture, to see whether the layers bear it"
+    assert (max(tried[1.0]) == 32) == (precision == "auto")
+
+
+def test_the_slowdown_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([3.0, 1.5])
+    monkeypatch.setattr(quick, "quickest", lambda call: next(times))
+    assert SLOWDOWN.__wrapped__(torch.device("cpu")) == 2.0
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_precision_that_is_asked_for_is_taken(precision: str) -> None:
     assert pilot(net(), torch.rand(16, 1, 8, 8), precision).precision == precision
@@ -48,7 +97,7 @@ def test_auto_takes_bfloat16_where_it_is_worth_it(
     monkeypatch: pytest.MonkeyPatch, side: int, gain: float, precision: str
 ) -> None:
     """On pictures of more than 1,024 values, from 1.15 times on."""
-    monkeypatch.setattr(module, "_gain", lambda quick, pictures: gain)
+    monkeypatch.setattr(module, "_gain", lambda copied, pictures: gain)
     assert pilot(net(side), torch.rand(8, 1, side, side), "auto").precision == precision
 
 
@@ -63,7 +112,7 @@ def test_sizes_are_those_with_the_same_bits() -> None:
 
 def test_gain_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([3.0, 1.5])
-    monkeypatch.setattr(module, "_seconds", lambda quick, pictures: next(times))
+    monkeypatch.setattr(module, "_seconds", lambda copied, pictures: next(times))
     assert module._gain(net(), torch.rand(8, 1, 8, 8)) == 2.0
 
 

@@ -70,7 +70,7 @@ class APGD(Search, ABC):
         self.threat = threat
         self.loss = LOSSES[loss]
         self.zero = ZERO[loss]
-        self.targeted = loss in TARGETED
+        self.targeted = self.ranks = loss in TARGETED
         self.jobs = jobs
         self.n_iter = self.length = n_iter
 
@@ -105,6 +105,7 @@ class DenseAPGD(APGD):
         self.intervals = checkpoint_intervals(n_iter)
 
     def begin(self, start: Start, draws: Draws) -> DenseClimb:
+        self.intervals = self.intervals.to(start.x.device)
         shape = start.x.shape[1:]
         noise = draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else draws.normal(*shape)
         point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(
@@ -133,7 +134,7 @@ class DenseAPGD(APGD):
 
     def _adapt(self, state: DenseClimb) -> None:
         """At a checkpoint, halve the step of rows that do not climb any more (conditions 1 and 2)."""
-        interval = self.intervals.to(state.step.device)[state.step]  # 0 between checkpoints
+        interval = self.intervals[state.step]  # 0 between checkpoints
         checked = interval > 0
         stuck = state.rises <= RHO * interval
         idle = ~state.halved_then & (state.best_then >= state.best_loss)
@@ -175,17 +176,22 @@ class SparseClimb(Climb):
 class SparseAPGD(APGD):
     """APGD in L1: steps of the pixels of largest gradient, in balls of 3, 2 and 1 eps one after another.
 
-    Only the last ball is the threat's; what was best in one is where the next begins.
+    Only the last ball is the threat's; what was best in one is where the next begins. Unless
+    ``shrinking``, all steps are in the threat's ball, and the first moves a fifth of the pixels.
     """
 
-    discarded = 3  # the reference draws a start for every ball, and does not use it
-
-    def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
+    def __init__(
+        self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True
+    ) -> None:
         super().__init__(threat, loss, jobs=jobs, n_iter=n_iter)
         early = math.ceil(0.3 * n_iter)
-        lengths = [early, early, max(0, n_iter - 2 * early)]
+        balls, lengths = [3, 2, 1], [early, early, max(0, n_iter - 2 * early)]
+        if not shrinking:
+            balls, lengths = [1], [n_iter]
+        self.shrinking = shrinking
+        self.discarded = 3 if shrinking else 0  # the reference draws a start for every ball, and wastes it
         # Of every step: the ball's radius, whether its climb begins or ends there, whether it is checked.
-        self.eps = torch.tensor([e for e, n in zip((3, 2, 1), lengths, strict=True) for _ in range(n + 1)])
+        self.eps = torch.tensor([e for e, n in zip(balls, lengths, strict=True) for _ in range(n + 1)])
         self.eps = self.eps * threat.eps
         self.first = torch.tensor([i == 0 for n in lengths for i in range(n + 1)])
         self.last = torch.tensor([i == n for n in lengths for i in range(n + 1)])
@@ -194,28 +200,31 @@ class SparseAPGD(APGD):
         )
 
     def begin(self, start: Start, draws: Draws) -> SparseClimb:
+        device = start.x.device
+        self.eps, self.first, self.last = self.eps.to(start.x), self.first.to(device), self.last.to(device)
+        self.checked = self.checked.to(device)
         noise = draws.normal(*start.x.shape[1:]).to(start.x)
         point = self._project(start.x, start.x + noise, torch.full_like(start.job, 0))
         climb = self._climb(start, point)
         return SparseClimb(**climb, share=climb["size"], moved=climb["size"])
 
     def allowed(self, state: State) -> Tensor:
-        return self.eps.to(state.x.device)[state.step] <= self.threat.eps
+        return self.eps[state.step] <= self.threat.eps
 
     def step(self, state: State, answer: Answer) -> None:
         assert isinstance(state, SparseClimb)
-        step, device = state.step, state.step.device
-        eps = self.eps.to(state.x)[step]
-        first, last = self.first.to(device)[step], self.last.to(device)[step]
+        step = state.step
+        eps, first, last, checked = self.eps[step], self.first[step], self.last[step], self.checked[step]
         state.take_in(answer, first, self.zero)
         # x + delta - x is not delta to the last bit: what rounding leaves is no pixel that moved
         moved = ((state.best - state.x).abs() > 1e-9).flatten(1).sum(1).to(state.x.dtype)
-        checked = self.checked.to(device)[step]
         fewer = checked & (moved / state.moved < 0.95)
         state.size = torch.where(fewer | first, eps, torch.where(checked, state.size / 1.5, state.size))
         state.size = state.size.clamp(eps / 10, eps)
-        state.share = torch.where(checked | first, moved / state.x[0].numel() / 1.5, state.share)
-        state.moved = torch.where(checked | first, moved, state.moved)
+        pixels = state.x[0].numel()
+        known = checked | (first & self.shrinking)
+        state.share = torch.where(known, moved / pixels / 1.5, torch.where(first, 0.2, state.share))
+        state.moved = torch.where(known, moved, torch.where(first, pixels, state.moved))
         state.go_back(fewer)
         follows = (step + 1).clamp_max(len(self.eps) - 1)
         point = torch.where(wide(last), state.best, self._stepped(state))
@@ -234,13 +243,14 @@ class SparseAPGD(APGD):
         return state.here + wide(state.size) * direction
 
     def _project(self, x: Tensor, point: Tensor, step: Tensor) -> Tensor:
-        return project_l1_box(x, point, self.eps.to(x)[step], self.threat.box)
+        return project_l1_box(x, point, self.eps[step], self.threat.box)
 
 
-def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> APGD:
-    """APGD in the norm of the threat."""
-    kind = SparseAPGD if threat.norm == "l1" else DenseAPGD
-    return kind(threat, loss, jobs=jobs, n_iter=n_iter)
+def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True) -> APGD:
+    """APGD in the norm of the threat; ``shrinking`` is for L1 (see ``SparseAPGD``)."""
+    if threat.norm == "l1":
+        return SparseAPGD(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
+    return DenseAPGD(threat, loss, jobs=jobs, n_iter=n_iter)
 
 
 def targets(start: Start, targeted: bool) -> Tensor:

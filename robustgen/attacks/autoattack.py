@@ -29,6 +29,7 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 PLUS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 RAND = ("apgd-ce", "apgd-dlr")
 RAND_DRAWS = 20
+PLUS_BUDGET = {"restarts": 5, "n_target_classes": 9}
 
 
 class Budget(Options):
@@ -63,18 +64,21 @@ class QueryBudget(Options):
     n_queries: int = Field(default=5000, gt=0)
 
 
-def part(name: str, threat: ThreatModel, budget: Budget, classes: int) -> Search:
-    """One part of AutoAttack, by its name, for a model with so many classes."""
+def part(name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True) -> Search:
+    """One part of AutoAttack, by its name, for a model with so many classes; ``shrinking`` is for APGD in
+    L1 (see ``SparseAPGD``)."""
     l1 = threat.norm == "l1"
     n_iter, restarts = budget.n_iter, budget.restarts or (5 if l1 else 1)
     match name:
         case "apgd-ce":
-            return apgd(threat, "ce", jobs=restarts, n_iter=n_iter)
+            return apgd(threat, "ce", jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-dlr":
-            return apgd(threat, scaled("dlr", classes), jobs=restarts, n_iter=n_iter)
+            loss = scaled("dlr", classes)
+            return apgd(threat, loss, jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-t":
             loss = scaled("dlr-targeted", classes)
-            return apgd(threat, loss, jobs=_targets(budget, classes, 5 if l1 else 9), n_iter=n_iter)
+            jobs = _targets(budget, classes, 5 if l1 else 9)
+            return apgd(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
         case "fab":
             return LeanUntargetedFAB(threat, jobs=restarts, n_iter=n_iter)
         case "fab-t":
@@ -109,6 +113,7 @@ class Parts(Cascade):
     parts: ClassVar[tuple[str, ...]]
     options_type: ClassVar[type[Options]] = Budget
     defaults: ClassVar[dict[str, Any]] = {}
+    shrinking: ClassVar[bool] = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         given = config.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
@@ -122,7 +127,8 @@ class Parts(Cascade):
                 "there is nothing to attack where there is one class", where=f"the attack {self.name!r}",
                 expected="a model with 2 classes or more", got=model.num_classes,
             )  # fmt: skip
-        return [Stage(name, part(name, self.threat, self.budget, model.num_classes)) for name in self.parts]
+        build = partial(part, shrinking=self.shrinking)
+        return [Stage(name, build(name, self.threat, self.budget, model.num_classes)) for name in self.parts]
 
 
 class AutoAttack(Parts):
@@ -133,23 +139,27 @@ class AutoAttack(Parts):
 
 
 class AutoAttackPlus(Parts):
-    """The version ``plus``: more parts, and 5 restarts of the untargeted ones."""
+    """The version ``plus``: more parts, and 5 restarts of the untargeted ones; 9 classes are aimed at,
+    and no ball shrinks, in L1 neither."""
 
     title = "autoattack-plus"
     parts = PLUS
-    defaults: ClassVar = {"restarts": 5}
+    defaults: ClassVar = PLUS_BUDGET
+    shrinking = False
 
 
 class AutoAttackRand(Parts):
     """The version ``rand`` for stochastic models: APGD-CE and APGD-DLR on means over 20 draws.
 
-    Unlike the reference's, the best point and its success are decided by the mean as well.
+    Unlike the reference's, the best point and its success are decided by the mean as well. One restart,
+    and no ball shrinks, in L1 neither.
     """
 
     title = "autoattack-rand"
     parts = RAND
     options_type = IterBudget
-    defaults: ClassVar = {"thorough": True}
+    defaults: ClassVar = {"restarts": 1, "thorough": True}
+    shrinking = False
 
     def stages(self, model: Classifier) -> list[Stage]:
         stages = super().stages(model)

@@ -94,14 +94,9 @@ class Guarded(Victim):
         super().__init__(model)
         self.detector = detector
 
-    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            excess = self.detector.excess(self.fast, x)
-            both = torch.cat([self.fast.logits(x), excess[:, None]], 1)
-            values = loss(both)
-            gradient = torch.autograd.grad(values.sum(), x)[0]
-        return Answer(both.detach(), values.detach(), gradient)
+    def see(self, x: Tensor) -> Tensor:
+        excess = self.detector.excess(self.fast, x)
+        return torch.cat([self.fast.logits(x), excess[:, None]], 1)
 
     @torch.no_grad()
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
@@ -117,7 +112,7 @@ class Evading(Search):
 
     def __init__(self, search: APGD, weight: float) -> None:
         self.search = search
-        self.jobs = search.jobs
+        self.jobs, self.ranks = search.jobs, search.ranks
         self.weight = weight
 
     def begin(self, start: Start, draws: Draws) -> State:

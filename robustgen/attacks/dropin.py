@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from robustgen.attacks.autoattack import PLUS, STANDARD, Parts
+from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, Parts
 from robustgen.audit import AUDIT, audited
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
-from robustgen.classifiers.quick import quick_copy
+from robustgen.classifiers.quick import need_bfloat16, quick_copy
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
@@ -88,8 +88,10 @@ class AutoAttack:
             )  # fmt: skip
         device = self.device or x_orig.device
         x, y = x_orig.detach().float().to(device), y_orig.to(device)
+        if self.low:
+            need_bfloat16(x.device)
         model = self._classifier(x[:bs], bs)
-        model.begin(len(x))
+        model.begin(len(x), x.device)
         found = self.attack(model, x, y, Draws(self.seed, "autoattack", torch.arange(len(x))))
         assert found.broken_by is not None
         self.broken_by = found.broken_by
@@ -127,8 +129,10 @@ class _Versions(Parts):
 
     def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:
         self.title, self.parts = version, parts  # type: ignore[misc]
-        restarts = {"restarts": 5} if version != "standard" and threat.norm != "l1" else {}
-        self.defaults = restarts | {"thorough": version == "custom"}  # type: ignore[misc]
+        # what the reference's own constructor sets, and only its standard version changes
+        budget = {} if version == "standard" else PLUS_BUDGET
+        self.defaults = budget | {"thorough": version == "custom"}  # type: ignore[misc]
+        self.shrinking = version == "standard"  # type: ignore[misc]
         super().__init__(threat)
 
 

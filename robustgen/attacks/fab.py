@@ -50,6 +50,8 @@ class FAB(Search):
     the reference, but not cheaper than it (see LeanFAB).
     """
 
+    ranks = True
+
     def __init__(self, threat: ThreatModel, *, jobs: int = 1, n_iter: int = 100) -> None:
         self.threat = threat
         self.jobs = jobs
@@ -112,6 +114,8 @@ class UntargetedFAB(FAB):
     """FAB aimed, in every iteration anew, at the class whose boundary seems nearest: needs a gradient
     for each class. Job 0 starts at the clean picture, the others at random in the ball of eps / 2."""
 
+    ranks = False
+
     def begin(self, start: Start, draws: Draws) -> Walk:
         point = start.x
         if bool((start.job > 0).any()):
@@ -142,15 +146,17 @@ class LeanFAB(FAB):
 class LeanUntargetedFAB(LeanFAB, UntargetedFAB):
     """UntargetedFAB that asks once an iteration."""
 
+    ranks = False
+
 
 def nearest_boundary(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Answer:
     """Logits, and of the class whose boundary with y is nearest, if the model were linear, the loss
-    z_c - z_y and its gradient. Asks for the gradients of all other classes, one after another."""
+    z_c - z_y and its gradient: one forward pass, and a backward pass for each other class. They are
+    taken one after another, so that no more than two are held at a time, however many classes there are."""
     loss, gradient = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x)
     nearest = torch.full_like(loss, torch.inf)
-    for k in range(victim.model.num_classes - 1):
-        other = k + (y <= k)  # the kth class without y
-        answer = victim.gradient(x, partial(targeted_margin, y=y, target=other))
+    others = [k + (y <= k) for k in range(victim.model.num_classes - 1)]  # the kth class without y
+    for answer in victim.gradients(x, [partial(targeted_margin, y=y, target=other) for other in others]):
         assert answer.loss is not None
         assert answer.gradient is not None
         distance = answer.loss.abs() / (_norm(answer.gradient.flatten(1), DUAL[norm]) + 1e-12)

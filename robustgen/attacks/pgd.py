@@ -66,6 +66,8 @@ class PGDSearch(Search):
         turn = (state.job % len(self.losses))[None, :]
 
         def loss(logits: Tensor) -> Tensor:
+            if len(self.losses) == 1:
+                return self.losses[0](logits, state.y, state.y)
             values = torch.stack([one(logits, state.y, state.y) for one in self.losses])
             return values.gather(0, turn).squeeze(0)
 

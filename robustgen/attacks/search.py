@@ -28,9 +28,10 @@ class State:
     """Rows of a search; every field has them as its first dimension.
 
     ``row``: place in the batch; ``x``, ``y``: clean picture and label; ``clean``: the model's logits
-    there; ``job``: which restart or target class; ``step``: how many points were asked about in this
-    job; ``point``: the next one; ``over``: whether the job has ended. ``at_first``, ``lacked``: what the
-    job's best point lacked when that was first known, and at the last look, after ``looked`` steps (hope.py).
+    there, of no class unless the search ``ranks`` them; ``job``: which restart or target class; ``step``:
+    how many points were asked about in this job; ``point``: the next one; ``over``: whether the job has
+    ended. ``at_first``, ``lacked``: what the job's best point lacked when that was first known, and at
+    the last look, after ``looked`` steps (hope.py).
     """
 
     row: Tensor
@@ -84,6 +85,8 @@ class Search(ABC):
     """How many pictures of normal draws the reference's code makes after ``begin`` and does not use."""
     length: int
     """Steps of a job that finds nothing; asked for where ``lacking`` says something."""
+    ranks: bool = False
+    """Whether jobs begin with the model's logits at the clean pictures; without, they are not asked for."""
 
     @abstractmethod
     def begin(self, start: Start, draws: Draws) -> State:
@@ -164,7 +167,7 @@ def run(
     others = search.jobs - 1
     width = width or len(x) * search.jobs
     with victim.serving(fresh):
-        clean = victim.logits(x).logits
+        clean = _clean(search, victim, x)
 
     def begin(samples: Tensor, jobs: range) -> State:
         row = samples.repeat_interleave(len(jobs))
@@ -184,21 +187,23 @@ def run(
             state, fresh = state.join(begin(fresh[:room], range(1))), fresh[room:]
         with victim.serving(state.row):
             answer = search.ask(victim, state)
-        _check(answer)
-        if stochastic:
-            right = search.allowed(state).nonzero().squeeze(1)
-            values = margin(answer.logits, state.y)[right]
-            found.weigh(state.row[right], state.point[right], values)
-        else:
-            _note_hits(found, search, victim, state, answer)
+        asked, allowed = state.point, search.allowed(state)
+        hit = allowed & (answer.logits.argmax(1) != state.y)
         search.step(state, answer)
         lacking = None if thorough else search.lacking(state)
         if lacking is not None:
             end_hopeless(state, lacking, search.length)
-        # The mean of a stochastic model's draws may go on rising where it is wrong already.
-        gone = torch.zeros_like(state.over) if stochastic else found.broken[state.row]
-        ended = gone | state.over
-        if bool(ended.any()):
+        # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
+        facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
+        finite, some_hit, some_over = facts.tolist()
+        _check(finite)
+        if stochastic:
+            found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
+        elif some_hit:
+            _note_hits(found, victim, state, asked, hit)
+        if some_over or (some_hit and not stochastic):
+            # The mean of a stochastic model's draws may go on rising where it is wrong already.
+            ended = state.over if stochastic else state.over | found.broken[state.row]
             again = ended & ~found.broken[state.row] & (state.job == 0)
             if others:
                 standing = torch.cat([standing, state.row[again]])
@@ -215,21 +220,24 @@ def _first_of_each(rows: Tensor) -> Tensor:
     return order[new]
 
 
-def _check(answer: Answer) -> None:
-    if not bool(torch.isfinite(answer.logits).all()):
+def _clean(search: Search, victim: Victim, x: Tensor) -> Tensor:
+    """The logits at the clean pictures, of no class where the search does not look at them."""
+    return victim.logits(x).logits if search.ranks else x.new_empty(len(x), 0)
+
+
+def _check(finite: bool) -> None:
+    if not finite:
         raise UserError(
             "the model returned NaN or infinite logits under attack",
             expected="numbers everywhere in the box", remedy="'robustgen check MODEL' says more",
         )  # fmt: skip
 
 
-def _note_hits(found: Found, search: Search, victim: Victim, state: State, answer: Answer) -> None:
-    hit = (answer.logits.argmax(1) != state.y) & search.allowed(state)
-    if bool(hit.any()):
-        at = hit.nonzero().squeeze(1)
-        with victim.serving(state.row[at]):
-            at = at[victim.confirm(state.point[at], state.y[at])]
-        found.note(state.row[at], state.point[at])
+def _note_hits(found: Found, victim: Victim, state: State, points: Tensor, hit: Tensor) -> None:
+    at = hit.nonzero().squeeze(1)
+    with victim.serving(state.row[at]):
+        at = at[victim.confirm(points[at], state.y[at])]
+    found.note(state.row[at], points[at])
 
 
 def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
@@ -245,7 +253,7 @@ def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> F
             rows = (~found.broken).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            clean = victim.logits(x[rows]).logits
+            clean = _clean(search, victim, x[rows])
             draws = ReferenceDraws(len(rows))
             state = search.begin(Start(rows, x[rows], y[rows], clean, torch.full_like(rows, job)), draws)
             for _ in range(search.discarded):

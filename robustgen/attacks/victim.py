@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.classifiers.quick import low_gradients
+
+Loss: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Answer(NamedTuple):
@@ -41,14 +43,35 @@ class Victim:
         """Logits alone."""
         return Answer(self.fast.logits(x))
 
-    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
+    def gradient(self, x: Tensor, loss: Loss) -> Answer:
         """Logits, loss(logits) of shape (batch,), and the gradient of its sum in x."""
+        return next(self.gradients(x, [loss]))
+
+    def gradients(self, x: Tensor, losses: Sequence[Loss]) -> Iterator[Answer]:
+        """``gradient`` of several losses, one after another, from one forward pass."""
         x = x.detach().requires_grad_()
         with torch.enable_grad(), low_gradients(self.fast) if self.low else nullcontext():
-            logits = self.fast.logits(x)
-            values = loss(logits)
-            gradient = torch.autograd.grad(values.sum(), x)[0]
-        return Answer(logits.detach(), values.detach(), gradient)
+            seen = self.see(x)
+        for place, loss in enumerate(losses):
+            if place and isinstance(self.fast, FixedBatch):
+                self.fast.count_backward(len(seen))
+            more = place + 1 < len(losses)
+            with torch.enable_grad():
+                values = self.value(seen, loss)
+                gradient = torch.autograd.grad(values.sum(), x, retain_graph=more)[0]
+            yield Answer(self.say(seen.detach()), values.detach(), gradient)
+
+    def see(self, x: Tensor) -> Tensor:
+        """What losses are of, differentiable: the logits at x."""
+        return self.fast.logits(x)
+
+    def value(self, seen: Tensor, loss: Loss) -> Tensor:
+        """The loss of what was seen, (batch,)."""
+        return loss(seen)
+
+    def say(self, seen: Tensor) -> Tensor:
+        """The logits that verdicts are by."""
+        return seen
 
     @torch.no_grad()
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:

@@ -7,19 +7,17 @@ are about the model itself wherever its answer is one number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from robustgen.attacks.victim import Answer, Victim
+from robustgen.attacks.victim import Answer, Loss, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.draws import Draws
 from robustgen.types import ConditionalNoise
-
-Loss = Callable[[Tensor], Tensor]
 
 
 class Averaged(Victim):
@@ -38,13 +36,14 @@ class Averaged(Victim):
     def logits(self, x: Tensor) -> Answer:
         return Answer(_mean_log_softmax(self.fast.logits(copies(x, self.m)), self.m))
 
-    def gradient(self, x: Tensor, loss: Loss) -> Answer:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.fast.logits(copies(x, self.m))
-            values = mean_loss(logits, loss, self.m)
-            gradient = torch.autograd.grad(values.sum(), x)[0]
-        return Answer(_mean_log_softmax(logits.detach(), self.m), values.detach(), gradient)
+    def see(self, x: Tensor) -> Tensor:
+        return self.fast.logits(copies(x, self.m))
+
+    def value(self, seen: Tensor, loss: Loss) -> Tensor:
+        return mean_loss(seen, loss, self.m)
+
+    def say(self, seen: Tensor) -> Tensor:
+        return _mean_log_softmax(seen, self.m)
 
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
         return self.logits(x).logits.argmax(1) != y
@@ -74,6 +73,9 @@ class View(Victim):
     def gradient(self, x: Tensor, loss: Loss) -> Answer:
         logits = self.point.logits(x).logits
         return Answer(logits, loss(logits), self.direction(x, loss))
+
+    def gradients(self, x: Tensor, losses: Sequence[Loss]) -> Iterator[Answer]:
+        return (self.gradient(x, loss) for loss in losses)
 
     def direction(self, x: Tensor, loss: Loss) -> Tensor:
         """What the search climbs along in place of the gradient at x, of x's shape."""

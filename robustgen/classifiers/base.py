@@ -192,11 +192,11 @@ class FixedBatch(Classifier):
         self.test_sigma = model.test_sigma
         self.begin(0)
 
-    def begin(self, samples: int) -> None:
-        """Count anew, for a batch of so many samples."""
-        self.forwards = torch.zeros(samples, dtype=torch.float64)
-        self.backwards = torch.zeros(samples, dtype=torch.float64)
-        self._serve(torch.arange(samples))
+    def begin(self, samples: int, device: torch.device | str = "cpu") -> None:
+        """Count anew, for a batch of so many samples, on their device: there it takes no waiting."""
+        self.forwards = torch.zeros(samples, dtype=torch.float64, device=device)
+        self.backwards = torch.zeros_like(self.forwards)
+        self._serve(torch.arange(samples, device=device))
         if self.quick is not None:
             self.quick.forwards, self.quick.backwards = self.forwards, self.backwards
 
@@ -204,7 +204,7 @@ class FixedBatch(Classifier):
     def serving(self, rows: Tensor) -> Iterator[None]:
         """Within the block, calls are for these rows alone: indices of those served so far."""
         before = self._served
-        self._serve(before[rows.cpu()] if len(before) else before)
+        self._serve(before[rows.to(before.device)] if len(before) else before)
         try:
             yield
         finally:
@@ -252,10 +252,14 @@ class FixedBatch(Classifier):
             parts.append(method(self._pad(x[piece]), *extra)[:rows])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
+    def count_backward(self, rows: int) -> None:
+        """Count one more backward pass through the last call, of so many rows."""
+        self._count(self.backwards, rows)
+
     def _count(self, tally: Tensor, calls: int) -> None:
         # An outside attack drops rows without a word: then the calls are shared among all it was given.
         if len(tally):
-            share = torch.full((len(self._served),), calls / len(self._served), dtype=tally.dtype)
+            share = tally.new_full((len(self._served),), calls / len(self._served))
             tally.index_add_(0, self._served, share)  # a sample may be served at several points at once
 
     def _pad(self, rows: Tensor) -> Tensor:

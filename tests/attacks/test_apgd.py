@@ -64,15 +64,16 @@ def random_net(n: int) -> tuple[PlainClassifier, Tensor, Tensor]:
 def reference(model: nn.Module, norm: str, loss: str, eps: float, **more: Any) -> APGDAttack:
     """The reference's attack, as its AutoAttack sets it up."""
     settings = {"norm": NORMS[norm], "eps": eps, "seed": SEED, "device": "cpu"} | more
-    settings["use_largereps"] = norm == "l1"
+    settings.setdefault("use_largereps", norm == "l1")
     if loss == "dlr-targeted":
         return APGDAttack_targeted(model, **settings)
     return APGDAttack(model, loss=loss, **settings)
 
 
 def reference_losses(
-    model: PlainClassifier, x: Tensor, y: Tensor, norm: str, loss: str, eps: float, n_iter: int
-) -> Tensor:
+    model: PlainClassifier, x: Tensor, y: Tensor, norm: str, loss: str, eps: float, n_iter: int,
+    shrinking: bool,
+) -> Tensor:  # fmt: skip
     """What the reference's loss was at every point of its one run, (points, batch)."""
     logits: list[Tensor] = []
 
@@ -85,7 +86,7 @@ def reference_losses(
     if isinstance(attack, APGDAttack_targeted):
         attack.y_target = model(x).sort(dim=1)[1][:, -2]
     torch.manual_seed(SEED)
-    if norm == "l1":
+    if norm == "l1" and shrinking:
         early = -(-3 * n_iter // 10)
         attack.decr_eps_pgd(x, y, [3 * eps, 2 * eps, eps], [early, early, n_iter - 2 * early])
     else:
@@ -101,16 +102,22 @@ def reference_losses(
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("n_iter", [100, 23])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.25), ("l1", 1.0)])
-def test_every_loss_is_the_references(norm: str, eps: float, loss: str, n_iter: int) -> None:
+@pytest.mark.parametrize(
+    ("norm", "eps", "shrinking"),
+    [("linf", 0.05, True), ("l2", 0.25, True), ("l1", 1.0, True), ("l1", 1.0, False)],
+)
+def test_every_loss_is_the_references(norm: str, eps: float, shrinking: bool, loss: str, n_iter: int) -> None:
+    """In L1 with the standard version's shrinking balls, and in one ball as the version plus has it."""
     model, x, y = random_net(16)
-    theirs = reference_losses(model, x, y, norm, loss, eps, n_iter)
+    theirs = reference_losses(model, x, y, norm, loss, eps, n_iter, shrinking)
     victim = Recording(model)
-    replay(apgd(ThreatModel(norm, eps), loss, n_iter=n_iter), victim, x, y, SEED)
+    search = apgd(ThreatModel(norm, eps), loss, n_iter=n_iter, shrinking=shrinking)
+    replay(search, victim, x, y, SEED)
     ours = torch.stack(victim.losses)
     if loss == "ce":
         ours = functional.softplus(ours)  # of the log odds: see losses.log_odds
-    assert ours.shape == theirs.shape == (n_iter + (3 if norm == "l1" else 1), 16)
+    balls = 3 if norm == "l1" and shrinking else 1
+    assert ours.shape == theirs.shape == (n_iter + balls, 16)
     assert (ours[-1] > ours[0]).float().mean() > 0.8
     rows = ((ours - theirs).abs() < 1e-9).all(0)
     assert rows.all()
@@ -138,17 +145,22 @@ CASES = {"linf": ("pgd-at-digits", 0.25), "l2": ("softmax-digits", 0.5), "l1": (
 
 
 @pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("norm", NORMS)
-def test_replays_the_references_verdicts(norm: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("norm", "shrinking", "loss"),
+    # In one L1 ball the cross-entropy's verdicts differ by 5 of 256, for the reference's counts of moved
+    # pixels take rounding for movement; in float64 its losses are the same.
+    [(norm, True, loss) for norm in NORMS for loss in LOSSES] + [("l1", False, loss) for loss in LOSSES[1:]],
+)
+def test_replays_the_references_verdicts(norm: str, shrinking: bool, loss: str) -> None:
     name, eps = CASES[norm]
     model, x, y = right_digits(name, 64)
     jobs = 3 if loss == "dlr-targeted" else 2
     more = {"n_target_classes": 3} if loss == "dlr-targeted" else {"n_restarts": 2}
+    more |= {"use_largereps": norm == "l1" and shrinking}
     images = reference(model, norm, loss, eps, n_iter=20, **more).perturb(x.clone(), y.clone())
     theirs = model(images).argmax(1) != y
     assert 0.2 <= 1 - float(theirs.float().mean()) <= 0.8
-    search = apgd(ThreatModel(norm, eps), loss, jobs=jobs, n_iter=20)
+    search = apgd(ThreatModel(norm, eps), loss, jobs=jobs, n_iter=20, shrinking=shrinking)
     if loss == "ce":
         search = float32_cross_entropy(search)
     ours = replay(search, Victim(model), x, y, SEED)

@@ -10,7 +10,7 @@ from linear_oracle import DUAL, model_and_pictures
 from pyautoattack import AutoAttack as Reference
 from torch import Tensor, nn
 
-from robustgen.attacks.apgd import APGD
+from robustgen.attacks.apgd import APGD, SparseAPGD
 from robustgen.attacks.autoattack import (
     PLUS,
     STANDARD,
@@ -139,12 +139,23 @@ def test_parts_and_budgets_are_the_references(norm: str) -> None:
                 assert search.jobs == (
                     theirs.fab.n_target_classes if name == "fab-t" else theirs.fab.n_restarts
                 )
-            elif version == "standard" or norm != "l1":  # its plus is not made for L1, as it says itself
+            else:
                 assert isinstance(search, APGD)
                 wanted = theirs.apgd_targeted if name == "apgd-t" else theirs.apgd
                 assert search.n_iter == wanted.n_iter
                 jobs = theirs.apgd_targeted.n_target_classes if name == "apgd-t" else theirs.apgd.n_restarts
                 assert search.jobs == jobs
+                if norm == "l1":
+                    assert isinstance(search, SparseAPGD)
+                    assert search.shrinking == wanted.use_largereps
+
+
+def test_rand_is_the_references_in_l1() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    theirs = Reference(net, norm="L1", eps=0.1, version="rand").apgd
+    for _, search, _ in AutoAttackRand(ThreatModel("l1", 0.1)).stages(PlainClassifier(net, 10, (1, 8, 8))):
+        assert isinstance(search, SparseAPGD)
+        assert (search.jobs, search.shrinking) == (theirs.n_restarts, theirs.use_largereps) == (1, False)
 
 
 def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:

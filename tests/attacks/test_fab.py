@@ -101,6 +101,14 @@ def test_untargeted_aims_at_the_nearest_boundary(norm: str) -> None:
     assert torch.equal(answer.logits, model(x))
 
 
+def test_untargeted_asks_for_one_forward_and_a_gradient_for_each_class() -> None:
+    _, model, x, y = model_and_pictures(10)
+    model.begin(len(x))
+    nearest_boundary(Victim(model), x, y, "l2")
+    assert (model.forwards == 1).all()
+    assert (model.backwards == 9).all()
+
+
 @pytest.mark.parametrize(("kind", "questions"), [(FAB, 2 * 10), (LeanFAB, 10 + 1)])
 def test_how_often_the_model_is_asked(kind: type[FAB], questions: int) -> None:
     _, model, x, y = model_and_pictures(2)

@@ -154,9 +154,8 @@ def test_counts_are_of_the_rows_that_were_asked_about(trained: FixedBatch, digit
         digits.labels[:32], Draws(0, "e", torch.arange(32)), width=8,
     )  # fmt: skip
     assert (trained.backwards[~found.broken] == 13).all()
-    assert (trained.forwards[~found.broken] == 14).all()  # the clean picture's logits
     assert (trained.backwards[found.broken] <= 13).all()
-    assert (trained.forwards == trained.backwards + 1).all()
+    assert torch.equal(trained.forwards, trained.backwards)  # no target: clean logits are not asked for
     assert float(trained.backwards[found.broken].mean()) < 8
 
 
