@@ -5,7 +5,7 @@ UV := .venv-tools/bin/uv
 SYNC := $(UV) --quiet pip sync --python $(BIN)/python --require-hashes --build-constraints lock/build-constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help report test zoo site faults lint lock clean
+.PHONY: help report test zoo site faults lint audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -30,6 +30,9 @@ lint: .venv/.ready ## formatting, lint, types, import directions
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: .venv/.ready ## look the locked packages up among known vulnerabilities
+	$(BIN)/python .ci/audit.py
 
 lock: $(UV) ## resolve lock/requirements.lock again from lock/requirements.in
 	cd lock && ../$(UV) --quiet pip compile requirements.in --universal --python-version 3.11 --override overrides.txt \

@@ -289,7 +289,9 @@ class _progress:
 
 
 def _command() -> str:
-    return shlex.join(["robustgen", *sys.argv[1:]])
+    from robustgen.redact import redact
+
+    return redact(shlex.join(["robustgen", *sys.argv[1:]]))
 
 
 def _print_table(content: dict[str, Any]) -> None:

@@ -32,12 +32,16 @@ class UserError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.what = what
-        self.details = {"where": where, "expected": expected, "got": got, "remedy": remedy}
+        self.details: dict[str, object] = {"where": where, "expected": expected, "got": got, "remedy": remedy}
         super().__init__(what)
 
     def __str__(self) -> str:
         lines = [f"  {key + ':':<10}{value}" for key, value in self.details.items() if value is not None]
         return "\n".join([self.what, *lines])
+
+    def complete(self, **details: object) -> None:
+        """Fill in what the place that raised it could not know; what it did say stays."""
+        self.details |= {key: value for key, value in details.items() if self.details[key] is None}
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default would call __init__ without the keyword arguments when a worker sends it home.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from robustgen import attacks, data, detectors
 from robustgen.attacks.ood import Fixed
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
-from robustgen.config import AttackSpec, DataSettings, FixedSpec, OodSpec, Protocol
+from robustgen.config import AttackSpec, DataSettings, EvaluationSpec, FixedSpec, OodSpec, Protocol
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
 from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
@@ -33,30 +34,52 @@ def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan
     reading = _reading(planned, protocol, settings, dataset, root)
     # of the foreign sets that are planned before
     for spec in sorted(protocol.evaluations, key=lambda spec: spec.kind == "fixed"):
-        match spec.kind:
-            case "clean":
-                _plan_clean(planned, reading, dataset, root)
-            case "attack":
-                _plan_attack(planned, spec, dataset, settings)
-            case "corruptions":
-                _plan_corruptions(planned, spec.types, spec.severities, dataset, root)
-            case "ood":
-                _plan_foreign(planned, reading, settings.foreign, dataset, root)
-            case "fixed":
-                _plan_fixed(planned, spec, dataset, settings)
-            case "gradients":
-                _plan_gradients(planned, settings, spec.pictures, dataset, root)
-            case "efficiency":
-                _plan_efficiency(planned, settings, dataset)
-            case "explained":
-                _plan_explained(planned, settings, spec.pictures, dataset)
-            case "probes":
-                _plan_probes(planned, settings, dataset)
+        with _told_where(protocol, spec.kind):
+            _plan_one(planned, spec, reading, settings, dataset, root)
     names = [evaluation.name for evaluation in planned.evaluations]
     if len(set(names)) < len(names):
         double = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(f"protocol {protocol.name!r} has an evaluation twice", got=", ".join(double))
+        raise UserError(
+            f"protocol {protocol.name!r} has an evaluation twice", where="its evaluations",
+            expected="each name once", got=", ".join(double), remedy="leave one of them out",
+        )  # fmt: skip
     return planned
+
+
+@contextmanager
+def _told_where(protocol: Protocol, kind: str) -> Iterator[None]:
+    """What is wrong with an evaluation is said with its place in the protocol."""
+    try:
+        yield
+    except UserError as error:
+        where = f"the evaluation {kind!r} of the protocol {protocol.name!r}"
+        error.complete(where=where, remedy="mend the protocol")
+        raise
+
+
+def _plan_one(
+    planned: Plan, spec: EvaluationSpec, reading: _Reading, settings: DataSettings, dataset: Dataset,
+    root: Path | None,
+) -> None:  # fmt: skip
+    match spec.kind:
+        case "clean":
+            _plan_clean(planned, reading, dataset, root)
+        case "attack":
+            _plan_attack(planned, spec, dataset, settings)
+        case "corruptions":
+            _plan_corruptions(planned, spec.types, spec.severities, dataset, root)
+        case "ood":
+            _plan_foreign(planned, reading, settings.foreign, dataset, root)
+        case "fixed":
+            _plan_fixed(planned, spec, dataset, settings)
+        case "gradients":
+            _plan_gradients(planned, settings, spec.pictures, dataset, root)
+        case "efficiency":
+            _plan_efficiency(planned, settings, dataset)
+        case "explained":
+            _plan_explained(planned, settings, spec.pictures, dataset)
+        case "probes":
+            _plan_probes(planned, settings, dataset)
 
 
 class _Reading(NamedTuple):

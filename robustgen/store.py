@@ -36,6 +36,7 @@ from robustgen.parquet import (
     sha256,
     write_parquet,
 )
+from robustgen.redact import redact
 
 CHUNK = re.compile(r"[0-9]{1,15}-[0-9]{1,15}\.parquet")
 
@@ -311,7 +312,7 @@ class RunStore:
     def note(self, message: str, chunk: Chunk | None = None, **more: str) -> None:
         """Add a line to errors.jsonl."""
         about = {"chunk": chunk._asdict()} if chunk else {}
-        line = json.dumps({**about, "time": time.time(), "error": message, **more})
+        line = json.dumps({**about, "time": time.time(), "error": redact(message), **more})
         append_line(self.path / "errors.jsonl", line)
 
     def _read(self, kind: str, name: str, n: int | None) -> pa.Table | None:

@@ -177,13 +177,13 @@ def _foreign(reference: str, without_network: str) -> Iterator[None]:
     os.environ[TENSORS_ONLY] = "1"
     try:
         yield
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"the weights of {reference} hold more than tensors, and robustgen runs no pickled code",
-            got=str(error).partition("\n")[0],
-            remedy="if you trust the file, load it yourself and save its state_dict alone",
-        ) from error
     except Exception as error:
+        if (pickled := _pickled(error)) is not None:
+            raise UserError(
+                f"the weights of {reference} hold more than tensors, and robustgen runs no pickled code",
+                got=str(pickled).partition("\n")[0],
+                remedy="if you trust the file, load it yourself and save its state_dict alone",
+            ) from pickled
         remedy = f"check the network; without one, {without_network}" if isinstance(error, OSError) else None
         got = f"{type(error).__name__}: {error}"
         raise UserError(f"{reference} could not be loaded", got=got, remedy=remedy) from error
@@ -191,6 +191,13 @@ def _foreign(reference: str, without_network: str) -> Iterator[None]:
         os.environ.pop(TENSORS_ONLY)
         if before is not None:
             os.environ[TENSORS_ONLY] = before
+
+
+def _pickled(error: BaseException | None) -> pickle.UnpicklingError | None:
+    """torch's refusal to run a pickle, where it is behind an error: timm hides it and advises against it."""
+    while error is not None and not isinstance(error, pickle.UnpicklingError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
