@@ -12,8 +12,6 @@ from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.errors import UserError
 from robustgen.pilot import Kernels, pilot
 
-SLOWDOWN = quick.slowdown
-
 
 def net(side: int = 8) -> PlainClassifier:
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 10))
@@ -38,20 +36,20 @@ def test_an_unknown_precision_is_an_error() -> None:
         pilot(net(), torch.rand(16, 1, 8, 8), "fp16")
 
 
-def processor(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
-    """One that takes so many times as long in bfloat16."""
+def processor(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
+    """One that computes in bfloat16, or only emulates it."""
     for place in (module, quick):
-        monkeypatch.setattr(place, "slowdown", lambda device: times)
+        monkeypatch.setattr(place, "native_bfloat16", lambda device: native)
 
 
 @pytest.fixture(autouse=True)
 def _with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor(monkeypatch, 1.0)
+    processor(monkeypatch, native=True)
 
 
 def test_where_bfloat16_is_emulated_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor(monkeypatch, 90.0)
-    with pytest.raises(UserError, match="90 times as long") as caught:
+    processor(monkeypatch, native=False)
+    with pytest.raises(UserError, match="no bfloat16 of its own") as caught:
         pilot(net(), torch.rand(16, 1, 8, 8), "bf16")
     assert "take float32" in str(caught.value)
 
@@ -69,19 +67,13 @@ def test_where_bfloat16_is_emulated_no_gradient_is_taken_in_it(
 
     monkeypatch.setattr(quick._ConvolutionLow, "apply", low)
     tried = {}
-    for times in (1.0, 90.0):
-        processor(monkeypatch, times)
+    for native in (True, False):
+        processor(monkeypatch, native=native)
         pictures.clear()
         assert pilot(net(40), torch.rand(32, 1, 40, 40), precision).sizes
-        tried[times] = [*pictures]
-    assert tried[90.0] == [1], "one picture, to see whether the layers bear it"
-    assert (max(tried[1.0]) == 32) == (precision == "auto")
-
-
-def test_the_slowdown_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([3.0, 1.5])
-    monkeypatch.setattr(quick, "quickest", lambda call: next(times))
-    assert SLOWDOWN.__wrapped__(torch.device("cpu")) == 2.0
+        tried[native] = [*pictures]
+    assert tried[False] == [1], "one picture, to see whether the layers bear it"
+    assert (max(tried[True]) == 32) == (precision == "auto")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

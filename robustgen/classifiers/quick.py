@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
+from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
 
-EMULATED = 4.0  # so many times as slow as float32, bfloat16 is not computed but emulated
 TOLERANCE = 1e-3  # of the logits' spread; folding moves the logits of a ResNet-18 by about 1e-6
 
 
@@ -88,38 +85,13 @@ def low_gradients(quick: Classifier) -> Iterator[None]:
 
 def need_bfloat16(device: torch.device) -> None:
     """Raise UserError where a run in bfloat16 would take many times as long as one in float32."""
-    times = slowdown(device)
-    if times > EMULATED:
+    if not native_bfloat16(device):
         raise UserError(
-            "this processor does not compute in bfloat16, it would be emulated", where="precision bf16",
+            "this machine has no bfloat16 of its own", where="precision bf16",
             expected="a processor or GPU with bfloat16",
-            got=f"a small convolution takes {times:.0f} times as long as in float32",
+            got="one that would emulate it, many times slower than float32",
             remedy="take float32, or auto, which takes bfloat16 only where it is faster",
         )  # fmt: skip
-
-
-@cache
-def slowdown(device: torch.device) -> float:
-    """How many times as long as in float32 a small convolution takes in bfloat16: tens where a processor
-    has no such instructions. Takes milliseconds even there, where one gradient of a net takes minutes."""
-    x, weight = torch.rand(1, 32, 16, 16, device=device), torch.rand(32, 32, 3, 3, device=device)
-
-    def seconds(kind: torch.dtype) -> float:
-        a, b = x.to(kind), weight.to(kind)
-        # the sum's number is waited for, on a GPU too
-        return quickest(lambda: float(functional.conv2d(a, b, padding=1).sum()))
-
-    return seconds(torch.bfloat16) / seconds(torch.float32)
-
-
-def quickest(call: Callable[[], object]) -> float:
-    """The least of the times that a few calls take, in seconds."""
-    best = math.inf
-    for _ in range(4):  # the first call prepares kernels
-        began = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def _fold(model: Classifier) -> Classifier:
