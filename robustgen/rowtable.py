@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -82,3 +82,15 @@ def wrong_rows(table: pa.Table, start: int, stop: int) -> str:
         "calls that cannot be counted": ~(np.isfinite(calls) & (calls >= 0)),
     }
     return next((f"it holds {what}" for what, where in wrong.items() if np.any(where)), "")
+
+
+def wrong_side(table: pa.Table, shape: Sequence[int] | None) -> str:
+    """What is wrong with a table beside the rows; "" where nothing is. ``shape``: of the pictures that it
+    must hold, None where it holds none."""
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+    if not pa.types.is_integer(kinds.get("sample_id", pa.null())) or table["sample_id"].null_count:
+        return "it does not say of which samples it is"
+    if shape is None:
+        return ""
+    sound = kinds.get("image") == pa.list_(pa.float32(), math.prod(shape)) and not table["image"].null_count
+    return "" if sound else f"it holds no pictures of shape {tuple(shape)}"

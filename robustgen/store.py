@@ -37,6 +37,7 @@ from robustgen.parquet import (
     write_parquet,
 )
 from robustgen.redact import redact
+from robustgen.rowtable import wrong_side
 
 CHUNK = re.compile(r"[0-9]{1,15}-[0-9]{1,15}\.parquet")
 
@@ -329,8 +330,10 @@ class RunStore:
                 if side not in json.loads(metadata[b"sha256"]) or not (self.path / side).is_file():
                     continue
                 table = read_parquet(self.path / side)
-            first = tables[0] if tables else table
-            if "sample_id" not in table.column_names or table.schema.types != first.schema.types:
+                shape = self.spec.get("data", {}).get("shape") if kind == "adversarial" else None
+                if reason := wrong_side(table, shape):
+                    raise damaged(self.path / side, reason)
+            if table.schema.types != (tables[0] if tables else table).schema.types:
                 raise damaged(self.path / side, "its columns are not those of the other chunks")
             ids = np.asarray(table["sample_id"])
             # Two writers of different chunk borders leave the same samples twice, with the same rows.

@@ -75,6 +75,8 @@ def _verify_attack(
     ids = rows["sample_id"].to_pylist()
     if stored["sample_id"].to_pylist() != ids:
         return Finding(store.model, name, 0, 0, [*breaches, "rows and pictures are of different samples"])
+    if max(ids, default=0) >= len(dataset):
+        return Finding(store.model, name, 0, 0, [*breaches, "rows are of samples that the data do not have"])
     missing = set() if clean is None else set(clean["sample_id"].to_pylist()) - set(ids)
     if missing:
         breaches.append(f"{len(missing)} samples have a clean row and none here")

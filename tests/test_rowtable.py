@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.malformed_tables import rows_table
-from robustgen.rowtable import row_schema, wrong_metadata, wrong_rows
+from robustgen.rowtable import row_schema, wrong_metadata, wrong_rows, wrong_side
 
 
 def with_values(name: str, values: list) -> pa.Table:
@@ -54,3 +54,15 @@ def test_metadata_without_numbers():
     assert wrong_metadata(None)
     assert wrong_metadata({b"sha256": b"{}", b"seconds": b"nan"})
     assert wrong_metadata({b"sha256": b"{}", b"seconds": b"1", b"batch": b"0"})
+
+
+def test_what_stands_beside_the_rows():
+    ids, pictures = pa.array([0, 1]), pa.array([[0.0] * 4] * 2, pa.list_(pa.float32(), 4))
+    sound = pa.table({"sample_id": ids, "image": pictures})
+    assert wrong_side(sound, (1, 2, 2)) == wrong_side(sound, None) == ""
+    assert "pictures of shape (1, 3, 3)" in wrong_side(sound, (1, 3, 3))
+    assert "pictures" in wrong_side(pa.table({"sample_id": ids, "image": [[0.0] * 4] * 2}), (1, 2, 2))
+    assert "pictures" in wrong_side(pa.table({"sample_id": ids}), (1, 2, 2))
+    for other in (["a", "b"], [0, None], [0.5, 1.0]):
+        assert "of which samples" in wrong_side(pa.table({"sample_id": other}), None)
+    assert "of which samples" in wrong_side(pa.table({"image": pictures}), None)
