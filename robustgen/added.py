@@ -140,7 +140,7 @@ def read(file: Path, dataset: Dataset) -> Pictures:
     numbers = content["sample_ids"] if "sample_ids" in content else np.arange(len(given) if given.ndim else 0)
     if given.dtype.kind not in "uf" or numbers.dtype.kind not in "iu":
         raise wrong(f"images {given.dtype} {given.shape}, sample_ids {numbers.dtype} {numbers.shape}")
-    images = torch.as_tensor(given)
+    images = torch.as_tensor(np.ascontiguousarray(given, given.dtype.newbyteorder("=")))  # no other order
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     ids = torch.as_tensor(numbers.astype(np.int64))
     if tuple(images.shape[1:]) != dataset.shape or ids.shape != images.shape[:1] or not len(ids):

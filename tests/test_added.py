@@ -127,6 +127,8 @@ def test_ids_say_which_samples(tmp_path, one_step):
     assert found.ids.tolist() == [7, 5, 399]
     bytes_ = (one_step[0][:2] * 255).round().to(torch.uint8)
     assert torch.equal(read(save(tmp_path / "b.npz", bytes_), test).images, bytes_.float() / 255)
+    np.savez(tmp_path / "c.npz", images=one_step[0][:2].numpy().astype(">f4"))  # of another byte order
+    assert torch.equal(read(tmp_path / "c.npz", test).images, one_step[0][:2])
 
 
 @pytest.mark.parametrize(
