@@ -64,6 +64,7 @@ def load_card(folder: Path) -> ModelCard:
             where=folder / "card.yaml",
             expected=folder.name,
             got=card.name,
+            remedy="rename the folder, or mend the card",
         )
     return card
 
