@@ -98,7 +98,7 @@ def evaluate(
     )
     chosen = registry.load_protocol(protocol)
     outcome = engine.evaluate(refs, chosen, data, Path(out), n=n, root=Path(root) if root else None)
-    content = summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate")
+    content = summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)
     return Report(Path(out), content, outcome.failures)
 
 

@@ -64,6 +64,7 @@ def report(
     precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local, or ray.")] = "local",
     shard: Annotated[str | None, typer.Option(help="i/k: one of k jobs that share the chunks.")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a chunk may take.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
     ] = False,
@@ -84,13 +85,14 @@ def report(
     with _progress(quiet) as show:
         outcome = engine.evaluate(
             references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
-            precision=precision, executor=executors.by_name(executor), shard=part, progress=show,
+            precision=precision, limit=time_limit, executor=executors.by_name(executor), shard=part,
+            progress=show,
         )  # fmt: skip
     if part is not None:  # the other jobs' chunks may not be there yet
         if not quiet:
             console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
         return _finish(outcome)
-    content = summary.summarise(out, outcome.runs, n or chosen.n, _command())
+    content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures)
     page = render.render(out)
     if as_json:
         typer.echo(json.dumps(content, indent=1))

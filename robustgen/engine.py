@@ -21,6 +21,7 @@ from robustgen.environment import environment
 from robustgen.errors import DiskFullError, UserError
 from robustgen.evaluation import Plan, load_data
 from robustgen.executors import Executor, LocalExecutor
+from robustgen.limits import time_limit
 from robustgen.plan import plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
@@ -65,6 +66,7 @@ def evaluate(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    limit: float | None = None,
     executor: Executor | None = None,
     shard: Shard | None = None,
     progress: Progress = lambda _: None,
@@ -73,16 +75,16 @@ def evaluate(
 
     ``source`` is a data set's name, ``imagefolder:PATH`` or an .npz; ``n`` takes the first n test
     samples; ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the
-    model takes; ``precision`` (float32, bf16 or auto) that of attacks' gradients;
-    ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish. A model that
-    fails is noted and the others go on. Raises UserError if none could be run.
+    model takes; ``precision`` (float32, bf16 or auto) that of attacks' gradients; ``limit``: seconds that
+    a chunk may take; ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish.
+    A model that fails is noted and the others go on. Raises UserError if none could be run.
     """
     executor = executor or LocalExecutor()
     dataset = load_data(source, "test", None, root)
     planned = plan(protocol, dataset, root)
     job = _Job(
         protocol, dataset, planned, out, n or protocol.n, root, batch, _device(device, executor), precision,
-        executor, shard, progress,
+        limit, executor, shard, progress,
     )  # fmt: skip
     outcome = Outcome([], {})
     errors: list[UserError] = []
@@ -91,9 +93,9 @@ def evaluate(
             store, failed = job.run(reference)
         except DiskFullError:
             raise
-        except UserError as error:
-            outcome.failures[reference.name] = str(error)
-            errors.append(error)
+        except Exception as error:  # whatever loading a model raises, too, or a disk that does not answer
+            errors.append(error if isinstance(error, UserError) else _unknown(reference, error))
+            outcome.failures[reference.name] = str(errors[-1])
             continue
         outcome.runs.append(store)
         if failed:
@@ -101,6 +103,11 @@ def evaluate(
     if not outcome.runs and errors:
         raise errors[0]
     return outcome
+
+
+def _unknown(reference: ModelRef, error: Exception) -> UserError:
+    got = f"{type(error).__name__}: {error}"
+    return UserError("the model could not be run", where=reference.name, got=got)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class _Job:
     batch: int | None
     device: torch.device
     precision: str
+    limit: float | None
     executor: Executor
     shard: Shard | None
     progress: Progress
@@ -123,8 +131,12 @@ class _Job:
     def run(self, reference: ModelRef) -> tuple[RunStore, str]:
         """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
         dataset, planned = self.dataset, self.planned
-        model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
-        work = Work(reference, self.protocol, dataset.source, self.root, self.device, loaded=(model, planned))
+        with time_limit(self.limit):
+            model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
+        work = Work(
+            reference, self.protocol, dataset.source, self.root, self.device, limit=self.limit,
+            loaded=(model, planned),
+        )  # fmt: skip
         path = self.out / "runs" / reference.name
         found = RunStore.begun(path)
         begun = found.spec if found else None

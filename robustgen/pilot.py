@@ -50,23 +50,26 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
     worth_trying = (
         precision == "auto" and math.prod(model.input_shape) > SMALL and native_bfloat16(pictures.device)
     )
-    try:
-        quick = quick_copy(model, pictures[:EXAMPLE]) or model
-        low = precision == "bf16" or (worth_trying and _gain(quick, pictures) > WORTH)
-        sizes = _sizes(model, quick, pictures, low)
-    except Exception:  # a model that fails: its chunks say so, each for itself
-        return Kernels("float32", [])
-    return Kernels("bf16" if low else "float32", sizes)
+    for _ in range(2):  # what fails once is no property of the model, and a run depends on what is found here
+        try:
+            quick = quick_copy(model, pictures[:EXAMPLE]) or model
+            low = precision == "bf16" or (worth_trying and _gain(quick, pictures) > WORTH)
+            return Kernels("bf16" if low else "float32", _sizes(model, quick, pictures, low))
+        except Exception:  # a model that fails: its chunks say so, each for itself
+            continue
+    return Kernels("float32", [])
 
 
 def _sizes(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> list[int]:
-    """The parts of a batch whose rows get the bits that they get in the whole batch; ``low``: whether the
-    run takes gradients in bfloat16, float32 ones for its audit beside."""
+    """The parts of a batch whose rows get the bits that they get in the whole batch, ValueError at a NaN;
+    ``low``: whether the run takes gradients in bfloat16, float32 ones for its audit beside."""
     whole = _bits(model, quick, pictures, low)
     found = []
     for size in sorted(len(pictures) // parts for parts in PARTS if len(pictures) // parts >= LEAST):
         parts = [_bits(model, quick, part, low) for part in pictures.split(size) if len(part) == size]
         joined = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        if any(bool(bits.isnan().any()) for bits in (*whole, *joined)):
+            raise ValueError("a NaN is equal to nothing")
         if all(torch.equal(a, b[: len(a)]) for a, b in zip(joined, whole, strict=True)):
             found.append(size)
     return found

@@ -234,7 +234,7 @@ class RunStore:
         """Of which run, and of which evaluation of it, rows are: all that they depend on."""
         if evaluation not in self._marks:
             described = _by_name(self.spec["evaluations"] + self.spec.get("retired", [])).get(evaluation)
-            self._marks[evaluation] = fingerprint([self.spec["identity"], described])
+            self._marks[evaluation] = fingerprint([self.spec.get("identity"), described])
         return self._marks[evaluation]
 
     def _ours(self, evaluation: str, metadata: Mapping[bytes, bytes]) -> bool:

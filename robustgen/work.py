@@ -20,6 +20,7 @@ from robustgen.config import Protocol, fingerprint
 from robustgen.data import Dataset
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
+from robustgen.limits import time_limit
 from robustgen.pilot import pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
@@ -71,10 +72,13 @@ class Work:
     device: torch.device
     share: float = 0.0
     """How much of a GPU a worker needs."""
+    limit: float | None = None
+    """Seconds that a chunk may take, and so may finding out how the model is called."""
     loaded: tuple[Classifier, Plan] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Work, (self.reference, self.protocol, self.source, self.root, self.device, self.share)
+        parts = (self.reference, self.protocol, self.source, self.root, self.device, self.share, self.limit)
+        return Work, parts
 
     def _load(self) -> tuple[Classifier, Plan, Dataset]:
         """The model on its device, the plan, and the data."""
@@ -91,6 +95,10 @@ class Work:
         """Try the model on a batch; what a run began with (its spec) is kept, since kernels are never
         switched midway."""
         torch.set_num_threads(threads)
+        with time_limit(self.limit):
+            return self._try(begun, batch, precision)
+
+    def _try(self, begun: dict[str, Any] | None, batch: int, precision: str) -> Trial:
         model, planned, dataset = self._load()
         pictures = dataset.images[:batch].to(self.device)
         if model.stochastic or begun is None:
@@ -112,14 +120,16 @@ class Work:
         spec = store.spec
         kernels = spec["kernels"]
         torch.set_num_threads(kernels["threads"])
-        model, planned, dataset = self._load()
-        if self.loaded is None:
-            self._check(spec, model, planned, dataset)
-        worker = Worker(
-            model, planned.evaluations, source=self.source, seed=self.protocol.seed, batch=kernels["batch"],
-            device=self.device, root=self.root, stochastic=spec["model"]["stochastic"],
-            low=kernels["precision"] == "bf16", sizes=kernels["sizes"] or None,
-        )  # fmt: skip
+        with time_limit(self.limit):
+            model, planned, dataset = self._load()
+            if self.loaded is None:
+                self._check(spec, model, planned, dataset)
+            worker = Worker(
+                model, planned.evaluations, source=self.source, seed=self.protocol.seed,
+                batch=kernels["batch"], device=self.device, root=self.root, limit=self.limit,
+                stochastic=spec["model"]["stochastic"], low=kernels["precision"] == "bf16",
+                sizes=kernels["sizes"] or None,
+            )  # fmt: skip
         return lambda chunk: _compute(worker, store, chunk)
 
     def _check(self, spec: dict[str, Any], model: Classifier, planned: Plan, dataset: Dataset) -> None:
@@ -150,8 +160,9 @@ def _compute(worker: Worker, store: RunStore, chunk: Chunk) -> Result:
         known = isinstance(error, UserError)
         return Failed(str(error) if known else f"{type(error).__name__}: {error}")
     store.write(
-        chunk, reading.rows, tables=reading.tables, adversarial=reading.adversarial, seconds=reading.seconds
-    )
+        chunk, reading.rows, tables=reading.tables, adversarial=reading.adversarial,
+        seconds=reading.seconds, batch=reading.batch,
+    )  # fmt: skip
     return _tally(worker.evaluations[chunk.evaluation], reading.rows)
 
 

@@ -21,6 +21,7 @@ from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, load_data
+from robustgen.limits import out_of_memory, time_limit
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
 from robustgen.rowtable import row_schema
@@ -32,12 +33,16 @@ VERDICT_DRAWS = 32
 
 
 class Reading(NamedTuple):
-    """What a chunk leaves: its rows, the tables beside them, the perturbed pictures of an attack."""
+    """What a chunk leaves: its rows, the tables beside them, the perturbed pictures of an attack.
+
+    ``batch``: how many pictures a call of the model took, where memory did not allow the run's batch.
+    """
 
     rows: pa.Table
     tables: dict[str, pa.Table]
     adversarial: pa.Table | None
     seconds: float
+    batch: int | None = None
 
 
 class Worker:
@@ -56,6 +61,7 @@ class Worker:
         stochastic: bool = False,
         low: bool = False,
         sizes: Sequence[int] | None = None,
+        limit: float | None = None,
     ) -> None:
         model = model.eval().requires_grad_(False).to(device)
         self.evaluations = {evaluation.name: evaluation for evaluation in evaluations}
@@ -69,8 +75,32 @@ class Worker:
         self.seed = seed
         self.device = device
         self.root = root
+        self.limit = limit
 
     def __call__(self, chunk: Chunk) -> Reading:
+        """A chunk's reading; where memory runs out, at half the batch, and half of that again.
+
+        Only this chunk: the next begins at the run's batch, at which rows are the same to the bit.
+        """
+        batch = self.model.batch
+        try:
+            while True:
+                try:
+                    with time_limit(self.limit):
+                        reading = self._read(chunk)
+                    break
+                except Exception as error:
+                    if self.model.batch == 1 or not out_of_memory(error):
+                        raise
+                # past the block, since the error holds on to the memory of all that it went through
+                self.model.resize(self.model.batch // 2)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            return reading._replace(batch=self.model.batch) if self.model.batch < batch else reading
+        finally:
+            self.model.resize(batch)
+
+    def _read(self, chunk: Chunk) -> Reading:
         """slice > perturb > verify > read out."""
         began = time.perf_counter()
         evaluation = self.evaluations[chunk.evaluation]
@@ -219,11 +249,25 @@ def seeded(model: FixedBatch, purpose: str, draws: Draws, device: torch.device) 
 
 @torch.no_grad()
 def is_random(model: Classifier, images: Tensor) -> bool:
-    """Whether two calls of a model on the same pictures differ in any bit."""
-    try:
-        return not torch.equal(model.logits(images), model.logits(images))
-    except Exception:  # the user's code; a chunk that fails as well will say so
-        return False
+    """Whether two calls of a model on the same pictures differ in any bit; a NaN says nothing.
+
+    Where it fails on all of them, on account of one picture or for want of memory, the first part that
+    it answers decides: the last half, the last half of the rest, and so on. Raises UserError where it
+    answers none, since a run must not begin on a guess.
+    """
+    start, stop = 0, len(images)
+    while True:
+        try:
+            one, other = (model.logits(images[start:stop]) for _ in range(2))
+            return not bool(((one == other) | one.isnan() | other.isnan()).all())
+        except Exception as error:  # the user's code
+            if stop == 1:
+                raise UserError(
+                    "the model fails on every part of the first batch",
+                    got=f"{type(error).__name__}: {error}",
+                    remedy="'robustgen check MODEL' says more",
+                ) from None  # fmt: skip
+            start, stop = (stop // 2, stop) if stop == len(images) and start == 0 else (start // 2, start)
 
 
 def _picture_table(sample_ids: Tensor, images: Tensor) -> pa.Table:

@@ -8,9 +8,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from robustgen import data
+from robustgen import attacks, data
 from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.config import AttackSpec
 from robustgen.draws import Draws
+from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation
 from robustgen.metrics import verdicts
 from robustgen.metrics.rows import Rows, to_rows
@@ -227,3 +229,99 @@ def test_a_random_model_is_caught() -> None:
     x = data.load("digits").images[:64]
     assert is_random(MODELS["global generator"](), x)
     assert not is_random(PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, SHAPE), x)
+
+
+def test_a_model_that_fails_on_some_pictures_is_judged_random_or_not_by_the_others() -> None:
+    x = data.load("digits").images[:64]
+
+    class Fails(PlainClassifier):
+        def __init__(self, module: nn.Module, at_most: int) -> None:
+            super().__init__(module, 10, SHAPE)
+            self.at_most = at_most
+
+        def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+            if len(x) > self.at_most:
+                raise MemoryError
+            return super().logits(x)
+
+    still = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert is_random(Fails(nn.Sequential(still, nn.Dropout()), 5), x)
+    assert not is_random(Fails(still, 5), x)
+    with pytest.raises(UserError, match="fails on every part"):
+        is_random(Fails(still, 0), x)
+
+
+def test_a_nan_does_not_make_a_model_random() -> None:
+    class Glitch(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            logits = x.flatten(1)[:, :10].clone()
+            logits[3, self.calls % 2] = torch.nan
+            return logits
+
+    assert not is_random(PlainClassifier(Glitch(), 10, SHAPE), data.load("digits").images[:8])
+
+
+class Hungry(PlainClassifier):
+    """Runs out of memory at more than ``most`` pictures, as torch says it of the processor's."""
+
+    most = 64
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        if len(x) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return super().logits(x)
+
+
+def hungry(most: int, limit: float | None = None) -> Worker:
+    torch.manual_seed(0)
+    net = Hungry(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), 10, SHAPE)
+    attack = attacks.build(
+        AttackSpec(kind="attack", attack="pgd", norm="linf", options={"steps": 5}), ThreatModel("linf", 0.1)
+    )
+    evaluation = Evaluation("it", "attack", "digits", "test", N, {}, perturbation=attack)
+    worker = Worker(
+        net, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"), limit=limit
+    )
+    for model in (net, worker.model.quick.model):  # type: ignore[union-attr]
+        model.most = most
+    return worker
+
+
+def test_where_memory_runs_out_a_chunk_goes_on_at_half_the_batch_and_says_so() -> None:
+    whole, halved = (hungry(most)(Chunk("it", 0, 64)) for most in (64, 17))
+    assert (whole.batch, halved.batch) == (None, 16)
+    one, other = (np.array(reading.rows["logits"].to_pylist()) for reading in (whole, halved))
+    assert np.abs(one - other).max() < 1e-4
+    assert whole.rows["draws_correct"] == halved.rows["draws_correct"]
+    assert whole.rows["forwards"] == halved.rows["forwards"], "calls of tries that failed are not counted"
+
+
+def test_the_next_chunk_begins_at_the_runs_batch_again() -> None:
+    worker = hungry(64)
+    before = worker(Chunk("it", 64, 128))
+    for model in (worker.model.model, worker.model.quick.model):  # type: ignore[union-attr]
+        model.most = 40
+    assert worker(Chunk("it", 0, 64)).batch == 32
+    for model in (worker.model.model, worker.model.quick.model):  # type: ignore[union-attr]
+        model.most = 64
+    assert worker(Chunk("it", 64, 128))._replace(seconds=0) == before._replace(seconds=0)
+
+
+def test_memory_that_is_not_enough_for_one_picture_fails_the_chunk() -> None:
+    worker = hungry(0)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        worker(Chunk("it", 0, 64))
+    assert worker.model.batch == 64
+
+
+def test_a_nan_in_any_answer_of_the_model_fails_the_chunk() -> None:
+    class NanProb(PlainClassifier):
+        def log_prob(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+            return torch.full((len(x),), torch.nan)
+
+    model = NanProb(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, SHAPE)
+    with pytest.raises(UserError, match="NaN from log_prob"):
+        read(model, Identity(), 64, stochastic=False)

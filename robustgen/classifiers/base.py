@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from robustgen.errors import UnsupportedError
+from robustgen.errors import UnsupportedError, UserError
 from robustgen.types import ConditionalNoise, Density, Noise, NoNoise
 
 
@@ -192,6 +192,12 @@ class FixedBatch(Classifier):
         self.test_sigma = model.test_sigma
         self.begin(0)
 
+    def resize(self, batch: int) -> None:
+        """From now on at most so many pictures a call."""
+        self.batch = batch
+        if self.quick is not None:
+            self.quick.batch = batch
+
     def begin(self, samples: int, device: torch.device | str = "cpu") -> None:
         """Count anew, for a batch of so many samples, on their device: there it takes no waiting."""
         self.forwards = torch.zeros(samples, dtype=torch.float64, device=device)
@@ -250,6 +256,11 @@ class FixedBatch(Classifier):
             rows = len(x[piece])
             extra = [self._pad(a[piece]) if isinstance(a, Tensor) and a.ndim else a for a in per_sample]
             parts.append(method(self._pad(x[piece]), *extra)[:rows])
+            if bool(parts[-1].isnan().any()):
+                raise UserError(
+                    f"the model returned NaN from {method.__name__}",
+                    remedy="'robustgen check MODEL' says more",
+                )
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def count_backward(self, rows: int) -> None:

@@ -48,7 +48,8 @@ def quick_copy(model: Classifier, example: Tensor) -> Classifier | None:
         if layout is not None:
             quick.to(memory_format=layout)
         quick = quick.eval().requires_grad_(False)
-        if _like(model, quick, example):
+        # Asked twice: what fails once is no property of the net, and another copy has other last bits.
+        if _like(model, quick, example) or _like(model, quick, example):
             return _switchable(quick, example)
     return None
 
@@ -61,13 +62,21 @@ def _switchable(quick: Classifier, example: Tensor) -> Classifier:
         layer.low = layer.weight.detach().bfloat16()  # type: ignore[operator]
         layer.switch = switch  # type: ignore[assignment]
         layer.__class__ = SWITCHED[type(layer)]
-    try:
-        with low_gradients(quick):
-            _facts(quick, example[:1])  # one, for where bfloat16 is emulated
-    except Exception:  # a layer that is used for more than its forward
+    # twice: what fails once, for want of memory perhaps, is no property of the model
+    if not (_bears_low(quick, example) or _bears_low(quick, example)):
         for layer in layers:
             layer.__class__ = type(layer).__mro__[1]
     return quick
+
+
+def _bears_low(quick: Classifier, example: Tensor) -> bool:
+    """Whether gradients in bfloat16 can be taken: not where a layer serves for more than its forward."""
+    try:
+        with low_gradients(quick):
+            _facts(quick, example[:1])  # one, for where bfloat16 is emulated
+    except Exception:
+        return False
+    return True
 
 
 @contextmanager

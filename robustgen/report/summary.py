@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +22,13 @@ from robustgen.store import RunStore
 from robustgen.types import Flag, Metric
 
 
-def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> dict[str, Any]:
+def summarise(
+    out: Path, runs: list[RunStore], n: int | None, command: str, failures: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Compute every metric, paired test and flag of the runs; write OUT/summary.csv, then summary.json.
 
-    ``n``: samples asked for (None: all); ``command``: how to run it again. Returns what summary.json
-    holds.
+    ``n``: samples asked for (None: all); ``command``: how to run it again; ``failures``: what went wrong
+    by model, of which those without a run are flagged here. Returns what summary.json holds.
     """
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
@@ -36,6 +38,7 @@ def summarise(out: Path, runs: list[RunStore], n: int | None, command: str) -> d
         found[estimate.metric.model].append(estimate)
     flags = [flag for run in read for flag in find_doubts(run)]
     flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    flags += [_absent(*pair) for pair in (failures or {}).items() if pair[0] not in found]
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
     content = {
@@ -147,6 +150,13 @@ def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
             if evaluation.rows is not None
         ],
     }
+
+
+def _absent(model: str, message: str) -> Flag:
+    return Flag(
+        model, "", "not_evaluated", "error",
+        f"Nothing of this model is in this report: {message.splitlines()[0]}. The same command tries again.",
+    )  # fmt: skip
 
 
 def _not_finite(metric: Metric) -> Flag:
