@@ -5,7 +5,7 @@ UV := .venv-tools/bin/uv
 SYNC := $(UV) --quiet pip sync --python $(BIN)/python --require-hashes --build-constraints lock/build-constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help report test zoo site faults lint audit lock clean
+.PHONY: help report test zoo site docs faults lint audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -21,6 +21,9 @@ zoo: .venv/.ready ## check the claims of every model card
 
 site: .venv/.ready ## rebuild reports/ from stored rows
 	$(BIN)/python benchmarks/site.py
+
+docs: .venv/.ready ## build the documentation as a site in out/site
+	$(BIN)/mkdocs build --strict
 
 faults: .venv/.ready ## run the fault harness
 	$(BIN)/python benchmarks/faults.py

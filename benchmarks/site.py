@@ -5,31 +5,17 @@ Adversarial pictures stay behind for their size; whoever wants to verify them ru
 
 from __future__ import annotations
 
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from robustgen.disk import read_json
 from robustgen.report.leaderboard import leaderboard
-from robustgen.report.render import render
-from robustgen.report.summary import gather, summarise
+from robustgen.report.published import publish, rebuild
 
 SOURCE, TARGET = Path("out/zoo"), Path("reports")
-
-
-def publish(source: Path, target: Path) -> None:
-    """Copy one finished report."""
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("adversarial", "*.tmp"))
-
-
-def rebuild(folder: Path) -> int:
-    """Summary and page of a published report from its rows; returns its size in bytes."""
-    runs, n = gather([folder], folder)
-    summarise(folder, runs, n, str(read_json(folder / "summary.json")["command"]))
-    render(folder)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+MOST = 30e6
+"""What all published reports may weigh together, in bytes."""
 
 
 def main() -> int:
@@ -40,12 +26,14 @@ def main() -> int:
     if not folders:
         print("no stored rows: run 'make zoo' first", file=sys.stderr)
         return 2
-    sizes = {folder.name: rebuild(folder) for folder in folders}
+    with tempfile.TemporaryDirectory() as workplace:
+        sizes = {folder.name: rebuild(folder, Path(workplace)) for folder in folders}
     print(leaderboard(TARGET))
     for name, size in sizes.items():
         print(f"reports/{name}: {size / 1e6:.1f} MB")
-    print(f"{len(sizes)} reports, {sum(sizes.values()) / 1e6:.1f} MB")
-    return 0
+    total = sum(sizes.values())
+    print(f"{len(sizes)} reports, {total / 1e6:.1f} MB of {MOST / 1e6:.0f}")
+    return 0 if total <= MOST else 1
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 console = Console(stderr=True, highlight=False)
 
-DataOption = Annotated[str, typer.Option("--data", help="Data set, imagefolder:PATH, or FILE.npz.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="Data set, imagefolder:PATH, FILE.npz, or FILE.parquet.")
+]
 RootOption = Annotated[
     Path | None,
     typer.Option("--data-root", help="Where data sets lie (else ROBUSTGEN_DATA, else the cache)."),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from robustgen import attacks, data, detectors
 from robustgen.attacks.ood import Fixed
+from robustgen.attacks.own import OwnAttack
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
 from robustgen.config import AttackSpec, DataSettings, EvaluationSpec, FixedSpec, OodSpec, Protocol
@@ -145,6 +146,8 @@ def _plan_attack(planned: Plan, spec: AttackSpec, dataset: Dataset, settings: Da
         attack = attacks.build(spec, ThreatModel(spec.norm, eps))
         cascade = list(attacks.stages(attack))
         detail = {"attack": attack.name, "norm": spec.norm, "eps": eps, "cascade": cascade}
+        if isinstance(attack, OwnAttack):
+            detail["code"] = attack.code
         detail["thorough"] = getattr(attack, "thorough", True)
         planned.evaluations.append(
             Evaluation(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from robustgen import config
-from robustgen.config import ModelCard, Protocol
+from robustgen.config import AttackSpec, EvaluationSpec, ModelCard, Protocol
 from robustgen.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -70,13 +70,32 @@ def load_card(folder: Path) -> ModelCard:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name, or by the path of a YAML file."""
+    """A protocol by name, or by the path of a YAML file.
+
+    Only one that is named by its path may bring attacks of its own (FILE.py:NAME, seen from its folder):
+    no code runs that the user has not pointed at.
+    """
     if name.endswith((".yaml", ".yml")):
-        return config.read(Protocol, Path(name))
+        protocol = config.read(Protocol, Path(name))
+        found = [_beside(spec, Path(name).parent) for spec in protocol.evaluations]
+        return protocol.model_copy(update={"evaluations": found})
     files = protocol_files()
     if name not in files:
         raise unknown_name("protocol", name, files)
-    return config.read(Protocol, files[name])
+    protocol = config.read(Protocol, files[name])
+    for spec in protocol.evaluations:
+        if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
+            raise UserError(
+                "a protocol with an attack of its own is named by its path", where=files[name],
+                got=spec.attack, remedy=f"--protocol {files[name]}, if you trust that file",
+            )  # fmt: skip
+    return protocol
+
+
+def _beside(spec: EvaluationSpec, folder: Path) -> EvaluationSpec:
+    if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
+        return spec.model_copy(update={"attack": str(folder / spec.attack)})
+    return spec
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ ATTACKS: dict[str, Entry] = {
 
 def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
     """The attack that a protocol asks for; an unknown name or option is a UserError that lists them."""
+    if ".py:" in spec.attack:
+        from robustgen.attacks.own import OwnAttack
+
+        return OwnAttack(spec.attack, threat, spec.options)
     if ":" in spec.attack:
         return outside.build(spec.attack, threat, spec.options)
     if spec.attack not in ATTACKS:

@@ -18,8 +18,8 @@ from torch import nn
 from robustgen.errors import UserError, unknown_name
 
 
-def import_file(path: Path, attribute: str) -> Any:
-    """The attribute of a Python file, which is run as a module of a name of its own.
+def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
+    """The attribute of a Python file, which is run as a module of a name of its own; it is to be a ``kind``.
 
     It runs once a process, and anew where its content has changed; what it imports does not. While
     it runs, its folder is importable, so that it may import its neighbours.
@@ -36,7 +36,7 @@ def import_file(path: Path, attribute: str) -> Any:
     module = sys.modules.get(name) or _run(path, content, name)
     if not hasattr(module, attribute):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name("model", attribute, names, where=path)
+        raise unknown_name(kind, attribute, names, where=path)
     return getattr(module, attribute)
 
 

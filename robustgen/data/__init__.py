@@ -42,6 +42,9 @@ def data_root(root: Path | str | None = None) -> Path:
     return cache / "robustgen" / "data"
 
 
+OWN = "imagefolder:PATH, FILE.npz, or FILE.parquet"
+
+
 def load(
     name: str,
     split: Split = "test",
@@ -49,7 +52,7 @@ def load(
     shape: tuple[int, int, int] | None = None,
     root: Path | str | None = None,
 ) -> Dataset:
-    """A split of a data set by name, ``imagefolder:PATH`` or ``FILE.npz``.
+    """A split of a data set by name, ``imagefolder:PATH``, ``FILE.npz`` or ``FILE.parquet``.
 
     ``shape`` brings foreign pictures to (channels, height, width). Raises UserError where the name
     is not known, the files are absent and cannot be downloaded, or there is no such split.
@@ -58,6 +61,8 @@ def load(
         dataset = files.image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), split)
     elif name.endswith(".npz"):
         dataset = files.npz(Path(name).expanduser(), split)
+    elif name.endswith(".parquet"):
+        dataset = files.parquet(Path(name).expanduser(), split)
     elif name in SOURCES:
         source = SOURCES[name]
         if source.foreign and split != "test":
@@ -69,7 +74,7 @@ def load(
             remedy="name it among a protocol's foreign sets",
         )  # fmt: skip
     else:
-        raise unknown_name("data set", name, SOURCES, also="imagefolder:PATH, or FILE.npz")
+        raise unknown_name("data set", name, SOURCES, also=OWN)
     return replace(dataset.reshaped(shape) if shape else dataset, source=name)
 
 
@@ -80,8 +85,8 @@ def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -
     """
     if name in DERIVED:
         return matched(derive(name, familiar), familiar)
-    if name not in SOURCES and ":" not in name and not name.endswith(".npz"):
-        raise unknown_name("data set", name, [*SOURCES, *DERIVED], also="imagefolder:PATH, or FILE.npz")
+    if name not in SOURCES and ":" not in name and not name.endswith((".npz", ".parquet")):
+        raise unknown_name("data set", name, [*SOURCES, *DERIVED], also=OWN)
     # letters and photos are drawn in the shape that is asked for
     shape = familiar.shape if name in SOURCES and SOURCES[name].foreign else None
     return matched(load(name, "test", shape=shape, root=root), familiar)

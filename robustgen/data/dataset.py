@@ -35,7 +35,7 @@ class Dataset:
     fingerprint: str
     provenance: str
     source: str = ""
-    """What ``load`` was asked for; it differs from the name for imagefolder:PATH and FILE.npz."""
+    """What ``load`` was asked for; it differs from the name for imagefolder:PATH and files."""
     codec: Jpeg | None = None
     """The lossy codec that all of its pictures came through, where there is one and it is known."""
 

@@ -201,9 +201,7 @@ def image_folder(path: Path, split: Split) -> Dataset:
             got=", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes)[:4]),
             remedy="resize them first",
         )
-    images = np.stack(pictures).transpose(0, 3, 1, 2)
-    if (images == images[:, :1]).all():
-        images = images[:, :1]  # grey pictures that were opened as colour
+    images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2))
     labels, provenance = np.asarray(source.targets), f"Image folder, {split}."
     dataset = make(path.name, images, labels, source.classes, provenance, where=folder)
     return replace(dataset, codec=_shared(codec for *_, codec in decoded))
@@ -213,6 +211,24 @@ def _own_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
     expected, remedy = "a picture of 8 bits a value that Pillow reads", "mend this file, or take it away"
     with _reading("cannot decode the picture", path, expected, remedy):
         return _pixels(path)
+
+
+def parquet(path: Path, split: Split) -> Dataset:
+    """A Hugging Face image parquet; of a file named test.parquet the other splits are cut from the
+    train.parquet beside it."""
+    train = path.with_name("train.parquet")
+    if split != "test" and not (path.name == "test.parquet" and train.is_file()):
+        raise no_split(str(path), split)
+    name = path.resolve().parent.name if path.name == "test.parquet" else path.stem
+    found = _parquet(name, path if split == "test" else train, split)
+    images = _grey_where_grey(found.images)
+    grey = make(name, images, found.labels, found.class_names, found.provenance, where=path)
+    return replace(grey, codec=found.codec)
+
+
+def _grey_where_grey(images: Any) -> Any:
+    """One channel of grey pictures that were opened as colour."""
+    return images[:, :1] if (images == images[:, :1]).all() else images
 
 
 def npz(path: Path, split: Split) -> Dataset:

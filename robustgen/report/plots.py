@@ -42,6 +42,8 @@ class Chart:
     series: list[Series] = field(default_factory=list)
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    x_powers: bool = False
+    """Whether x holds logarithms to the base 10: ticks then stand at 1, 2 and 5 times its powers."""
     zero_line: bool = False
     diagonal: bool = False
     width: int = 440
@@ -52,7 +54,8 @@ class Chart:
         xs = self.x_range or _range([x for s in self.series for x in s.x])
         ends = [v for s in self.series for v in (*s.y, *s.low, *s.high)] + ([0.0] if self.zero_line else [])
         frame = _Frame(xs, self.y_range or _range(ends, 0.05), self.width, self.height)
-        parts = [frame.axes(self.x_label, self.y_label)]
+        steps = log_ticks(*xs) if self.x_powers else [(x, _number(x)) for x in ticks(*xs)]
+        parts = [frame.axes(self.x_label, self.y_label, steps)]
         if self.zero_line:
             parts.append(frame.line([xs[0], xs[1]], [0, 0], "reference"))
         if self.diagonal:
@@ -127,14 +130,14 @@ class _Frame:
         box = f'x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{x} {y} {width} {height}"'
         return f'<svg {box} overflow="hidden">{content}</svg>'
 
-    def axes(self, x_label: str, y_label: str) -> str:
+    def axes(self, x_label: str, y_label: str, steps: list[tuple[float, str]]) -> str:
         right, floor = self.width - RIGHT, self.height - BOTTOM
         parts = []
         for tick in ticks(*self.y):
             y = self.py(tick)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(text(LEFT - 6, y + 4, _number(tick), "end"))
-        parts += [text(self.px(tick), floor + 16, _number(tick)) for tick in ticks(*self.x)]
+        parts += [text(self.px(x), floor + 16, label) for x, label in steps]
         parts.append(text((LEFT + right) / 2, self.height - 5, x_label))
         parts.append(
             f'<g transform="translate(12 {(TOP + floor) / 2}) rotate(-90)">{text(0, 0, y_label)}</g>'
@@ -159,6 +162,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """(logarithm, label) of 1, 2 and 5 times the powers of 10 in 10^[low, high]; powers alone over 2 decades.
+
+    >>> [label for _, label in log_ticks(0, 1)]
+    ['1', '2', '5', '10']
+    """
+    factors = (1, 2, 5) if high - low <= 2 else (1,)
+    values = [m * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for m in factors]
+    return [(math.log10(v), f"{v:g}") for v in values if low - 1e-9 <= math.log10(v) <= high + 1e-9]
 
 
 def _range(values: Sequence[float], margin: float = 0.03) -> tuple[float, float]:

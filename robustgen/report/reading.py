@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
 from robustgen.report.tables import Cell, MainTable
@@ -28,6 +29,15 @@ WORDS = {
 }
 
 
+class Said(NamedTuple):
+    """A sentence about a column of the main table, the ``place``-th."""
+
+    opening: str
+    sentence: str
+    metric: str
+    place: int
+
+
 class FlagGroup(NamedTuple):
     """Flags that share a remedy: each fact with the models and evaluations that it is true of."""
 
@@ -37,10 +47,10 @@ class FlagGroup(NamedTuple):
     facts: list[tuple[str, list[str]]]
 
 
-def reading(table: MainTable) -> list[tuple[str, str]]:
-    """(opening, sentence) for each kind of number in the table: its first column speaks for it, the
+def reading(table: MainTable) -> list[Said]:
+    """An opening and a sentence for each kind of number in the table: its first column speaks for it, the
     worst case for attacks (of stochastic models: by majority, the only one that they have)."""
-    found = []
+    found: list[Said] = []
     for metric, opening in OPENINGS.items():
         places = [i for i, column in enumerate(table.columns) if column.key.metric == metric]
         if metric == "robust_accuracy":
@@ -49,11 +59,12 @@ def reading(table: MainTable) -> list[tuple[str, str]]:
             places = [i for i in places if not table.columns[i].key.variant]
         if metric in ("guidance_gain", "psnr_gain"):
             sentence = _gradients(table, places, metric)
-            found += [(opening, sentence)] if sentence else []
+            # of several noise levels the one in the middle is drawn
+            found += [Said(opening, sentence, metric, places[len(places) // 2])] if sentence else []
             continue
         for i in places:
             sentence = _sentence(table.columns[i], _known(table, i))
-            found.append((f"{opening}{_of(table.columns[i])}", sentence))
+            found.append(Said(f"{opening}{_of(table.columns[i])}", sentence, metric, i))
     return found
 
 
@@ -96,8 +107,8 @@ def _gradients(table: MainTable, places: list[int], metric: str) -> str:
     if not places:
         return ""
     better, worse = {
-        "guidance_gain": ("improve the reference denoiser", "harm it"),
-        "psnr_gain": ("beats the Wiener filter", "falls behind it"),
+        "guidance_gain": ("improve{s} the reference denoiser", "harm{s} it"),
+        "psnr_gain": ("beat{s} the Wiener filter", "fall{s} behind it"),
     }[metric]
     parts = []
     for verb, surely in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
@@ -106,7 +117,8 @@ def _gradients(table: MainTable, places: list[int], metric: str) -> str:
             for name, cell in _known(table, i):
                 if surely(cell.metric):
                     levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
-        parts += [f"{who} {verb}" for who in [_with_levels(levels)] if levels]
+        ending = "s" if len(levels) == 1 else ""
+        parts += [f"{_with_levels(levels)} {verb.format(s=ending)}"] if levels else []
     said = "; ".join(parts) or "no model differs from 0"
     return f"{said} (95 % intervals on one side of 0)."
 
@@ -117,6 +129,30 @@ def _with_levels(levels: dict[str, list[str]]) -> str:
     for name, sigmas in levels.items():
         together.setdefault(", ".join(sigmas), []).append(name)
     return "; ".join(f"{', '.join(names)} at σ {sigmas}" for sigmas, names in together.items())
+
+
+def doubted(content: dict[str, Any], groups: list[FlagGroup]) -> dict[tuple[str, str], tuple[int, str]]:
+    """By (model, evaluation) of a number that an error or a warning doubts: the place of the first such
+    doubt on the page, and its fact. A doubted attack makes every worst case doubtful that it counts in."""
+    places = {(group.severity, group.flag, group.remedy): place for place, group in enumerate(groups)}
+    attacks = {
+        (model["name"], detail["name"]): (detail["norm"], detail["eps"])
+        for model in content["models"] for detail in model["evaluations"] if detail["kind"] == "attack"
+    }  # fmt: skip
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for flag in content["flags"]:
+        if flag["severity"] == "info":
+            continue
+        fact, _, remedy = flag["message"].partition(". ")
+        doubt = (places[flag["severity"], flag["flag"], remedy], fact.rstrip(".") + ".")
+        where = [flag["evaluation"]]
+        norm, eps = attacks.get((flag["model"], flag["evaluation"]), ("", 0.0))
+        where += [worst_name(n, e) for (m, _), (n, e) in attacks.items()
+                  if (m, n) == (flag["model"], norm) and e >= eps]  # fmt: skip
+        for evaluation in where:
+            key = (flag["model"], evaluation)
+            found[key] = min(found.get(key, doubt), doubt)
+    return found
 
 
 def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:

@@ -13,11 +13,11 @@ from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import within
-from robustgen.report import pictures, sections
+from robustgen.report import corrupted, glance, pictures, sections, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.plots import style
-from robustgen.report.reading import flag_groups, reading
+from robustgen.report.reading import doubted, flag_groups, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore
 
@@ -79,10 +79,37 @@ def render(out: Path) -> Path:
         store = RunStore.read(within(out, model["path"]))
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
-    text = templates().get_template("page.html.j2").render(_context(content, pairs))
+    context = _context(content, pairs) | {"rows": _rows(out, content)}
+    context["shown_sections"] = _shown(context)
+    text = templates().get_template("page.html.j2").render(context)
     with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page
+
+
+def _shown(context: dict[str, Any]) -> set[str]:
+    """The sections that this page has, by their ids."""
+    details = context["details"]
+    there = {
+        "attacks": context["curves"] or details["attacks"],
+        "corruptions": details["corruptions"],
+        "calibration": context["reliability"],
+        "foreign": context["roc"],
+        "gradients": context["gradients"],
+        "cost": context["cost"],
+        "tests": context["tests"],
+    }
+    always = {"reading", "table", "flags", "examples", "run", "again"}
+    return always | {place for place, content in there.items() if content}
+
+
+def _rows(out: Path, content: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """(model, the way to its rows, whether they are packed) as seen from the page."""
+    packed = {model["name"]: f"rows/{model['name']}.tar.xz" for model in content["models"]}
+    return [
+        (name, packed[name], True) if (out / packed[name]).is_file() else (name, f"{path}/samples/", False)
+        for name, path in ((model["name"], model["path"]) for model in content["models"])
+    ]  # fmt: skip
 
 
 def templates() -> Environment:
@@ -95,22 +122,37 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["style"] = style
+    environment.filters["short"] = sections.short
     return environment
 
 
 def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
-    table = main_table(content)
+    table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
+    what, points = sections.cost_points(content)
     shown, missing = _galleries(content, pairs)
     return {
         "summary": content,
         "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
         "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
         "table": table,
-        "reading": reading(table),
-        "flags": flag_groups(content),
+        "strips": glance.strips(table),
+        "models_legend": glance.legend(content),
+        "flags": groups,
+        "doubts": doubted(content, groups),
+        "milliseconds": {model["name"]: sections.milliseconds(model) for model in content["models"]},
+        "said": {
+            "attacks": sentences.attacks(content),
+            "corruptions": sentences.corruptions(heat),
+            "calibration": sentences.calibrated(runs),
+            "foreign": sentences.foreign(content),
+            "gradients": [s.sentence for s in reading(table) if s.metric in ("guidance_gain", "psnr_gain")],
+            "cost": sentences.costs(points, what),
+        },
         "curves": sections.curves(content),
-        "corruptions": sections.corruption_charts(content),
+        "heat": heat,
+        "corruptions": corrupted.corruption_charts(content),
+        "cost": sections.cost_chart(content),
         "reliability": sections.reliability_diagrams(content, runs),
         "risk": sections.risk_coverage_chart(content, runs),
         "roc": sections.roc_curves(content, runs),

@@ -13,7 +13,7 @@ from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import NORMS, eps_text, foreign_name
+from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
 from robustgen.report.plots import Chart, Series, reliability_svg
 
 Numbers = dict[tuple[str, str, str, str], dict[str, Any]]
@@ -67,7 +67,9 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
         ]
         known = [(eps, metric) for eps, metric in points if metric is not None]
         if len(known) > 1:
-            lines.append(_line(model, index, [eps for eps, _ in known], [metric for _, metric in known], 100))
+            lines.append(
+                line_of(model, index, [eps for eps, _ in known], [metric for _, metric in known], 100)
+            )
             said = ", ".join(f"{100 * m['value']:.1f} at {eps_text(norm, e) if e else 0}" for e, m in known)
             words.append(f"{model}: {said}")
     if not lines:
@@ -82,51 +84,20 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
         y_range=(0, 100),
     )
     note = f"By majority of their draws: {', '.join(sorted(drawn))}." if drawn else ""
-    return _figure(title, chart, note)
+    return drawn_figure(title, chart, note)
 
 
-def _line(name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0) -> Series:
+def line_of(
+    name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0
+) -> Series:
+    """A model's line through metrics, with their intervals."""
     low, y, high = ([scale * m[key] for m in metrics] for key in ("ci_low", "value", "ci_high"))
     return Series(name, index, x, y, low, high)
 
 
-def _figure(title: str, chart: Chart, note: str = "") -> Figure:
+def drawn_figure(title: str, chart: Chart, note: str = "") -> Figure:
+    """A chart with its legend."""
     return Figure(title, chart.svg(), [(series.name, series.index) for series in chart.series], note)
-
-
-def corruption_charts(content: dict[str, Any]) -> list[Figure]:
-    """A small chart a kind of corruption: accuracy against severity, 0 being the clean pictures."""
-    details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "corruption"}
-    kinds: dict[str, dict[int, str]] = {}
-    for name, d in details.items():
-        kinds.setdefault(d["type"], {})[d["severity"]] = name
-    numbers = by_key(content)
-    made = {d["type"]: d.get("pictures", "").partition(",")[0] for d in details.values()}
-    return [_corruption(content, numbers, kind, severities, made[kind]) for kind, severities in kinds.items()]
-
-
-def _corruption(
-    content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str], made: str
-) -> Figure:
-    """``made``: whether the pictures are the published ones or were regenerated, where there is a choice."""
-    lines, words = [], []
-    for index, model in enumerate(names_of(content)):
-        points = [(0, numbers.get((model, "clean", "", "accuracy")))]
-        points += [
-            (s, numbers.get((model, severities[s], "", "corruption_accuracy"))) for s in sorted(severities)
-        ]
-        known = [(severity, metric) for severity, metric in points if metric is not None]
-        if known:
-            lines.append(_line(model, index, [s for s, _ in known], [m for _, m in known], 100))
-            said = ", ".join(f"{100 * m['value']:.1f} at {s}" for s, m in known)
-            words.append(f"{model}: {said}")
-    title = kind.replace("_", " ")
-    low = min((y for line in lines for y in line.low), default=0)
-    chart = Chart(
-        title, "; ".join(words), "severity", "accuracy, %", lines,
-        y_range=(min(50, 10 * (low // 10)), 100), width=300, height=200,
-    )  # fmt: skip
-    return _figure(title, chart, f"Pictures: {made}." if made else "")
 
 
 # --- calibration -----------------------------------------------------------------------------------
@@ -179,7 +150,7 @@ def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | No
         title, "; ".join(words), "pictures answered, the surest first, %", "wrong among them, %", lines,
         x_range=(0, 100), y_range=(0, 1.05 * top),
     )  # fmt: skip
-    return _figure(title, chart)
+    return drawn_figure(title, chart)
 
 
 # --- foreign pictures ------------------------------------------------------------------------------
@@ -223,7 +194,7 @@ def _roc(content: dict[str, Any], runs: list[Run], evaluation: str, data: str) -
         title, "; ".join(words), f"{data} accepted, %", f"{content['data']['name']} accepted, %", lines,
         x_range=(0, 100), y_range=(0, 100), diagonal=True,
     )  # fmt: skip
-    return _figure(title, chart)
+    return drawn_figure(title, chart)
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
@@ -286,7 +257,7 @@ def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) ->
         f"{s.name}: {', '.join(f'{y:.1f} dB at {x:g}' for x, y in zip(s.x, s.y, strict=True))}" for s in lines
     )
     chart = Chart(title, words, "noise σ (pixel units)", "PSNR, dB", lines)
-    return _figure(title, chart) if lines else None
+    return drawn_figure(title, chart) if lines else None
 
 
 def _against_sigma(
@@ -297,5 +268,59 @@ def _against_sigma(
         read = [(s, numbers.get((model, evaluation, variant.format(s), metric))) for s in sorted(sigmas)]
         known = [(s, m) for s, m in read if m is not None]
         if known:
-            found.append(_line(model, index, [s for s, _ in known], [m for _, m in known], scale))
+            found.append(line_of(model, index, [s for s, _ in known], [m for _, m in known], scale))
     return found
+
+
+# --- cost --------------------------------------------------------------------------------------------
+
+
+def cost_points(content: dict[str, Any]) -> tuple[str, list[tuple[str, int, float, dict[str, Any]]]]:
+    """What cost stands against, and (model, colour, milliseconds a clean picture, metric) of each: the worst
+    case of the first threat, or clean accuracy where nobody was attacked."""
+    numbers, threats = by_key(content), headline_eps(content)
+    drawn = {m["name"] for m in content["models"] if m.get("stochastic")}
+    evaluation, metric, what = "clean", "accuracy", "clean accuracy"
+    if threats:
+        norm, eps = threats[0]
+        evaluation, metric = worst_name(norm, eps), "robust_accuracy"
+        what = f"worst case, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
+    found = []
+    for index, model in enumerate(content["models"]):
+        number = numbers.get((model["name"], evaluation, MAJORITY if model["name"] in drawn else "", metric))
+        cost = milliseconds(model)
+        if number is not None and cost is not None:
+            found.append((model["name"], index, cost, number))
+    return what, found
+
+
+def milliseconds(model: dict[str, Any]) -> float | None:
+    """Wall time of a clean picture in this run; None where none was measured."""
+    clean = next((c for c in model["costs"] if c["evaluation"] == "clean" and c["n"]), None)
+    return 1000 * clean["seconds"] / clean["n"] if clean and clean["seconds"] > 0 else None
+
+
+def short(value: float) -> str:
+    """A time as people write it: two digits, and no exponent.
+
+    >>> short(0.0897), short(0.504), short(12.34), short(1262.3)
+    ('0.09', '0.50', '12.3', '1,262')
+    """
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def cost_chart(content: dict[str, Any]) -> Figure | None:
+    """Robustness against what a prediction costs, cost on a logarithmic axis."""
+    what, points = cost_points(content)
+    if len(points) < 2:
+        return None
+    lines = [line_of(name, index, [math.log10(cost)], [metric], 100) for name, index, cost, metric in points]
+    words = "; ".join(f"{name}: {cost:.3g} ms, {100 * m['value']:.1f} %" for name, _, cost, m in points)
+    logs = [math.log10(cost) for _, _, cost, _ in points]
+    middle, half = (max(logs) + min(logs)) / 2, max(0.5, 0.55 * (max(logs) - min(logs)))
+    title = "Cost against robustness" if "worst" in what else "Cost against accuracy"
+    chart = Chart(
+        title, words, "milliseconds a clean picture", f"{what}, %", lines,
+        x_range=(middle - half, middle + half), y_range=(0, 100), x_powers=True,
+    )  # fmt: skip
+    return drawn_figure(title, chart)

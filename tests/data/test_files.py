@@ -1,5 +1,6 @@
 """Damaged and wrong files: each is one message that names the file, never a traceback."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,35 @@ def test_image_folder_with_a_damaged_picture(tmp_path: Path):
     said = refused(f"imagefolder:{tmp_path}")
     assert "cannot decode the picture" in said
     assert str(path) in said
+
+
+def _own_parquet(path: Path, n: int, *, colour: bool = False) -> None:
+    rng, rows = np.random.default_rng(n), []
+    for i in range(n):
+        picture, encoded = rng.integers(0, 256, (8, 8, 3) if colour else (8, 8), dtype=np.uint8), io.BytesIO()
+        Image.fromarray(picture).save(encoded, "PNG")
+        rows.append({"image": {"bytes": encoded.getvalue(), "path": None}, "label": i % 3})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_a_parquet_of_the_users_own(tmp_path: Path):
+    _own_parquet(tmp_path / "mine.parquet", 6)
+    found = data.load(str(tmp_path / "mine.parquet"))
+    assert (found.name, found.shape, found.source) == ("mine", (1, 8, 8), str(tmp_path / "mine.parquet"))
+    first = np.random.default_rng(6).integers(0, 256, (8, 8), dtype=np.uint8)
+    assert np.array_equal(np.rint(255 * found.images[0, 0].numpy()), first)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(UserError, match="train"):
+        data.load(str(tmp_path / "mine.parquet"), "train")
+    _own_parquet(tmp_path / "colour.parquet", 6, colour=True)
+    assert data.load(str(tmp_path / "colour.parquet")).shape == (3, 8, 8)
+
+
+def test_the_other_splits_come_from_the_train_parquet_beside_a_test_parquet(tmp_path: Path):
+    _own_parquet(tmp_path / "toys" / "test.parquet", 6)
+    _own_parquet(tmp_path / "toys" / "train.parquet", 30)
+    parts = {split: data.load(str(tmp_path / "toys" / "test.parquet"), split) for split in ("train", "test")}
+    parts["calibration"] = data.load(str(tmp_path / "toys" / "test.parquet"), "calibration")
+    assert {split: len(part) for split, part in parts.items()} == {"train": 27, "test": 6, "calibration": 3}
+    assert {part.name for part in parts.values()} == {"toys"}

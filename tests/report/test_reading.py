@@ -90,8 +90,8 @@ def test_the_sentences_in_short_give_the_best_and_the_last(page: Page, summary: 
 @pytest.mark.parametrize(
     ("opening", "metric", "verbs"),
     [
-        ("Class gradients", "guidance_gain", ("improve the reference denoiser", "harm it")),
-        ("Denoising", "psnr_gain", ("beats the Wiener filter", "falls behind it")),
+        ("Class gradients", "guidance_gain", ("improves? the reference denoiser", "harms? it")),
+        ("Denoising", "psnr_gain", ("beats? the Wiener filter", "falls? behind it")),
     ],
 )
 def test_the_sentences_on_gradients_name_who_differs_from_0(
@@ -104,11 +104,11 @@ def test_the_sentences_on_gradients_name_who_differs_from_0(
         if m["metric"] == metric and (m["ci_low"] > 0 or m["ci_high"] < 0)
         and (metric == "guidance_gain" or m["variant"] == "sigma-0.25")
     }  # fmt: skip
-    said, better = set(), verbs[0] in sentence
+    said, better = set(), bool(re.search(verbs[0], sentence))
     for part in sentence.split("; "):
         for names, sigmas in re.findall(r"([\w, -]+) at σ ([\d., ]*\d)", part):
             said |= {(name, sigma, better) for name in names.split(", ") for sigma in sigmas.split(", ")}
-        better = better and verbs[0] not in part
+        better = better and not re.search(verbs[0], part)
     assert said == expected
 
 

@@ -77,7 +77,7 @@ const signed = (value, digits) => {
 document.querySelector("#baseline").addEventListener("change", (event) => {
   const baseline = event.target.value;
   for (const row of models()) {
-    for (const cell of row.querySelectorAll("td[data-value]")) {
+    for (const cell of row.querySelectorAll("td[data-metric]")) {
       const [shown, interval] = [cell.querySelector(".value"), cell.querySelector(".interval")];
       shown.dataset.own ??= shown.textContent;
       interval.dataset.own ??= interval.textContent;

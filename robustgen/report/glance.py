@@ -1,0 +1,93 @@
+"""The first screen: a strip a question on which every model is a dot, right being better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from robustgen.report.columns import SHARES, Column
+from robustgen.report.plots import element, text
+from robustgen.report.reading import reading
+from robustgen.report.tables import Cell, MainTable
+
+WIDTH, HEIGHT, LEFT, RIGHT, MIDDLE = 340, 44, 34, 30, 16
+HARM = -100.0
+"""Gains below it are drawn at the edge: a gradient that means nothing can do harm without bounds."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A question, its models as dots, and the sentence that the figures generate."""
+
+    opening: str
+    sentence: str
+    svg: str
+
+
+def strips(table: MainTable) -> list[Strip]:
+    """The questions of ``reading``, each with its picture."""
+    order = {model["name"]: index for index, (model, _) in enumerate(table.rows)}
+    return [
+        Strip(said.opening, said.sentence, _strip(said.opening, table.columns[said.place], table, said.place, order))
+        for said in reading(table)
+    ]  # fmt: skip
+
+
+def _strip(opening: str, column: Column, table: MainTable, place: int, order: dict[str, int]) -> str:
+    known = [(model["name"], cells[place]) for model, cells in table.rows]
+    cells = [(name, cell) for name, cell in known if cell is not None]
+    scale = 100.0 if column.key.metric in SHARES else 1.0
+    left, right = _range(column, [scale * cell.metric["value"] for _, cell in cells])
+    best_last = sorted(cells, key=lambda c: c[1].metric["value"], reverse=not column.higher_is_better)
+    parts = [
+        f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{MIDDLE}" y2="{MIDDLE}"/>',
+        *(text(x, HEIGHT - 5, f"{end:g}".replace("-", "−")) for x, end in
+          ((LEFT, left), (WIDTH - RIGHT, right))),
+    ]  # fmt: skip
+    if left < 0 < right:
+        zero = _x(0, left, right)
+        parts.append(f'<line class="reference" x1="{zero:.1f}" x2="{zero:.1f}" y1="4" y2="{MIDDLE + 12}"/>')
+        parts.append(text(zero, HEIGHT - 5, "0"))
+    for rank, (name, cell) in enumerate(best_last):
+        parts.append(_dot(name, cell, order[name], scale, (left, right), 2.0 * (rank - len(cells) / 2)))
+    words = "; ".join(f"{name} {cell.text} ({cell.interval})" for name, cell in reversed(best_last))
+    title = opening + (f", {column.title}" if column.title.startswith("σ") else "")
+    return element(title, words, WIDTH, HEIGHT, "".join(parts), "strip")
+
+
+def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, float], lift: float) -> str:
+    x, low, high = (
+        _x(min(max(scale * cell.metric[key], min(ends)), max(ends)), *ends)
+        for key in ("value", "ci_low", "ci_high")
+    )
+    y, colour = MIDDLE + lift / 2, f"var(--series-{index % 8})"
+    ring = ' class="ring"' if cell.mark == "best" else ""
+    return (
+        f"<g><title>{escape(f'{name}: {cell.text} ({cell.interval})')}</title>"
+        f'<line class="whisker" style="stroke:{colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle{ring} style="fill:{colour}" cx="{x:.1f}" cy="{y:.1f}" r="5"/></g>'
+    )
+
+
+def _x(value: float, left: float, right: float) -> float:
+    return LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+
+
+def _range(column: Column, values: list[float]) -> tuple[float, float]:
+    """The numbers at the left and the right end, the better one at the right."""
+    metric = column.key.metric
+    if metric in ("guidance_gain", "psnr_gain"):
+        reach = max(1.0, *(abs(v) for v in values if v > HARM)) if any(v > HARM for v in values) else 1.0
+        step = 10 if metric == "guidance_gain" else 1
+        top = step * (int(max(0.0, *values, reach / 5) / step) + 1)
+        return (max(HARM, step * (int(min(0.0, *values) / step) - 1)), top)
+    if not column.higher_is_better:
+        return (float(5 * (int(max(values) / 5) + 1)), 0.0)
+    floor = min(values)
+    return (90.0 if floor >= 90 else 50.0 if floor >= 50 else 0.0, 100.0)
+
+
+def legend(content: dict[str, Any]) -> list[tuple[str, int]]:
+    """Every model with its colour."""
+    return [(model["name"], index) for index, model in enumerate(content["models"])]

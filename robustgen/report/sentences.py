@@ -1,0 +1,108 @@
+"""A sentence a section of the page, generated from the figures that the section draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from robustgen.metrics import calibration
+from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.rows import Run
+from robustgen.metrics.verdicts import MAJORITY
+from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.corrupted import Heat
+from robustgen.report.sections import by_key, names_of, short
+
+
+def attacks(content: dict[str, Any]) -> list[str]:
+    """Who loses most and least from clean pictures to the attacks of a size, a sentence a threat."""
+    numbers, found = by_key(content), []
+    drawn = {model["name"] for model in content["models"] if model.get("stochastic")}
+    for norm, eps in headline_eps(content):
+        lost = {}
+        for name in names_of(content):
+            by = MAJORITY if name in drawn else ""
+            clean = numbers.get((name, "clean", by, "accuracy"))
+            robust = numbers.get((name, worst_name(norm, eps), by, "robust_accuracy"))
+            if clean and robust:
+                lost[name] = (clean["value"], robust["value"])
+        if not lost:
+            continue
+        words = {name: f"{name} ({100 * a:.1f} to {100 * b:.1f} %)" for name, (a, b) in lost.items()}
+        ordered = sorted(lost, key=lambda name: lost[name][0] - lost[name][1])
+        where = f"Within {NORMS[norm]} ≤ {eps_text(norm, eps)}"
+        if len(ordered) == 1:
+            found.append(f"{where} accuracy falls: {words[ordered[0]]}.")
+        else:
+            found.append(f"{where} {words[ordered[0]]} loses least, {words[ordered[-1]]} most.")
+    return found
+
+
+def corruptions(heat: Heat | None) -> list[str]:
+    """Which type is hardest and which easiest, on average over models and severities."""
+    if heat is None or len(heat.rows) < 2:
+        return []
+    means = [(float(np.mean([c for c in cells if c is not None])), kind) for kind, cells in heat.rows
+             if any(c is not None for c in cells)]  # fmt: skip
+    (low, hardest), (high, easiest) = min(means), max(means)
+    worst = [(value, name) for kind, cells in heat.rows if kind == hardest
+             for name, value in zip(heat.models, cells, strict=True) if value is not None]  # fmt: skip
+    said = (
+        f"Hardest is {hardest}, {100 * low:.1f} % right over all models and severities; easiest {easiest}, "
+    )
+    said += f"{100 * high:.1f} %."
+    if len(worst) > 1:
+        said += f" {min(worst)[1]} suffers most from {hardest}: {100 * min(worst)[0]:.1f} %."
+    return [said]
+
+
+def calibrated(runs: list[Run]) -> list[str]:
+    """Whose confidence is furthest above, and whose furthest below, the share right."""
+    gaps = {}
+    for run in runs:
+        rows = run.first("clean")
+        if rows is not None:
+            confidence, right = calibration.top_label(np.exp(rows.log_probabilities), rows.labels)
+            gaps[run.model] = 100 * float(confidence.mean() - right.mean())
+    if not gaps:
+        return []
+    high, low = max(gaps, key=gaps.__getitem__), min(gaps, key=gaps.__getitem__)
+    parts = [f"{high}, by {gaps[high]:.1f} points on average"] if gaps[high] >= 0.05 else []
+    said = f"Most too sure is {parts[0]}." if parts else "No model is too sure on average."
+    return [said + (f" Most too unsure is {low}, by {-gaps[low]:.1f}." if gaps[low] <= -0.05 else "")]
+
+
+def foreign(content: dict[str, Any]) -> list[str]:
+    """What is let in at 95 % of the data accepted, by energy, a sentence a foreign set."""
+    found, own = [], content["data"]["name"]
+    for name, detail in {
+        d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "ood"
+    }.items():
+        let_in = {
+            m["model"]: m["value"] for m in content["metrics"]
+            if (m["evaluation"], m["variant"], m["metric"]) == (name, "energy", "fpr95_at_id_tpr")
+        }  # fmt: skip
+        if not let_in:
+            continue
+        ordered = sorted(let_in, key=let_in.__getitem__)
+        said = f"Where 95 % of {own} are accepted, {ordered[0]} lets in {100 * let_in[ordered[0]]:.1f} % of "
+        said += foreign_name(detail)
+        said += f", {ordered[-1]} {100 * let_in[ordered[-1]]:.1f} %" if len(ordered) > 1 else ""
+        found.append(said + ".")
+    return found
+
+
+def costs(points: list[tuple[str, int, float, dict[str, Any]]], what: str) -> list[str]:
+    """What the best by ``what`` costs beside the cheapest; points as ``sections.cost_points`` has them."""
+    if len(points) < 2:
+        return []
+    best = max(points, key=lambda p: p[3]["value"])
+    cheap = min(points, key=lambda p: p[2])
+    if best[0] == cheap[0]:
+        return [f"{best[0]} is the best by {what} and the cheapest: {short(best[2])} ms a picture."]
+    times = best[2] / cheap[2]
+    return [
+        f"{best[0]} is the best by {what}, {100 * best[3]['value']:.1f} %, at {short(best[2])} ms a picture: "
+        f"{times:.1f} times the cheapest, {cheap[0]} ({100 * cheap[3]['value']:.1f} %)."
+    ]

@@ -1,0 +1,141 @@
+"""Attacks of a user's file: they come in by a protocol's path, are judged as any other, and count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustgen import attacks, engine, load_protocol, registry
+from robustgen.attacks.own import OwnAttack
+from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.config import AttackSpec
+from robustgen.draws import Draws
+from robustgen.errors import UserError
+from robustgen.threat import ThreatModel
+
+LINF = ThreatModel("linf", 0.15)
+FILE = """
+def corner(model, x, y, threat, share=1.0):
+    return (x + share * threat.eps * (1 - 2 * y.view(-1, 1, 1, 1))).clamp(0, 1)
+
+
+def far(model, x, y, threat):
+    return 1 - x
+
+
+def fewer(model, x, y, threat):
+    return x[:1]
+
+
+def failing(model, x, y, threat):
+    return 1 / 0
+
+
+NUMBER = 3
+"""
+PROTOCOL = """
+name: mine
+version: 1
+summary: An attack of my own.
+data:
+  any: {eps: {linf: 0.15}}
+evaluations:
+  - {kind: clean}
+  - {kind: attack, attack: "mine.py:corner", norm: linf, options: {share: 0.5}}
+"""
+
+
+class Bright(torch.nn.Module):
+    """Says 1 of pictures that are brighter than 0.5 on average."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        light = 10 * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack([-light, light], 1)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "mine.yaml").write_text(PROTOCOL)
+    return tmp_path / "mine.py"
+
+
+def attacked(file: Path, name: str, x: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
+    model = FixedBatch(PlainClassifier(Bright(), ("dark", "bright"), (1, 2, 2)), 4)
+    attack = attacks.build(
+        AttackSpec(kind="attack", attack=f"{file}:{name}", norm="linf", options=options), LINF
+    )
+    model.begin(len(x))
+    return attack(model, x, y, Draws(0, "test", torch.arange(len(x)))).images
+
+
+X = torch.tensor([0.4, 0.6, 0.3, 0.6]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
+Y = torch.tensor([0, 1, 0, 0])
+
+
+def test_what_breaks_is_kept_and_what_does_not_stays_clean(file: Path) -> None:
+    # 0.4 and 0.6 cross the middle; 0.3 does not get there; the last one was wrong from the start
+    found = attacked(file, "corner", X, Y)
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([0.55, 0.45, 0.3, 0.6])
+    assert torch.equal(attacked(file, "corner", X, Y, share=0.1), X)
+
+
+def test_what_lies_beyond_the_budget_is_no_success(file: Path) -> None:
+    assert torch.equal(attacked(file, "far", X, Y), X)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("fewer", ["of the same shape", "(3, 1, 2, 2)", "(1, 1, 2, 2)"]),
+        ("failing", ["this attack failed", "mine.py, line 15", "ZeroDivisionError"]),
+        ("NUMBER", ["this is no attack", "int", "a function of (model, x, y, threat, ...)"]),
+        ("corners", ["no attack named 'corners'", "did you mean corner"]),
+    ],
+)
+def test_mistakes_are_told_in_one_message(file: Path, name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        attacked(file, name, X, Y)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_options_are_checked_against_the_functions_arguments(file: Path) -> None:
+    with pytest.raises(UserError, match="shares"):
+        OwnAttack(f"{file}:corner", LINF, {"shares": 1})
+
+
+def test_a_protocol_finds_it_beside_itself_and_rows_depend_on_its_content(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent.parent)
+    protocol = load_protocol(f"{file.parent.name}/mine.yaml")
+
+    def run() -> Any:
+        return engine.evaluate(
+            registry.resolve("softmax-digits"), protocol, "digits", file.parent / "out", n=4
+        )
+
+    (store,) = run().runs
+    rows = store.rows("mine-corner-share0.5-linf-0.15")
+    assert rows is not None
+    assert rows.num_rows == 4
+    detail = next(e for e in store.spec["evaluations"] if e["kind"] == "attack")
+    assert len(detail["code"]) == 16
+    assert str(file.parent) not in json.dumps(store.spec)
+    file.write_text(FILE.replace("share=1.0", "share=2.0"))
+    with pytest.raises(UserError, match="code"):
+        run()
+
+
+def test_only_a_protocol_that_is_named_by_its_path_runs_code(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file.parent / "attacks").mkdir()
+    (file.parent / "mine.yaml").rename(file.parent / "attacks" / "mine.yaml")
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(UserError, match="named by its path"):
+        load_protocol("mine")

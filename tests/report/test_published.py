@@ -1,0 +1,69 @@
+"""Published reports are their rows': packed, laid out again, and rebuilt to the same numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustgen.disk import read_json
+from robustgen.report.published import publish, rebuild, unpack
+
+REPORTS = Path(__file__).parents[2] / "reports"
+
+
+def test_packed_rows_make_the_same_summary_and_a_page_that_links_to_them(
+    written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    target = tmp_path / "published"
+    publish(written[0], target)
+    names = {model["name"] for model in written[1]["models"]}
+    assert {file.name for file in (target / "rows").iterdir()} == {f"{name}.tar.xz" for name in names}
+    before = {file.name: file.read_bytes() for file in (target / "rows").iterdir()}
+    assert rebuild(target, tmp_path / "work") > 0
+    again = read_json(target / "summary.json")
+    for part in ("metrics", "comparisons", "flags", "n", "command"):
+        assert again[part] == written[1][part]
+    page = (target / "index.html").read_text(encoding="utf-8")
+    assert 'href="rows/cdn-digits.tar.xz"' in page
+    publish(written[0], target)
+    assert before == {file.name: file.read_bytes() for file in (target / "rows").iterdir()}
+
+
+def test_adversarial_pictures_stay_behind(written: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    publish(written[0], tmp_path / "published")
+    laid = unpack(tmp_path / "published", tmp_path / "laid")
+    kept = {path.relative_to(laid).parts[2] for path in laid.glob("runs/*/*")}
+    assert "samples" in kept
+    assert "run.json" in kept
+    assert "adversarial" not in kept
+    assert any(written[0].glob("runs/*/adversarial"))
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(p.parent for p in REPORTS.glob("*/summary.json")), ids=lambda p: p.name
+)
+def test_what_is_published_is_packed_and_says_which_models(folder: Path) -> None:
+    names = {model["name"] for model in read_json(folder / "summary.json")["models"]}
+    assert {file.name for file in (folder / "rows").iterdir()} == {f"{name}.tar.xz" for name in names}
+    assert not (folder / "runs").exists()
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert len(page) < 8e6
+    assert all(f"rows/{name}.tar.xz" in page for name in names)
+
+
+def test_all_published_reports_fit_into_30_mb() -> None:
+    assert sum(file.stat().st_size for file in REPORTS.rglob("*") if file.is_file()) < 30e6
+
+
+def test_a_published_report_is_rebuilt_from_its_rows(tmp_path: Path) -> None:
+    shutil.copytree(REPORTS / "digits-clean", tmp_path / "digits-clean")
+    rebuild(tmp_path / "digits-clean", tmp_path / "work")
+    old, new = (read_json(root / "digits-clean" / "summary.json") for root in (REPORTS, tmp_path))
+    told = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m["value"] for m in old["metrics"]}
+    assert told
+    for metric in new["metrics"]:
+        key = (metric["model"], metric["evaluation"], metric["variant"], metric["metric"])
+        assert metric["value"] == pytest.approx(told[key], rel=1e-6, abs=1e-9), key
