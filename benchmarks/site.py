@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from robustgen.disk import read_json
 from robustgen.report.leaderboard import leaderboard
 from robustgen.report.published import publish, rebuild
 

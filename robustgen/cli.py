@@ -10,27 +10,40 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from robustgen import __version__
 from robustgen.errors import UserError
-from robustgen.places import place, shown
+from robustgen.places import place
+from robustgen.terminal import Commands, Progress, console, examples, print_table, say_where
 
 if TYPE_CHECKING:
-    from robustgen.engine import Outcome, Step
+    from robustgen.engine import Outcome
 
 app = typer.Typer(
     name="robustgen",
+    cls=Commands,
     help="How far can an image classifier be trusted when its input is attacked, corrupted or foreign?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=examples("robustgen"),
 )
-console = Console(stderr=True, highlight=False)
+
+
+def _models(begun: str) -> list[str]:
+    """What the shell completes a MODEL to."""
+    from robustgen.registry import model_folders
+
+    return [name for name in model_folders() if name.startswith(begun)]
+
+
+def _protocols(begun: str) -> list[str]:
+    from robustgen.registry import protocol_files
+
+    return [name for name in protocol_files() if name.startswith(begun)]
+
 
 DataOption = Annotated[
     str, typer.Option("--data", help="Data set, imagefolder:PATH, FILE.npz, or FILE.parquet.")
@@ -50,14 +63,19 @@ OutOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(epilog=examples("report"))
 def report(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Zoo names (globs too), FILE.py:NAME, LIBRARY:NAME; none: the zoo of the data."),
+        typer.Argument(
+            help="Zoo names (globs too), FILE.py:NAME, LIBRARY:NAME; none: the zoo of the data.",
+            autocompletion=_models,
+        ),
     ] = None,
     data: DataOption = "digits",
-    protocol: Annotated[str, typer.Option(help="'robustgen list protocols', or a YAML file.")] = "quick",
+    protocol: Annotated[
+        str, typer.Option(help="'robustgen list protocols', or a YAML file.", autocompletion=_protocols)
+    ] = "quick",
     n: Annotated[int | None, typer.Option(min=1, help="The first n test samples.")] = None,
     out: OutOption = Path("out"),
     data_root: RootOption = None,
@@ -71,6 +89,9 @@ def report(
         bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="A line for every finished chunk.")
+    ] = False,
 ) -> None:
     """Measure models and write OUT/index.html; finished chunks are not computed again."""
     from robustgen import registry
@@ -84,7 +105,7 @@ def report(
     from robustgen.report import render, summary
 
     part = chunks.Shard.parse(shard) if shard else None
-    with _progress(quiet) as show:
+    with Progress(quiet, verbose) as show:
         outcome = engine.evaluate(
             references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
             precision=precision, limit=time_limit, executor=executors.by_name(executor), shard=part,
@@ -99,13 +120,13 @@ def report(
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
-        _print_table(content)
+        print_table(content)
     if not quiet:
-        _say_where(page)
+        say_where(page)
     _finish(outcome)
 
 
-@app.command()
+@app.command(epilog=examples("train"))
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/softmax-digits/recipe.yaml.")],
     out: Annotated[
@@ -121,7 +142,7 @@ def train(
     console.print(f"\n{folder.resolve()}", style="bold")
 
 
-@app.command()
+@app.command(epilog=examples("transfer"))
 def transfer(
     folder: Annotated[Path, typer.Argument(help="A finished report.")],
     code: CodeOption = None,
@@ -132,11 +153,12 @@ def transfer(
     run(folder, code=code or ())
 
 
-@app.command()
+@app.command(epilog=examples("check"))
 def check(
     model: Annotated[str, typer.Argument(help="A zoo name, FILE.py:NAME, or LIBRARY:NAME.")],
     data: DataOption = "digits",
     data_root: RootOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say in plain words what is wrong with a model, and how to mend it."""
     from robustgen import data as datasets
@@ -150,15 +172,17 @@ def check(
     from robustgen import check as checks
 
     problems = checks.check(reference, dataset)
-    for problem in problems:
+    if as_json:
+        typer.echo(json.dumps([problem._asdict() for problem in problems], indent=1))
+    for problem in problems if not as_json else ():
         typer.echo(f"{problem.severity}: {problem.what}\n  remedy: {problem.remedy}")
-    if not problems:
+    if not problems and not as_json:
         typer.echo(f"{model} is in order on {data}: logits, finite, deterministic, with gradients, on [0, 1]")
     if any(problem.severity == "error" for problem in problems):
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog=examples("verify"))
 def verify(
     folder: Annotated[
         Path, typer.Argument(help="The --out of a report, or one run in it.", parser=place, metavar="PATH")
@@ -198,26 +222,31 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n = summary.gather([out], out)
     command = str(read_json(out / "summary.json")["command"])
-    _print_table(summary.summarise(out, runs, n, command))
-    _say_where(render.render(out))
+    print_table(summary.summarise(out, runs, n, command))
+    say_where(render.render(out))
 
 
-@app.command()
+@app.command(epilog=examples("compare"))
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH...")
     ],
     out: OutOption,
+    as_json: JsonOption = False,
 ) -> None:
     """Put the models of several reports on one page."""
     from robustgen.report import render, summary
 
     runs, n = summary.gather(folders, out)
-    _print_table(summary.summarise(out, runs, n, _command()))
-    _say_where(render.render(out))
+    content = summary.summarise(out, runs, n, _command())
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        print_table(content)
+    say_where(render.render(out))
 
 
-@app.command()
+@app.command(epilog=examples("export"))
 def export(folder: Annotated[Path, typer.Argument(help="A finished report.")]) -> None:
     """Write a report's robust accuracies as RobustBench's JSON, a file a model and threat."""
     from robustgen.report.robustbench import export as run
@@ -226,7 +255,7 @@ def export(folder: Annotated[Path, typer.Argument(help="A finished report.")]) -
         typer.echo(path)
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("list"))
 def list_(
     what: Annotated[str, typer.Argument(help="models, protocols, attacks, corruptions or data.")],
     as_json: JsonOption = False,
@@ -243,7 +272,7 @@ def list_(
         typer.echo(f"{name:<{width}}  {summary}")
 
 
-@app.command()
+@app.command(epilog=examples("show"))
 def show(name: Annotated[str, typer.Argument(help="A model or a protocol.")]) -> None:
     """Show a model's card or a protocol's file."""
     from robustgen import catalogue
@@ -258,60 +287,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-class _progress:
-    """A line of progress a model, on stderr; lines, not a bar, where that is no terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def __enter__(self) -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"), console=console, disable=self.quiet or not console.is_terminal,
-        )  # fmt: skip
-        self.tasks: dict[str, Any] = {}
-        self.bar.start()
-        return self._show
-
-    def _show(self, step: Step) -> None:
-        if step.model not in self.tasks:
-            self.tasks[step.model] = self.bar.add_task(step.model, total=step.total, now="")
-        now = f"{step.chunk.evaluation} {step.chunk.stop}" if step.chunk else ""
-        now += f", {100 * step.right / step.seen:.1f} % right" if step.seen else ""
-        over = step.done == step.total
-        self.bar.update(self.tasks[step.model], completed=step.done, now="" if over else now)
-        if over and not self.quiet and not console.is_terminal:
-            computed = f"{step.total} chunks computed" if step.total else "nothing left to compute"
-            console.print(f"{step.model}: {computed}")
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self.bar.stop()
-        if kind is KeyboardInterrupt:
-            console.print("stopped; finished chunks are kept, and the same command goes on from there")
-
-
 def _command() -> str:
     from robustgen.redact import redact
 
     return redact(shlex.join(["robustgen", *sys.argv[1:]]))
-
-
-def _print_table(content: dict[str, Any]) -> None:
-    from robustgen.report.summary import headline
-
-    columns, rows = headline(content)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:  # names are text, whatever brackets are in them
-        table.add_column(Text(column), justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
-
-
-def _say_where(page: Path) -> None:
-    console.print(f"\n{shown(page)}", style="bold", markup=False, soft_wrap=True)
 
 
 def _finish(outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,13 +148,30 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert not exists("python benchmarks/no_such.py")
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_and_holds_the_outputs_of_a_run(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient: the extra dev")
+    nbformat = pytest.importorskip("nbformat")
+    stored = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    again = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    nbclient.NotebookClient(again, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for before, after in zip(cells(stored), cells(again), strict=True):
+        assert [o["output_type"] for o in before["outputs"]] == [o["output_type"] for o in after["outputs"]]
+    said = "".join(o.get("text", "") for cell in cells(stored) for o in cell["outputs"])
+    assert "Clean: accuracy" in said
+    assert (ROOT / "docs" / "tour.ipynb").stat().st_size < 100_000
+    assert not re.search(r"/(home|root|work|tmp)/", "".join(cell["source"] for cell in cells(stored)) + said)
+
+
+def cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
 # --- the site and the notebook -----------------------------------------------------------------------
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="the site needs mkdocs-material: the extra dev")
-    import sys
-
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)

@@ -24,7 +24,7 @@ OURS = ("model", "x", "y", "threat")
 
 
 class OwnAttack(OutsideAttack):
-    """A function of a user's file as an attack; ``code`` is its file's digest, a part of its rows' identity."""
+    """A function of a user's file; ``code``, the file's digest, is part of its rows' identity."""
 
     def __init__(self, reference: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
         file, _, self.function = reference.rpartition(":")

@@ -29,12 +29,13 @@ def strips(table: MainTable) -> list[Strip]:
     """The questions of ``reading``, each with its picture."""
     order = {model["name"]: index for index, (model, _) in enumerate(table.rows)}
     return [
-        Strip(said.opening, said.sentence, _strip(said.opening, table.columns[said.place], table, said.place, order))
+        Strip(said.opening, said.sentence, _strip(said.opening, table, said.place, order))
         for said in reading(table)
-    ]  # fmt: skip
+    ]
 
 
-def _strip(opening: str, column: Column, table: MainTable, place: int, order: dict[str, int]) -> str:
+def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) -> str:
+    column = table.columns[place]
     known = [(model["name"], cells[place]) for model, cells in table.rows]
     cells = [(name, cell) for name, cell in known if cell is not None]
     scale = 100.0 if column.key.metric in SHARES else 1.0
@@ -65,7 +66,8 @@ def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, flo
     ring = ' class="ring"' if cell.mark == "best" else ""
     return (
         f"<g><title>{escape(f'{name}: {cell.text} ({cell.interval})')}</title>"
-        f'<line class="whisker" style="stroke:{colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="whisker" style="stroke:{colour}" x1="{low:.1f}" x2="{high:.1f}" '
+        f'y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<circle{ring} style="fill:{colour}" cx="{x:.1f}" cy="{y:.1f}" r="5"/></g>'
     )
 

@@ -114,6 +114,23 @@ def _check_alike(runs: list[RunStore]) -> None:
                     expected=f"{key} {ours}, as in {runs[0].path}",
                     got=theirs,
                 )
+        _check_protocols(runs[0], store)
+
+
+def _check_protocols(first: RunStore, store: RunStore) -> None:
+    """Two protocols of one name and version that do not say the same; words may differ."""
+    ours, theirs = first.spec["protocol"], store.spec["protocol"]
+    other = [
+        key for key in ours if key in theirs and key not in ("summary", "n") and ours[key] != theirs[key]
+    ]
+    if other:
+        raise UserError(
+            f"these reports cannot stand in one table: two protocols named {ours['name']!r}",
+            where=store.path,
+            expected=f"as in {first.path}: " + "; ".join(f"{k} {str(ours[k])[:120]}" for k in other),
+            got="; ".join(f"{key} {str(theirs[key])[:120]}" for key in other),
+            remedy="measure one of them again under the other's protocol",
+        )
 
 
 def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -68,7 +68,7 @@ def spec(
     **more: Any,
 ) -> dict[str, Any]:
     return {
-        "identity": {"model": "0123456789abcdef", "data": "f00d"},
+        "identity": {"model": "0123456789abcdef", "data": "f00d", "name": model},
         "model": {
             "name": model, "fingerprint": "0123456789abcdef", "family": model.split("-")[0],
             "summary": summary, "num_classes": classes, "input_shape": list(shape),
@@ -116,11 +116,12 @@ class Fake:
 
 
 def write_run(
-    out: Path, model: str, *, skill: float = 3.0, seed: int = 0, joint: bool = False, **more: Any
-) -> RunStore:
+    out: Path, model: str, *, folder: str = "", skill: float = 3.0, seed: int = 0, joint: bool = False,
+    **more: Any,
+) -> RunStore:  # fmt: skip
     """A run with rows for every evaluation, each in two chunks, the later one written first."""
     content = spec(model, **more)
-    store = RunStore.open(out / "runs" / model, content, ENVIRONMENT)
+    store = RunStore.open(out / "runs" / (folder or model), content, ENVIRONMENT)
     labels = np.random.default_rng(1).integers(content["model"]["num_classes"], size=content["data"]["size"])
     fake = Fake(store, labels, skill, joint, np.random.default_rng(seed))
     clean = fake.logits(skill)
@@ -223,3 +224,25 @@ def guidance_table(fake: Fake, n: int, dims: int) -> pa.Table:
 def picture_table(pictures: np.ndarray) -> pa.Table:
     flat = pa.FixedSizeListArray.from_arrays(pa.array(pictures.ravel()), pictures.shape[1])
     return pa.table({"sample_id": np.arange(len(pictures)), "image": flat})
+
+
+def large_report(out: Path, models: int = 10) -> Path:
+    """The page of a report of ten models and a hundred evaluations each, on CIFAR-10's shape and 19 types."""
+    from robustgen.report.render import render
+    from robustgen.report.summary import summarise
+
+    plain = {"data": "digits", "size": 40}
+    types = [f"type{i}" for i in range(18)]
+    many = [e for e in evaluations(40) if e["kind"] != "corruption"]
+    many += [
+        {"name": f"{kind}-{s}", "kind": "corruption", **plain, "type": kind, "severity": s}
+        for kind in types
+        for s in range(1, 6)
+    ]
+    many = [e | {"size": min(e["size"], 40)} for e in many][:100]
+    runs = [
+        write_run(out, f"model-{i}", skill=1.0 + i / 2, seed=i, joint=i % 2 == 0, size=40, evaluations=many)
+        for i in range(models)
+    ]
+    summarise(out, runs, None, "robustgen report")
+    return render(out)

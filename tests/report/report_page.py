@@ -27,17 +27,20 @@ class Page(HTMLParser):
     """The visible content.
 
     ``cells``: of every element with a data-value its data attributes, those of its row, and its texts:
-    ``text``, and of its parts ``text-value``, ``text-interval`` and ``text-quiet``; ``charts`` by
-    title; ``reading``: the pairs of "In short"; ``flags``: the texts of a doubt's paragraphs.
+    ``text``, and of its parts ``text-value``, ``text-interval`` and ``text-quiet``; ``charts`` by title;
+    ``heat``: of the heat map by (model, type);
+    ``reading``: the pairs of "In short"; ``flags``: the texts of a doubt's paragraphs.
     """
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.cells: list[dict[str, str]] = []
         self.charts: dict[str, Svg] = {}
+        self.heat: dict[tuple[str, str], float] = {}
         self.reading: list[tuple[str, str]] = []
         self.flags: list[list[str]] = []
         self._row: dict[str, str] = {}
+        self._row_title = ""
         self._path: list[tuple[str, str]] = []
         self._cell: dict[str, str] | None = None
         self._chart = Svg("")
@@ -51,9 +54,12 @@ class Page(HTMLParser):
             self._path.append((tag, given.get("class", "")))
         if tag == "tr":
             self._row = data
+            self._row_title = ""
         if "value" in data:
             self._cell = self._row | data
             self.cells.append(self._cell)
+        if "heat" in data:
+            self.heat[data["model"], self._row_title] = float(data["heat"])
         if tag == "svg" and "aria-label" in given:
             title, _, words = given["aria-label"].partition(". ")
             self._chart = self.charts[title] = Svg(words)
@@ -83,6 +89,8 @@ class Page(HTMLParser):
                 self._cell[f"text-{name.split()[0]}"] = text
         if tag == "title":
             self._line = text
+        if tag == "th":
+            self._row_title = text
         if ("dl", "reading") in self._path and tag == "dt":
             self.reading.append((text, ""))
         if ("dl", "reading") in self._path and tag == "dd":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_fakes as fakes
+
+from robustgen.disk import write_json
+from robustgen.report.render import render
+from robustgen.report.summary import summarise
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -56,7 +62,7 @@ def accuracies(page: Any) -> list[list[float]]:
 
 
 def test_empty_cells_come_last_both_ways(page: Any) -> None:
-    button = page.locator("#main thead button").last  # the denoiser's, which one model has
+    button = page.locator("#main thead button", has_text="σ").last  # the denoiser's, which one model has
     for _ in range(2):
         button.click()
         first = page.locator("#main tbody tr[data-name]").first.locator("th").inner_text()
@@ -160,3 +166,109 @@ def test_axe_finds_nothing(page: Any) -> None:
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     results = axe.Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
+
+
+# --- hostile names, and a large report ----------------------------------------------------------------
+
+FOUL = [
+    "<script>document.title='run'</script>",
+    '"><img src=x onerror="document.title=\'run\'">',
+    "../../etc/passwd",
+    "😈🤖",
+    "n" * 300,
+    "{{ 7 * 7 }}",
+    "a,b;c\td",
+    "'; alert(1) //",
+    "</style></title><b>x</b>",
+    "${1+1}%&_#~^\\",
+]
+
+
+def foul_report(out: Path) -> Path:
+    """The page of a report whose models, classes, data, words and messages are all foul."""
+    runs = []
+    for index, name in enumerate(FOUL):
+        data = {**fakes.spec("m")["data"], "class_names": FOUL, "provenance": FOUL[0], "name": FOUL[1]}
+        more = {"seed": index, "summary": name, "data": data}
+        runs.append(fakes.write_run(out, name, folder=f"model-{index}", **more))
+    content = summarise(out, runs, None, f"robustgen report {FOUL[0]}")
+    doubt = {"evaluation": "autoattack-linf-0.15", "flag": "masked_gradients", "severity": "warning"}
+    content["flags"] += [{"model": name, **doubt, "message": f"{name} is foul. Too."} for name in FOUL]
+    write_json(out / "summary.json", content)
+    return render(out)
+
+
+@pytest.fixture(scope="module")
+def foul(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 390, "height": 900})
+    opened.complaints, opened.asked = [], []
+    opened.on("console", lambda m: opened.complaints.append(m.text))
+    opened.on("pageerror", lambda e: opened.complaints.append(str(e)))
+    opened.on("dialog", lambda d: (opened.complaints.append(d.message), d.dismiss()))
+    opened.on("request", lambda r: opened.asked.append(r.url))
+    opened.goto(foul_report(tmp_path_factory.mktemp("foul")).as_uri())
+    yield opened
+    opened.close()
+
+
+def test_hostile_names_neither_run_nor_break_the_page(foul: Any) -> None:
+    assert "run" not in foul.title()[:3]
+    assert foul.complaints == []
+    assert len([url for url in foul.asked if not url.startswith("data:")]) == 1
+    assert foul.locator("img[src=x], b:text('x')").count() == 0
+    assert set(shown(foul)) == set(FOUL)
+    assert foul.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_hostile_names_are_compared_filtered_and_downloaded(foul: Any, tmp_path: Path) -> None:
+    foul.locator("#baseline").select_option(FOUL[1])
+    assert (
+        foul.locator("#compared").inner_text().startswith(f"Every other model as its difference to {FOUL[1]}")
+    )
+    foul.locator("#baseline").select_option("")
+    with foul.expect_download() as download:
+        foul.locator("[data-format=csv]").click()
+    download.value.save_as(tmp_path / "table.csv")
+    rows = list(csv.reader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert {row[0] for row in rows[1:]} == set(FOUL)
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_ten_models_of_a_hundred_evaluations_are_usable_in_two_seconds(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page = fakes.large_report(tmp_path_factory.mktemp("large"))
+    assert page.stat().st_size < 8e6
+    opened = browser.new_page(viewport={"width": 1440, "height": 900})
+    # the last thing that the page's own script does is to show the switch of colours
+    opened.goto(page.as_uri(), wait_until="commit")
+    opened.locator("#theme").wait_for(state="visible", timeout=2000)
+    opened.locator("#filter").fill("model-3", timeout=2000)
+    assert shown(opened) == ["model-3"]
+    assert len(json.loads((page.parent / "summary.json").read_text())["models"]) == 10
+    opened.close()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_screenshots(browser: Any, written: tuple[Path, Any], width: int, tmp_path: Path) -> None:
+    """A picture of the first screen has ink, in more than black and white."""
+    from PIL import Image
+
+    opened = browser.new_page(viewport={"width": width, "height": 900})
+    opened.goto((written[0] / "index.html").as_uri())
+    opened.screenshot(path=tmp_path / "page.png")
+    opened.close()
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (width, 900)
+        colours = picture.convert("RGB").getcolors(2**20)
+    assert colours is not None
+    assert len({tuple(v // 32 for v in colour) for _, colour in colours}) > 20
+
+
+def test_a_doubt_stands_where_the_number_stands(foul: Any) -> None:
+    marks = foul.locator('#main td[data-evaluation="worst-linf-0.15"] a.doubt')
+    assert marks.count() == len(FOUL)
+    target = marks.first.get_attribute("href")
+    assert foul.locator(f"{target} .severity").inner_text() == "warning"
+    # the attack that is doubted has a small eps, so the worst case at a large one is doubted too
+    assert foul.locator('#main td[data-metric="ece"] a.doubt').count() == 0

@@ -65,6 +65,16 @@ def test_every_number_of_the_page(page: Page, summary: dict[str, Any], recompute
         assert plain(cell["text"]) == [(pytest.approx(float(cell["value"]), abs=0.5), 0)]
 
 
+def test_the_heat_map_is_the_mean_over_severities(page: Page, recomputed: dict[str, Any]) -> None:
+    by_type: dict[tuple[str, str], list[float]] = {}
+    for (model, evaluation, variant, metric), numbers in recomputed["mine"].items():
+        kind, _, severity = evaluation.rpartition("-")
+        if (metric, variant) == ("corruption_accuracy", "") and severity.isdigit():
+            by_type.setdefault((model, kind.replace("_", " ")), []).append(numbers[0])
+    assert page.heat
+    assert {key: near(float(np.mean(values))) for key, values in by_type.items()} == page.heat
+
+
 def test_the_reliability_diagrams(page: Page, recomputed: dict[str, Any]) -> None:
     found = {k.removeprefix("Reliability of "): v for k, v in page.charts.items() if "Reliability" in k}
     assert found.keys() == recomputed["bins"].keys()
