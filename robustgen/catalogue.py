@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustgen import registry
+from robustgen.config import Protocol
 from robustgen.errors import UserError, unknown_name
 
 KINDS = ("models", "protocols", "attacks", "corruptions", "data")
@@ -40,5 +41,16 @@ def show(name: str) -> str:
     if name in models:
         return (models[name] / "card.yaml").read_text(encoding="utf-8")
     if name in protocols:
-        return protocols[name].read_text(encoding="utf-8")
+        return protocols[name].read_text(encoding="utf-8") + _cost(registry.load_protocol(name))
     raise unknown_name("model or protocol", name, [*models, *protocols])
+
+
+def _cost(protocol: Protocol) -> str:
+    """What can be said of a protocol's cost without a model, and how to measure the rest."""
+    pictures = f"the first {protocol.n}" if protocol.n else "all"
+    several = "evaluations" if len(protocol.evaluations) > 1 else "evaluation"
+    return (
+        f"\n# It runs on {pictures} pictures of a test split, in {len(protocol.evaluations)} kinds of "
+        f"{several}."
+        f"\n# What that takes: robustgen report MODEL --data DATA --protocol {protocol.name} --dry-run"
+    )

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +85,9 @@ def report(
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local, or ray.")] = "local",
     shard: Annotated[str | None, typer.Option(help="i/k: one of k jobs that share the chunks.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a chunk may take.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few pictures, and say what all will take.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
     ] = False,
@@ -101,16 +104,20 @@ def report(
     for name, reason in registry.left_out(data).items() if not models and not quiet else ():
         console.print(f"{name}: {reason}, so only where it is named", markup=False)
 
-    from robustgen import chunks, engine, executors
+    from robustgen import chunks, cost, engine, executors
     from robustgen.report import render, summary
 
     part = chunks.Shard.parse(shard) if shard else None
+    options: dict[str, Any] = {
+        "n": n, "root": data_root, "batch": batch, "device": device, "precision": precision,
+        "limit": time_limit, "executor": executors.by_name(executor),
+    }  # fmt: skip
+    if dry_run:
+        estimates = engine.estimate(references, chosen, data, out, **options)
+        cost.write(out, estimates, n or chosen.n, chosen.name)
+        return typer.echo("\n".join(cost.lines(estimates)))
     with Progress(quiet, verbose) as show:
-        outcome = engine.evaluate(
-            references, chosen, data, out, n=n, root=data_root, batch=batch, device=device,
-            precision=precision, limit=time_limit, executor=executors.by_name(executor), shard=part,
-            progress=show,
-        )  # fmt: skip
+        outcome = engine.evaluate(references, chosen, data, out, **options, shard=part, progress=show)
     if part is not None:  # the other jobs' chunks may not be there yet
         if not quiet:
             console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
@@ -122,6 +129,8 @@ def report(
     elif not quiet:
         print_table(content)
     if not quiet:
+        for line in cost.beside(out, content):
+            console.print(line, markup=False, soft_wrap=True)
         say_where(page)
     _finish(outcome)
 
@@ -229,7 +238,7 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
 @app.command(epilog=examples("compare"))
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH...")
+        list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH")
     ],
     out: OutOption,
     as_json: JsonOption = False,

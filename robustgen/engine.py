@@ -16,6 +16,7 @@ from robustgen.chunks import Shard, left
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import Classifier, threads_for
 from robustgen.config import Protocol
+from robustgen.cost import Estimate, measure
 from robustgen.data import Dataset
 from robustgen.environment import environment
 from robustgen.errors import DiskFullError, UserError
@@ -79,12 +80,9 @@ def evaluate(
     a chunk may take; ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish.
     A model that fails is noted and the others go on. Raises UserError if none could be run.
     """
-    executor = executor or LocalExecutor()
-    dataset = load_data(source, "test", None, root)
-    planned = plan(protocol, dataset, root)
-    job = _Job(
-        protocol, dataset, planned, out, n or protocol.n, root, batch, _device(device, executor), precision,
-        limit, executor, shard, progress,
+    job = _Job.plan(
+        protocol, source, out, n=n, root=root, batch=batch, device=device, precision=precision,
+        limit=limit,         executor=executor, shard=shard, progress=progress,
     )  # fmt: skip
     outcome = Outcome([], {})
     errors: list[UserError] = []
@@ -103,6 +101,14 @@ def evaluate(
     if not outcome.runs and errors:
         raise errors[0]
     return outcome
+
+
+def estimate(
+    models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Any
+) -> list[Estimate]:
+    """What ``evaluate`` with the same arguments will take, from a few pictures; nothing is stored."""
+    job = _Job.plan(protocol, source, out, **options)
+    return [job.estimate(reference) for reference in models]
 
 
 def _unknown(reference: ModelRef, error: Exception) -> UserError:
@@ -128,22 +134,46 @@ class _Job:
     shard: Shard | None
     progress: Progress
 
-    def run(self, reference: ModelRef) -> tuple[RunStore, str]:
-        """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
-        dataset, planned = self.dataset, self.planned
+    @classmethod
+    def plan(
+        cls, protocol: Protocol, source: str, out: Path, *, n: int | None = None, root: Path | None = None,
+        batch: int | None = None, device: str = "auto", precision: str = "auto", limit: float | None = None,
+        executor: Executor | None = None, shard: Shard | None = None, progress: Progress = lambda _: None,
+    ) -> _Job:  # fmt: skip
+        executor = executor or LocalExecutor()
+        dataset = load_data(source, "test", None, root)
+        planned = plan(protocol, dataset, root)
+        return cls(
+            protocol, dataset, planned, out, n or protocol.n, root, batch, _device(device, executor),
+            precision, limit, executor, shard, progress,
+        )  # fmt: skip
+
+    def work(self, reference: ModelRef) -> tuple[Classifier, Work]:
+        """The model, and what a worker is made of."""
+        dataset = self.dataset
         with time_limit(self.limit):
             model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
-        work = Work(
-            reference, self.protocol, dataset.source, self.root, self.device, limit=self.limit,
-            loaded=(model, planned),
-        )  # fmt: skip
+        parts = reference, self.protocol, dataset.source, self.root, self.device
+        return model, Work(*parts, limit=self.limit, loaded=(model, self.planned))
+
+    def estimate(self, reference: ModelRef) -> Estimate:
+        """What one model's run will take, measured where its chunks would be computed."""
+        _, work = self.work(reference)
+        kernels = self._call(None)
+        batch, threads = kernels["batch"], kernels["threads"]
+        trial = self.executor.call(work.trial, None, batch, threads, self.precision)
+        return self.executor.call(measure, work, trial, batch, threads, self.n)
+
+    def run(self, reference: ModelRef) -> tuple[RunStore, str]:
+        """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
+        model, work = self.work(reference)
         path = self.out / "runs" / reference.name
         found = RunStore.begun(path)
         begun = found.spec if found else None
         kernels = self._call(begun)
         trial = self.executor.call(work.trial, begun, kernels["batch"], kernels["threads"], self.precision)
         kernels |= {"precision": trial.precision, "sizes": trial.sizes}
-        spec = _spec(reference, model, self.protocol, dataset, planned, kernels, trial.stochastic)
+        spec = _spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial.stochastic)
         # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
         spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
         try:

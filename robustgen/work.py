@@ -80,7 +80,7 @@ class Work:
         parts = (self.reference, self.protocol, self.source, self.root, self.device, self.share, self.limit)
         return Work, parts
 
-    def _load(self) -> tuple[Classifier, Plan, Dataset]:
+    def load(self) -> tuple[Classifier, Plan, Dataset]:
         """The model on its device, the plan, and the data."""
         dataset = load_data(self.source, "test", None, self.root)
         if self.loaded is not None:
@@ -99,7 +99,7 @@ class Work:
             return self._try(begun, batch, precision)
 
     def _try(self, begun: dict[str, Any] | None, batch: int, precision: str) -> Trial:
-        model, planned, dataset = self._load()
+        model, planned, dataset = self.load()
         pictures = dataset.images[:batch].to(self.device)
         if model.stochastic or begun is None:
             stochastic = model.stochastic or is_random(model, pictures)
@@ -121,7 +121,7 @@ class Work:
         kernels = spec["kernels"]
         torch.set_num_threads(kernels["threads"])
         with time_limit(self.limit):
-            model, planned, dataset = self._load()
+            model, planned, dataset = self.load()
             if self.loaded is None:
                 self._check(spec, model, planned, dataset)
             worker = Worker(

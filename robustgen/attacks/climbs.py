@@ -54,7 +54,8 @@ def _one(
     rows = torch.arange(len(x), device=x.device)
     jobs = torch.full_like(rows, job)
     state = search.begin(Start(rows, x, y, x.new_empty(len(x), 0), jobs), draws.at(rows, jobs))
-    broken, facts = torch.zeros_like(state.over), []
+    broken = torch.zeros_like(state.over)
+    facts: list[tuple[Tensor, ...]] = []
     for step in range(STEPS + 1):
         answer = search.ask(victim, state)
         assert answer.loss is not None
