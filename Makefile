@@ -26,7 +26,7 @@ docs: .venv/.ready ## build the documentation as a site in out/site
 	$(BIN)/mkdocs build --strict
 
 faults: .venv/.ready ## run the fault harness
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python -m benchmarks.faults
 
 lint: .venv/.ready ## formatting, lint, types, import directions
 	$(BIN)/ruff format --check

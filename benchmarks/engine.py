@@ -25,7 +25,8 @@ from robustgen.chunks import left
 from robustgen.classifiers.base import FixedBatch
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Identity
-from robustgen.store import Chunk, RunStore, row_schema
+from robustgen.rowtable import row_schema
+from robustgen.store import Chunk, RunStore
 
 
 class Clock:

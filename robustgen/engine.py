@@ -141,8 +141,14 @@ class _Job:
         executor: Executor | None = None, shard: Shard | None = None, progress: Progress = lambda _: None,
     ) -> _Job:  # fmt: skip
         executor = executor or LocalExecutor()
-        dataset = load_data(source, "test", None, root)
-        planned = plan(protocol, dataset, root)
+        try:
+            dataset = load_data(source, "test", None, root)
+            planned = plan(protocol, dataset, root)
+        except OSError as error:
+            raise UserError(
+                "the data could not be read", where=source, got=error.strerror or error,
+                remedy="see to the disk, and run the same command again: what is finished is kept",
+            ) from None  # fmt: skip
         return cls(
             protocol, dataset, planned, out, n or protocol.n, root, batch, _device(device, executor),
             precision, limit, executor, shard, progress,

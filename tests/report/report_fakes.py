@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from robustgen.gradients import schema as guidance_schema
-from robustgen.store import Chunk, RunStore, row_schema
+from robustgen.rowtable import row_schema
+from robustgen.store import Chunk, RunStore
 
 CASCADE = ["apgd-ce", "apgd-t", "fab-t", "square"]
 SIGMAS = [0.25, 0.4, 0.56]
