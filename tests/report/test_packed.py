@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from robustgen.disk import read_json
-from robustgen.report.published import publish, rebuild, unpack
+from robustgen.report.packed import publish, rebuild, unpack
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
