@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 import typer
 
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|toml))\n")
-COMMANDS = typer.main.get_command(app)
+COMMANDS: Any = typer.main.get_command(app)
 
 
 class Block(NamedTuple):
@@ -97,7 +96,7 @@ def run(line: str) -> None:
         code = app(arguments, prog_name="robustgen", standalone_mode=False)
     except SystemExit as end:
         code = end.code
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         code = end.exit_code
     assert not code, f"{line}: exit code {code}"
 
@@ -134,7 +133,7 @@ def exists(command: str) -> bool:
         return first.startswith("-") or (ROOT / first).is_file()
     if first.startswith("-"):
         return first in ("--help", "--version", "--install-completion")
-    if not isinstance(COMMANDS, click.Group) or first not in COMMANDS.commands:
+    if first not in COMMANDS.commands:
         return False
     options = {o for p in COMMANDS.commands[first].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command)) <= options

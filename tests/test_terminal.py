@@ -18,7 +18,7 @@ def test_every_chunk_is_told_where_that_is_asked_for(tmp_path: Path):
         "report", "softmax-digits", "--protocol", "clean", "--n", 4, "--out", tmp_path, "--verbose"
     )
     assert result.returncode == 0, result
-    assert "softmax-digits: 1 of 4: clean 4, 100.0 % right" in result.stderr
+    assert "softmax-digits: 1 of 2: clean 4, 100.0 % right" in result.stderr
 
 
 def test_every_help_ends_with_examples_whose_commands_and_options_exist():
