@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustgen import attacks, data, detectors
-from robustgen.attacks.climbs import STEPS
 from robustgen.attacks.ood import Fixed
 from robustgen.attacks.own import OwnAttack
 from robustgen.classifiers import fingerprint_model, load
@@ -340,7 +339,7 @@ def _plan_probes(planned: Plan, settings: DataSettings, dataset: Dataset) -> Non
 
     planned.evaluations.append(
         Evaluation(
-            "probes", "probes", dataset.name, "test", len(dataset),
-            {"norm": norm, "eps": threat.eps, "climb": STEPS}, perturbation=Identity(), readouts=readouts,
+            "probes", "probes", dataset.name, "test", len(dataset), {"norm": norm, "eps": threat.eps},
+            perturbation=Identity(), readouts=readouts,
         )
     )  # fmt: skip

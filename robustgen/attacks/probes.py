@@ -1,5 +1,4 @@
-"""Probes: what a model's gradients are like at each picture, as data. 8 calls a sample, and no attack but
-for two climbs of every 8th sample (climbs.py).
+"""Probes: what a model's gradients are like at each picture, as data. No attack, 8 calls a sample.
 
 An attack that fails says little if the gradients that it follows are zero, wrong or random. The table
 says so sample by sample; the flags are read from it (metrics/probe_doubts.py).
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustgen.attacks.climbs import COLUMNS, climb, zeros
 from robustgen.attacks.losses import margin
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.perturb import Readout
 from robustgen.threat import ThreatModel
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 # Of the small step, in L2. Differences of float32 logits are still known to about two digits over it,
 # and the kinks of trained nets of 3072 pixels add less than 7 % to a slope.
 LENGTH = 8e-3
-EVERY = 8  # one sample of so many is climbed from
 # What float32 may add to a logit, as a share of the largest: 2 units in the last place were measured.
 ROUNDING = 16 * 2.0**-23
 
@@ -48,7 +45,6 @@ class Probes(Readout):
     of it in Linf) to one along it, by the gradient and as it is.
     ``spread``: the largest logit less the smallest; ``gap``: by how much the label leads, < 0 where
     it does not; ``largest``: max |z|; ``repeat_difference``: max |z - z'| between two calls.
-    ``climb_...``: see ``climbs.climb``; NaN but for samples whose id ``EVERY`` divides.
     """
 
     name = "probes"
@@ -71,8 +67,8 @@ class Probes(Readout):
         up, down = (self._step(x, way * slope) for way in (1, -1))
         columns = {
             "sample_id": torch.from_numpy(draws.sample_ids),
-            "ce_gradient_zero": zeros(ce),
-            "margin_gradient_zero": zeros(slope),
+            "ce_gradient_zero": _zeros(ce),
+            "margin_gradient_zero": _zeros(slope),
             "ce_gradient_norm": ce.flatten(1).norm(dim=1),
             "margin_gradient_norm": length,
             "slope_error": _relative(along / (2 * step), (slope * signs).flatten(1).sum(1), scale),
@@ -82,20 +78,8 @@ class Probes(Readout):
             "gap": -margin(logits, y),
             "largest": largest,
             "repeat_difference": (logits - again).abs().amax(1),
-            **self._climbs(model, x, y, draws),
         }
         return pyarrow.table({name: value.cpu().numpy() for name, value in columns.items()}, schema=schema())
-
-    def _climbs(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> dict[str, Tensor]:
-        columns = {name: torch.full((len(x),), torch.nan, device=x.device) for name in COLUMNS}
-        some = torch.from_numpy(draws.sample_ids % EVERY == 0).nonzero().squeeze(1).to(x.device)
-        if not len(some):
-            return columns
-        with serving(model, some):
-            found = climb(model, x[some], y[some], draws.at(some, 0), self.threat)
-        for name, values in found.items():
-            columns[name][some] = values.to(x.dtype)
-        return columns
 
     def _step(self, x: Tensor, direction: Tensor) -> Tensor:
         """A step of eps, the steepest in Linf and L2, clipped to the box."""
@@ -113,7 +97,7 @@ def schema() -> pyarrow.Schema:
 
     numbers = (
         "ce_gradient_zero", "margin_gradient_zero", "ce_gradient_norm", "margin_gradient_norm",
-        "slope_error", "promised", "observed", "spread", "gap", "largest", "repeat_difference", *COLUMNS,
+        "slope_error", "promised", "observed", "spread", "gap", "largest", "repeat_difference",
     )  # fmt: skip
     return pyarrow.schema([("sample_id", pyarrow.int64()), *((name, pyarrow.float32()) for name in numbers)])
 
@@ -135,6 +119,10 @@ def _gradient(model: Classifier, x: Tensor, loss: Callable[[Tensor], Tensor]) ->
 @torch.no_grad()
 def _logits(model: Classifier, x: Tensor) -> Tensor:
     return model.logits(x).float()
+
+
+def _zeros(gradient: Tensor) -> Tensor:
+    return (gradient == 0).flatten(1).float().mean(1)
 
 
 def _relative(observed: Tensor, promised: Tensor, scale: Tensor) -> Tensor:
