@@ -202,4 +202,4 @@ def test_gradients_are_counted_for_their_rows(trained: FixedBatch, digits: data.
         asked = len(kept.asked[row])
         refreshed = 1 + (asked - 2) // screen.REFRESH
         assert float(trained.backwards[row]) == refreshed
-        assert float(trained.forwards[row]) == 1 + asked + refreshed
+        assert float(trained.forwards[row]) == asked + refreshed
