@@ -330,11 +330,14 @@ def test_no_secret_is_stored(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "s3cr3t-value")
     monkeypatch.setenv("INNOCENT", "inn0cent-value")
     (tmp_path / "net.py").write_text(
-        "import os\nfrom torch import nn\nclass Net(nn.Linear):\n    asked = 0\n    def forward(self, x):\n"
-        "        self.asked += 1\n        assert self.asked < 3, os.environ['SOME_API_KEY'] + ' https://me:pw@host'\n"
+        "import os\nfrom torch import nn\nfrom robustgen import load_data\n"
+        "bad = load_data('digits').images[100]\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        fine = not (x == bad).flatten(1).all(1).any()\n"
+        "        assert fine, os.environ['SOME_API_KEY'] + ' https://me:pw@host'\n"
         "        return super().forward(x.flatten(1))\nnet = Net(64, 10)\n"
     )
-    clean = Protocol.model_validate(PROTOCOL.model_dump() | {"evaluations": [{"kind": "clean"}]})
+    changed = {"evaluations": [{"kind": "clean"}], "n": 128, "chunk": 64}
+    clean = Protocol.model_validate(PROTOCOL.model_dump() | changed)
     outcome = engine.evaluate(
         registry.resolve(f"{tmp_path / 'net.py'}:net"), clean, "digits", tmp_path / "out"
     )
