@@ -125,7 +125,8 @@ def test_a_node_killed_midway_costs_its_unfinished_chunks_and_no_bit_differs(
     assert [step.done for step in steps] == list(range(CHUNKS + 1))
     assert steps[-1].total == CHUNKS
     pids = loaded.read_text().split()
-    assert len(pids) == len(set(pids)) == 3  # loaded here, and once a worker
+    # loaded here, and once a worker; another may have been hired in the place of the dead one
+    assert 3 <= len(pids) == len(set(pids)) <= 4
 
 
 def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, monkeypatch):
