@@ -122,14 +122,15 @@ def report(
         if not quiet:
             console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
         return _finish(outcome)
-    content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures)
+    foretold = cost.written(out, n or chosen.n, chosen.name)
+    content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, foretold)
     page = render.render(out)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
         print_table(content)
     if not quiet:
-        for line in cost.beside(out, content):
+        for line in cost.beside(content):
             console.print(line, markup=False, soft_wrap=True)
         say_where(page)
     _finish(outcome)

@@ -15,13 +15,15 @@ import torch
 
 from robustgen.disk import read_json, write_json
 from robustgen.evaluation import load_data
+from robustgen.pilot import LEAST, PARTS
 from robustgen.store import Chunk
 from robustgen.work import Trial, Work
 from robustgen.worker import Worker
 
 FILE = "estimate.json"
 PICTURES = 16
-"""So many pictures of each evaluation are computed; an attack's cost differs from picture to picture."""
+"""So many pictures of each evaluation are computed at least, an eighth of a run or a batch at most: an
+attack's cost differs from picture to picture, and few of them leave its last calls half empty."""
 SHORT = 1.0
 """Seconds; a measurement that took less is made twice, since the first loads what the second finds."""
 
@@ -67,13 +69,14 @@ class Estimate:
 
 
 def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -> Estimate:
-    """Compute PICTURES of each evaluation, here, and scale up to the first n; nothing is stored."""
+    """Compute a few pictures of each evaluation, here, and scale up to the first n; nothing is stored."""
     torch.set_num_threads(threads)
     model, planned, dataset = work.load()
-    few = min(PICTURES, len(dataset))
+    few = min(max(PICTURES, min(batch, (n or len(dataset)) // 8)), len(dataset))
     worker = Worker(
         model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=min(few, batch),
         device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
+        sizes=[few // parts for parts in PARTS if few // parts >= LEAST] if trial.sizes else None,
     )  # fmt: skip
     # a full batch is cheaper a picture than a small one
     gain = _seconds(work, model, batch) / batch / (_seconds(work, model, few) / few)
@@ -148,16 +151,19 @@ def lines(estimates: list[Estimate]) -> list[str]:
     return found
 
 
-def beside(out: Path, content: dict[str, Any]) -> list[str]:
-    """Where a report (what summary.json holds) was estimated before: a line a model with both."""
+def written(out: Path, n: int | None, protocol: str) -> dict[str, dict[str, Any]]:
+    """What was estimated in this folder for so many pictures of a protocol, by model."""
     if not (out / FILE).exists():
-        return []
-    written = read_json(out / FILE)
-    if (written["n"], written["protocol"]) != (content["n"], content["protocol"]["name"]):
-        return []
+        return {}
+    content = read_json(out / FILE)
+    return content["models"] if (content["n"], content["protocol"]) == (n, protocol) else {}
+
+
+def beside(content: dict[str, Any]) -> list[str]:
+    """Where a report (what summary.json holds) was estimated before: a line a model with both."""
     lines = []
     for model in content["models"]:
-        if (guess := written["models"].get(model["name"])) is None:
+        if (guess := model.get("estimate")) is None:
             continue
         made = {what: sum(c[what] * c["n"] for c in model["costs"]) for what in ("forwards", "backwards")}
         seconds = sum(cost["seconds"] for cost in model["costs"])

@@ -191,8 +191,8 @@ class RunStore:
             sides = json.loads(read_metadata(samples / min(names))[b"sha256"])
             for folder in {name.rpartition("/")[0] for name in sides}:
                 names.intersection_update(listed(self.path / folder))
-        bounds = "-".join(names).replace(".parquet", "").split("-") if names else []
-        return np.array(bounds, dtype=np.int64).reshape(-1, 2)
+        bounds = " ".join(names).replace(".parquet", "").replace("-", " ")
+        return np.fromstring(bounds, dtype=np.int64, sep=" ").reshape(-1, 2)
 
     def mend(self, *, pictures: bool = True) -> list[str]:
         """Read every finished chunk in full, and set the damaged ones aside: then they are not finished.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow.compute as pc
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from typer.testing import CliRunner
 
 from robustgen import data, engine, registry
+from robustgen.cli import app
 from robustgen.cluster import RayExecutor
 from robustgen.config import Protocol
 from robustgen.store import RunStore
@@ -40,6 +44,12 @@ class Deadly(Net):
     def forward(self, x):
         if os.getpid() != DRIVER and bool((x[0] == FATAL).all()):
             os._exit(1)
+        return super().forward(x)
+
+class Hanging(Net):
+    def forward(self, x):
+        if bool((x[0] == FATAL).all()):
+            time.sleep(3600)
         return super().forward(x)
 """
 SMALL = Protocol.model_validate({
@@ -136,16 +146,43 @@ def test_a_node_killed_midway_costs_its_unfinished_chunks_and_no_bit_differs(
     assert 3 <= len(pids) == len(set(pids)) <= 4
 
 
-def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("robustgen.cluster.LIVES", 1)
-    fatal = data.load("digits").images[32]  # the first of its chunk
-    torch.save(fatal, tmp_path / "fatal.pt")
+def make_fatal(model: Path) -> None:
+    """Let the first picture of a chunk be the one that kills, or hangs."""
+    torch.save(data.load("digits").images[32], model.with_name("fatal.pt"))
     text = model.read_text().replace("DRIVER", str(os.getpid()))
     load = "torch.load(pathlib.Path(__file__).with_name('fatal.pt'))"
     model.write_text(text.replace("FATAL", load))
+
+
+def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustgen.cluster.LIVES", 1)
+    make_fatal(model)
     clean = SMALL.model_copy(update={"evaluations": SMALL.evaluations[:1]})
     refs = registry.resolve(f"{model}:Deadly")
     outcome = engine.evaluate(refs, clean, "digits", tmp_path / "out", executor=RayExecutor())
     assert "1 workers died of it" in outcome.failures["mine-deadly"]
     rows = outcome.runs[0].rows("clean")
     assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
+
+
+def test_from_the_command_line_four_workers_give_the_rows_of_one_and_keep_to_a_limit(
+    cluster, model, tmp_path, monkeypatch
+):
+    make_fatal(model)
+    node = _patiently(lambda: cluster.add_node(**NODE | {"num_cpus": 3}))
+    cluster.wait_for_nodes()
+    (tmp_path / "small.yaml").write_text(json.dumps(SMALL.model_dump(mode="json", exclude_none=True)))
+    command = ["report", f"{model}:Hanging", "--data", "digits", "--protocol", str(tmp_path / "small.yaml")]
+    command += ["--time-limit", "20", "--out", str(tmp_path / "out"), "--executor", "ray"]
+    try:
+        said = CliRunner().invoke(app, command)
+    finally:
+        cluster.remove_node(node)
+    assert said.exit_code == 1, said.output
+    assert "a chunk took too long" in said.output
+    monkeypatch.chdir(tmp_path)
+    alone = engine.evaluate(registry.resolve(f"{model}:Net"), SMALL, "digits", tmp_path / "alone").runs[0]
+    (store,) = (RunStore.read(path) for path in (tmp_path / "out" / "runs").iterdir())
+    rows, wanted = store.rows("clean"), alone.rows("clean")
+    assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
+    assert rows == wanted.filter(pc.is_in(wanted["sample_id"], rows["sample_id"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import imagenet
 from robustgen import cost
 from robustgen.cli import app
 from robustgen.cost import Cost, Estimate, duration
@@ -41,7 +42,9 @@ def test_a_dry_run_foretells_the_calls_exactly_and_computes_no_rows(tmp_path: Pa
     truth = sum(c["forwards"] * c["n"] for c in model["costs"])
     assert guess["forwards"] == pytest.approx(truth) == pytest.approx(48 + 48)  # test, and calibration
     assert guess["backwards"] == 0
-    (line,) = cost.beside(tmp_path / "out", json.loads((tmp_path / "out" / "summary.json").read_text()))
+    (line,) = cost.beside(json.loads((tmp_path / "out" / "summary.json").read_text()))
+    assert model["estimate"] == guess
+    assert "2 estimated" in (tmp_path / "out" / "index.html").read_text()  # of each kind, a picture
     assert "were estimated" in line
     assert "forwards 96 and 96" in line
 
@@ -60,3 +63,7 @@ def test_errors_of_evaluations_add_up_to_the_interval() -> None:
 )
 def test_a_duration_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_the_operations_of_an_imagenet_denoiser_are_those_that_its_paper_states() -> None:
+    assert imagenet.operations() / 2e9 == pytest.approx(118.64, rel=0.01)  # Gflops of DiT-XL/2, table 4

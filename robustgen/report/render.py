@@ -189,14 +189,21 @@ def _details(content: dict[str, Any]) -> dict[str, DetailTable | None]:
 
 
 def _cost(model: dict[str, Any]) -> dict[str, Any]:
-    """What a model's run cost: calls a picture over all evaluations, and wall time."""
+    """What a model's run cost: calls a picture over all evaluations, and wall time; and what was foretold."""
     costs = model["costs"]
+    guess = model.get("estimate")
     return {
         "model": model["name"],
         "parameters": model["parameters"],
         "forwards": sum(c["forwards"] for c in costs),
         "backwards": sum(c["backwards"] for c in costs),
         "seconds": sum(c["seconds"] for c in costs),
+        "estimate": guess
+        and {
+            "forwards": sum(c["forwards"] / c["n"] for c in guess["evaluations"]),
+            "backwards": sum(c["backwards"] / c["n"] for c in guess["evaluations"]),
+            "seconds": guess["seconds"],
+        },
     }
 
 

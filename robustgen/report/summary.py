@@ -23,12 +23,18 @@ from robustgen.types import Flag, Metric
 
 
 def summarise(
-    out: Path, runs: list[RunStore], n: int | None, command: str, failures: Mapping[str, str] | None = None
+    out: Path,
+    runs: list[RunStore],
+    n: int | None,
+    command: str,
+    failures: Mapping[str, str] | None = None,
+    estimates: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compute every metric, paired test and flag of the runs; write OUT/summary.csv, then summary.json.
 
     ``n``: samples asked for (None: all); ``command``: how to run it again; ``failures``: what went wrong
-    by model, of which those without a run are flagged here. Returns what summary.json holds.
+    by model, of which those without a run are flagged here; ``estimates``: what was foretold of a model's
+    cost, to stand beside what it was. Returns what summary.json holds.
     """
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
@@ -48,7 +54,10 @@ def summarise(
         "n": n,
         "data": spec["data"],
         "protocol": spec["protocol"],
-        "models": [_model(out, store, run) for store, run in zip(runs, read, strict=True)],
+        "models": [
+            _model(out, store, run) | {"estimate": (estimates or {}).get(store.model)}
+            for store, run in zip(runs, read, strict=True)
+        ],
         "metrics": [asdict(estimate.metric) for estimate in kept],
         "flags": [asdict(flag) for flag in flags],
     }
