@@ -136,6 +136,16 @@ def test_no_temperature_where_all_are_right() -> None:
     assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) == (1, 1, 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_interval_of_a_temperature_that_nothing_fixes_is_all_that_is_sought():
+    logits = RNG.normal(size=(100, 10))
+    found = calibration.fit_temperature(
+        logits, logits.argmin(1)
+    )  # always wrong: ever larger T is ever better
+    assert found.value == pytest.approx(np.exp(8), rel=1e-3)
+    assert (found.low, found.high) == pytest.approx((np.exp(-8), np.exp(8)))
+
+
 # --- foreign pictures --------------------------------------------------------------------------------
 
 

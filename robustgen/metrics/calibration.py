@@ -176,6 +176,9 @@ def mean(values: Array, versions: int = 1) -> Resampled:
     return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
 
 
+LOG_T = (-8.0, 8.0)
+
+
 class Temperature(NamedTuple):
     """A fitted temperature and its 95 % interval."""
 
@@ -190,7 +193,7 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where every sample
     is right there is none (ever smaller T is ever better), and T = 1. The interval is Wald's on
     log T with the sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first
-    and second derivative of a sample's NLL in b.
+    and second derivative of a sample's NLL in b; it ends where T is not sought.
     """
     if (logits.argmax(1) == labels).all():
         return Temperature(1.0, 1.0, 1.0)
@@ -200,11 +203,12 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
         log_p = log_softmax(logits / np.exp(log_t))
         return float(-np.take_along_axis(log_p, labels[:, None], 1).mean())
 
-    found = minimize_scalar(loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-8})
+    found = minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-8})
     t = float(np.exp(found.x))
     p = np.exp(log_softmax(logits / t))
     mean_logit = (p * logits).sum(1)
     gradient = mean_logit - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
     curvature = (p * (logits - mean_logit[:, None]) ** 2).sum()
     half = Z95 * float(np.sqrt((gradient**2).sum()) / curvature) * t
-    return Temperature(t, t * float(np.exp(-half)), t * float(np.exp(half)))
+    low, high = np.exp(np.clip([found.x - half, found.x + half], *LOG_T))
+    return Temperature(t, float(low), float(high))
