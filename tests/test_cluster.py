@@ -78,7 +78,8 @@ def _patiently(start: Callable[[], T]) -> T:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(bucket: Path) -> Iterator[Cluster]:
+    # after the bucket: workers know of its server what their cluster knows
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (15, its own, starves on a busy machine)
     cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=NODE))
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
@@ -165,24 +166,23 @@ def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, mo
     assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
 
 
-def test_from_the_command_line_four_workers_give_the_rows_of_one_and_keep_to_a_limit(
-    cluster, model, tmp_path, monkeypatch
+def test_from_the_command_line_four_workers_give_the_rows_of_one_on_an_object_store_and_keep_to_a_limit(
+    cluster, bucket, model, tmp_path
 ):
     make_fatal(model)
     node = _patiently(lambda: cluster.add_node(**NODE | {"num_cpus": 3}))
     cluster.wait_for_nodes()
     (tmp_path / "small.yaml").write_text(json.dumps(SMALL.model_dump(mode="json", exclude_none=True)))
     command = ["report", f"{model}:Hanging", "--data", "digits", "--protocol", str(tmp_path / "small.yaml")]
-    command += ["--time-limit", "20", "--out", str(tmp_path / "out"), "--executor", "ray"]
+    command += ["--time-limit", "20", "--out", str(bucket / "ray"), "--executor", "ray"]
     try:
         said = CliRunner().invoke(app, command)
     finally:
         cluster.remove_node(node)
     assert said.exit_code == 1, said.output
     assert "a chunk took too long" in said.output
-    monkeypatch.chdir(tmp_path)
     alone = engine.evaluate(registry.resolve(f"{model}:Net"), SMALL, "digits", tmp_path / "alone").runs[0]
-    (store,) = (RunStore.read(path) for path in (tmp_path / "out" / "runs").iterdir())
+    (store,) = (RunStore.read(path) for path in (bucket / "ray" / "runs").iterdir())
     rows, wanted = store.rows("clean"), alone.rows("clean")
     assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
     assert rows == wanted.filter(pc.is_in(wanted["sample_id"], rows["sample_id"]))

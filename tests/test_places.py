@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from robustgen import engine, registry
@@ -18,23 +16,6 @@ from robustgen.places import is_remote, place, relative, shown, within
 from robustgen.store import RunStore
 
 ARGUMENTS = ["softmax-digits", "--data", "digits", "--protocol", "clean", "--n", "100", "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Path]:
-    """A bucket of a server that speaks S3."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        bucket = place("s3://results")
-        bucket.mkdir()
-        yield bucket
-    server.stop()
 
 
 def test_a_place_is_a_path_of_this_machine_or_a_url(bucket, tmp_path):
