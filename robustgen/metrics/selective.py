@@ -56,8 +56,9 @@ def _resampled(confidence: Array, right: Array, versions: int, excess: bool) -> 
 
     def value(counts: Array) -> Array:
         drawn = counts[:, order].astype(np.int64)
-        size = np.add.reduceat(drawn, starts, axis=1)
-        lost = np.add.reduceat(drawn * wrong, starts, axis=1)
+        size, lost = drawn, drawn * wrong
+        if len(starts) < n:  # some are equally sure
+            size, lost = (np.add.reduceat(each, starts, axis=1) for each in (size, lost))
         found = _area(size, lost, harmonic)
         if excess:
             errors = lost.sum(1)
@@ -76,9 +77,10 @@ def _area(size: Array, lost: Array, harmonic: Array) -> Array:
     Within a group of c samples with errors m c, after N samples with E errors, the i-th risk is
     (E + i m) / (N + i), and sum_i of it is m c + (E - m N) (H_{N+c} - H_N) with harmonic numbers H.
     """
-    before, errors = size.cumsum(1) - size, lost.cumsum(1) - lost
+    seen = size.cumsum(1)
+    before, errors = seen - size, lost.cumsum(1) - lost
     mean = lost / np.maximum(size, 1)
-    risks = lost + (errors - mean * before) * (harmonic[before + size] - harmonic[before])
+    risks = lost + (errors - mean * before) * np.diff(harmonic.take(seen), axis=1, prepend=0.0)
     return risks.sum(1) / size.sum(1)
 
 
