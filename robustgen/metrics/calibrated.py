@@ -82,9 +82,11 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
     }
     if v == 1:  # cutting every resample anew takes too long for many versions
         statistics["adaptive_ece"] = lambda k: calibration.adaptive_ece(t.p[k], t.labels[k])
+    all_ = t.rows(np.arange(len(t.ids)))
+    known = dict(zip(("aurc", "e_aurc"), selective.both(t.confidence[all_], t.right[all_], v), strict=True))
     for metric, statistic in statistics.items():
-        unit = "nats" if metric == "nll" else ""
-        yield resampled(run, name, variant, metric, statistic, t.ids, unit=unit, higher=False)
+        found, unit = known.get(metric), "nats" if metric == "nll" else ""
+        yield resampled(run, name, variant, metric, statistic, t.ids, found=found, unit=unit, higher=False)
     parts = _brier_parts(t, np.arange(len(t.ids)))
     for metric, found in parts.items():
         again = partial(_brier_part, t, metric)

@@ -38,16 +38,17 @@ def aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
     In [0, 1], lower is better. Without ties it is 1 - aurra of pytorch-ood, its reference.
     ``versions``: as in ``calibration``.
     """
-    return _resampled(confidence, right, versions, excess=False)
+    return both(confidence, right, versions)[0]
 
 
 def e_aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
     """AURC less that of the best order, all that is right before all that is wrong (same reference): what
     the confidence alone is to blame for."""
-    return _resampled(confidence, right, versions, excess=True)
+    return both(confidence, right, versions)[1]
 
 
-def _resampled(confidence: Array, right: Array, versions: int, excess: bool) -> Resampled:
+def both(confidence: Array, right: Array, versions: int = 1) -> tuple[Resampled, Resampled]:
+    """AURC and E-AURC, for which all but a little of the work is the same."""
     n = len(right)
     order = np.argsort(-confidence, kind="stable")
     starts = np.append(0, np.flatnonzero(np.diff(confidence[order])) + 1)
@@ -59,16 +60,15 @@ def _resampled(confidence: Array, right: Array, versions: int, excess: bool) -> 
         size, lost = drawn, drawn * wrong
         if len(starts) < n:  # some are equally sure
             size, lost = (np.add.reduceat(each, starts, axis=1) for each in (size, lost))
-        found = _area(size, lost, harmonic)
-        if excess:
-            errors = lost.sum(1)
-            best = np.stack([n - errors, errors], 1), np.stack([0 * errors, errors], 1)
-            found = found - _area(*best, harmonic)
-        return found
+        found, errors = _area(size, lost, harmonic), lost.sum(1)
+        best = np.stack([n - errors, errors], 1), np.stack([0 * errors, errors], 1)
+        return np.stack([found, found - _area(*best, harmonic)])
 
     pictures = np.array_split(resamples(n // versions), BLOCKS)
     replicates = [value(np.repeat(block, versions, axis=1)) for block in pictures]
-    return Resampled(float(value(np.ones((1, n), dtype=np.int64))[0]), np.concatenate(replicates))
+    values = value(np.ones((1, n), dtype=np.int64))[:, 0].tolist()
+    area, excess = map(Resampled, values, np.concatenate(replicates, axis=1))
+    return area, excess
 
 
 def _area(size: Array, lost: Array, harmonic: Array) -> Array:
