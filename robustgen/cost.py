@@ -73,28 +73,29 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
     torch.set_num_threads(threads)
     model, planned, dataset = work.load()
     few = min(max(PICTURES, min(batch, (n or len(dataset)) // 8)), len(dataset))
+    size = min(few, batch)
     worker = Worker(
-        model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=min(few, batch),
+        model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=size,
         device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
-        sizes=[few // parts for parts in PARTS if few // parts >= LEAST] if trial.sizes else None,
+        sizes=[size // parts for parts in PARTS if size // parts >= LEAST] if trial.sizes else None,
     )  # fmt: skip
     # a full batch is cheaper a picture than a small one
-    gain = _seconds(work, model, batch) / batch / (_seconds(work, model, few) / few)
+    gain = _seconds(work, model, batch) / batch / (_seconds(work, model, size) / size)
     costs = []
     for evaluation in planned.evaluations:
-        size = min(few, evaluation.size)
-        chunk = Chunk(evaluation.name, 0, size)
+        pictures = min(few, evaluation.size)
+        chunk = Chunk(evaluation.name, 0, pictures)
         reading = worker(chunk)
         if reading.seconds < SHORT:
             reading = worker(chunk)
         forwards, backwards = (np.asarray(reading.rows[name]) for name in ("forwards", "backwards"))
         calls = forwards + 2 * backwards  # a backward pass takes about as long as two forwards
-        error = float(calls.std() / max(calls.mean(), 1e-9) / size**0.5)
+        error = float(calls.std() / max(calls.mean(), 1e-9) / pictures**0.5)
         total = min(n or evaluation.size, evaluation.size)
         costs.append(
             Cost(
                 evaluation.name, total, float(forwards.mean()) * total, float(backwards.mean()) * total,
-                reading.seconds / size * total * gain, error,
+                reading.seconds / pictures * total * gain, error,
             )
         )  # fmt: skip
     return Estimate(work.reference.name, costs, memory(work.device))
