@@ -154,6 +154,22 @@ class FixedSpec(Strict):
     steps: int = Field(default=20, gt=0)
 
 
+class DetectedSpec(Strict):
+    """An attack that knows of a detector: it seeks wrong pictures that the detector accepts.
+
+    The detector rejects a share ``rejection`` of the calibration pictures by ``score``: log p(x), for
+    models that have it, or the confidence, which all have.
+    """
+
+    kind: Literal["detected"]
+    score: Literal["log_prob", "confidence"]
+    norm: Norm
+    eps: Positive | None = None
+    """None: the data's eps for that norm."""
+    rejection: float = Field(default=0.05, ge=0, lt=1)
+    n_iter: int = Field(default=100, gt=0)
+
+
 class GradientsSpec(Strict):
     """Guidance gain and denoising at the data's sigmas, against its reference denoiser."""
 
@@ -189,6 +205,7 @@ EvaluationSpec = Annotated[
     | CorruptionsSpec
     | OodSpec
     | FixedSpec
+    | DetectedSpec
     | GradientsSpec
     | EfficiencySpec
     | ExplainedSpec

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustgen import attacks, data, detectors
+from robustgen.attacks.detector import DetectorAware, Fitted, Judged
 from robustgen.attacks.ood import Fixed
 from robustgen.attacks.own import OwnAttack
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
-from robustgen.config import AttackSpec, DataSettings, EvaluationSpec, FixedSpec, OodSpec, Protocol
+from robustgen.config import (
+    AttackSpec,
+    DataSettings,
+    DetectedSpec,
+    EvaluationSpec,
+    FixedSpec,
+    OodSpec,
+    Protocol,
+)
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
 from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
@@ -73,6 +82,8 @@ def _plan_one(
             _plan_foreign(planned, reading, settings.foreign, dataset, root)
         case "fixed":
             _plan_fixed(planned, spec, dataset, settings)
+        case "detected":
+            _plan_detected(planned, spec, dataset, settings, root)
         case "gradients":
             _plan_gradients(planned, settings, spec.pictures, dataset, root)
         case "efficiency":
@@ -244,6 +255,39 @@ def _plan_fixed(planned: Plan, spec: FixedSpec, dataset: Dataset, settings: Data
                 perturbation=familiar, foreign=e.foreign,
             )
         )  # fmt: skip
+
+
+def _plan_detected(
+    planned: Plan, spec: DetectedSpec, dataset: Dataset, settings: DataSettings, root: Path | None
+) -> None:
+    """An attack on model and detector together; both verdicts on its pictures are stored in their rows."""
+    eps = spec.eps or settings.eps.get(spec.norm)
+    pictures = partial(load_data, dataset.source, "calibration", None, root)
+    reason = None
+    if eps is None:
+        reason = f"the protocol has no eps for {spec.norm} on {dataset.name!r}"
+    else:
+        try:
+            pictures()
+        except UserError as error:  # nothing to fit the threshold on
+            reason = error.what
+    if eps is None or reason is not None:
+        planned.refused.append({"evaluation": f"detected-{spec.score}", "reason": reason or ""})
+        return
+    fitted = Fitted(spec.score, spec.rejection, pictures)
+    attack = DetectorAware(ThreatModel(spec.norm, eps), fitted, n_iter=spec.n_iter)
+    changed = {"r": (spec.rejection, 0.05), "i": (spec.n_iter, 100)}
+    marks = "".join(f"-{letter}{value:g}" for letter, (value, usual) in changed.items() if value != usual)
+    detail = {
+        "attack": attack.name, "norm": spec.norm, "eps": eps, "cascade": list(attack.names),
+        "score": spec.score, "rejection": spec.rejection, "calibration": pictures().fingerprint,
+    }  # fmt: skip
+    planned.evaluations.append(
+        Evaluation(
+            f"detected-{slug(spec.score)}{marks}-{attack.threat.slug}", "detected", dataset.name, "test",
+            len(dataset), detail, perturbation=attack, scores=(Judged(fitted),),
+        )
+    )  # fmt: skip
 
 
 def _plan_gradients(

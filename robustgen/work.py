@@ -109,7 +109,7 @@ class Work:
         kept = begun["kernels"] if begun else {}
         if kept.get("batch") == batch and "sizes" in kept and precision in ("auto", kept["precision"]):
             return Trial(stochastic, kept["precision"], kept["sizes"], share)
-        attacked = any(evaluation.kind == "attack" for evaluation in planned.evaluations)
+        attacked = any(evaluation.kind in ("attack", "detected") for evaluation in planned.evaluations)
         if stochastic or not attacked:  # the bits of the first are never the same
             return Trial(stochastic, "float32", [], share)
         return Trial(stochastic, *pilot(model, pictures, precision), share)

@@ -19,12 +19,15 @@ from robustgen.attacks.apgd import APGD, Climb, apgd
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError
+from robustgen.perturb import Perturbed
+from robustgen.scores import Score
 from robustgen.threat import ThreatModel
 
-Score = Callable[[Classifier, Tensor], Tensor]
+ScoreFunction = Callable[[Classifier, Tensor], Tensor]
 # Nats of the margin for one spread of the score. Which is best differs by model.
 WEIGHTS = {"evade-0.5": 0.5, "evade-2": 2.0}
 
@@ -46,7 +49,7 @@ class Detector:
     ``spread``: the scores' standard deviation on accepted and rejected pictures of the data, a unit.
     """
 
-    score: Score
+    score: ScoreFunction
     threshold: float
     spread: float = 1.0
 
@@ -56,7 +59,9 @@ class Detector:
 
 
 @torch.no_grad()
-def fit(model: Classifier, images: Tensor, score: Score = log_prob, rejection: float = 0.05) -> Detector:
+def fit(
+    model: Classifier, images: Tensor, score: ScoreFunction = log_prob, rejection: float = 0.05
+) -> Detector:
     """The detector that rejects a share ``rejection``, rounded down, of the calibration pictures ``images``
     (n, ...), their labels not looked at. It is as strict as that allows.
 
@@ -85,6 +90,52 @@ def withstands(model: Classifier, detector: Detector, x: Tensor, y: Tensor, x_ad
     """Whether x (batch, ...) is right and accepted, and x_adv right or rejected, (batch,)."""
     clean = (model.logits(x).argmax(1) == y) & (detector.excess(model, x) >= 0)
     return clean & ((model.logits(x_adv).argmax(1) == y) | (detector.excess(model, x_adv) < 0))
+
+
+SCORED_BY: dict[str, ScoreFunction] = {"log_prob": log_prob, "confidence": confidence}
+
+
+class Fitted:
+    """A model's detector by a score of SCORED_BY, fitted on ``pictures()`` when it is first asked for;
+    None for a model without that score."""
+
+    def __init__(self, score: str, rejection: float, pictures: Callable[[], Dataset]) -> None:
+        self.score = SCORED_BY[score]
+        self.rejection = rejection
+        self.pictures = pictures
+        self._of: tuple[Classifier, Detector | None] | None = None
+
+    def __call__(self, model: Classifier) -> Detector | None:
+        if self._of is None or self._of[0] is not model:
+            self._of = (model, self._fit(model))
+        return self._of[1]
+
+    def _fit(self, model: Classifier) -> Detector | None:
+        device = next(model.parameters(), torch.zeros(())).device
+        if isinstance(model, FixedBatch):  # the same bits, and no calls that a sample of a chunk is charged
+            model = FixedBatch(model.model, model.batch, sizes=model.sizes)
+        try:
+            return fit(model, self.pictures().images.to(device), self.score, self.rejection)
+        except UnsupportedError:
+            return None
+
+
+class Judged(Score):
+    """``judged``, what a detector goes by, and ``threshold``: accepted is what is judged no lower.
+
+    Nothing for a model without the detector's score.
+    """
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted = fitted
+
+    @torch.no_grad()
+    def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
+        detector = self.fitted(model)
+        if detector is None:
+            return {}
+        judged = detector.score(model, images).double().cpu()
+        return {"judged": judged, "threshold": torch.full_like(judged, detector.threshold)}
 
 
 class Guarded(Victim):
@@ -140,6 +191,7 @@ class Evading(Search):
 class DetectorAware(Cascade):
     """APGD towards pictures that are wrong and accepted, at every class, with several weights.
 
+    ``detector(model)`` is the model's detector; for a model without one nothing is attacked.
     ``withstands`` says what is left: a sample whose clean picture is rejected does not stand, whatever
     was found for it.
     """
@@ -147,12 +199,21 @@ class DetectorAware(Cascade):
     reference = "Tramer et al. 2020, arXiv:2002.08347"
     name = "detector-aware"
 
-    def __init__(self, threat: ThreatModel, detector: Detector, *, n_iter: int = 100) -> None:
+    def __init__(
+        self, threat: ThreatModel, detector: Callable[[Classifier], Detector | None], *, n_iter: int = 100
+    ) -> None:
         super().__init__(threat, tuple(WEIGHTS))
         self.detector = detector
         self.n_iter = n_iter
 
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
+        if self.detector(model) is None:  # nothing to evade: the clean pictures, and no score says otherwise
+            return Perturbed(x)
+        return super().__call__(model, x, y, draws)
+
     def stages(self, model: Classifier) -> list[Stage]:
+        detector = self.detector(model)
+        assert detector is not None
         climb = apgd(self.threat, "margin-targeted", jobs=model.num_classes - 1, n_iter=self.n_iter)
-        view = partial(Guarded, detector=self.detector)
+        view = partial(Guarded, detector=detector)
         return [Stage(name, Evading(climb, weight), view) for name, weight in WEIGHTS.items()]

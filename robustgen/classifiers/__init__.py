@@ -93,6 +93,29 @@ def load(folder: Path | str) -> Classifier | Denoiser:
     return _frozen(model)
 
 
+def take_weights(model: nn.Module, name: str, *, where: object) -> None:
+    """Start a model from the trained weights of the zoo's model ``name``, each of which must fit into it.
+
+    What the model has beyond them starts at 0, so that it begins as the network that it continues: an
+    energy whose heads came random would be off by a thousand nats. A tensor without a place is a UserError.
+    """
+    folder = registry.model_folders().get(name)
+    if folder is None:
+        raise unknown_name("model of the zoo", name, registry.model_folders(), where=where)
+    own = model.state_dict()
+    taken = load(folder).state_dict()
+    for key, value in taken.items():
+        if key not in own or own[key].shape != value.shape:
+            raise UserError(
+                f"the weights of {name!r} do not fit into this network",
+                where=f"{where}: {key}",
+                expected=f"shape {tuple(value.shape)}",
+                got=f"shape {tuple(own[key].shape)}" if key in own else "no such tensor",
+                remedy="give both recipes the same options, or leave warm_start out",
+            )
+    model.load_state_dict({key: taken.get(key, torch.zeros_like(value)) for key, value in own.items()})
+
+
 def _denoiser_folder(name: str, where: Path) -> Path:
     """The folder of the denoiser that a card stands on."""
     folder = registry.model_folders().get(name)

@@ -12,6 +12,7 @@ import numpy as np
 from robustgen.metrics import verdicts
 from robustgen.metrics.calibrated import calibrated
 from robustgen.metrics.corrupted import corrupted
+from robustgen.metrics.detected import detected
 from robustgen.metrics.estimate import Estimate, at_ids, common_ids, mean_of, rate, resampled, share
 from robustgen.metrics.foreign import foreign
 from robustgen.metrics.guided import guided
@@ -24,7 +25,7 @@ Array = np.ndarray
 
 def measure(run: Run) -> list[Estimate]:
     """All estimates of a run; evaluations without rows are left out."""
-    parts = (_clean, _attacks, _worst_cases, _corrupted, calibrated, foreign, guided, _likelihood)
+    parts = (_clean, _attacks, _worst_cases, detected, _corrupted, calibrated, foreign, guided, _likelihood)
     return [estimate for part in parts for estimate in part(run)]
 
 

@@ -12,6 +12,7 @@ CASCADE = ("croce2020reliable", "croce2020minimally", "andriushchenko2020square"
 ATTACKS = {
     "autoattack": CASCADE,
     "joint-adaptive": (*CASCADE, "tramer2020adaptive", "athalye2018obfuscated"),
+    "detector-aware": ("tramer2020adaptive", "croce2020reliable"),
     "apgd": ("croce2020reliable",),
     "fab": ("croce2020minimally",),
     "square": ("andriushchenko2020square",),
@@ -74,7 +75,7 @@ def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         family = model["name"].partition("-")[0] if model["family"] == "custom" else model["family"]
         yield from ((key, model["name"]) for key in FAMILIES.get(family, ()))
         for detail in model["evaluations"]:
-            if detail["kind"] == "attack":
+            if detail["kind"] in ("attack", "detected"):
                 yield from _attack(str(detail["attack"]), detail["norm"])
             yield from ((key, detail["data"]) for key in DATA.get(detail["data"], ()))
     for metric in content["metrics"]:

@@ -13,10 +13,10 @@ from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 SHARES = frozenset(
-    ["accuracy", "robust_accuracy", "corruption_accuracy", "ece", "adaptive_ece", "classwise_ece", "aurc",
-     "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in", "average_precision_out",
-     "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain", "gradient_efficiency", "span_share",
-     "random_span_share"]
+    ["accuracy", "robust_accuracy", "guarded_accuracy", "corruption_accuracy", "ece", "adaptive_ece",
+     "classwise_ece", "aurc", "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in",
+     "average_precision_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain", "gradient_efficiency",
+     "span_share", "random_span_share"]
 )  # fmt: skip
 
 SCORES = (
@@ -55,6 +55,7 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
         Key("clean", "", "accuracy"),
     )  # fmt: skip
     yield from _attacked(content)
+    yield from _guarded(content)
     yield Column(
         "Corrupted", "accuracy",
         "accuracy on noisy, brighter, paler, ... pictures: the mean over kinds and severities",
@@ -105,6 +106,20 @@ def _attacked(content: dict[str, Any]) -> Iterator[Column]:
             content, group, "worst case",
             "share right under every attack of this norm up to this size, and with none",
             Key(worst_name(norm, eps), "", "robust_accuracy"),
+        )  # fmt: skip
+
+
+DETECTED_BY = {"log_prob": "log p(x)", "confidence": "confidence"}
+
+
+def _guarded(content: dict[str, Any]) -> Iterator[Column]:
+    for detail in _of_kind(content, "detected"):
+        norm, by = detail["norm"], DETECTED_BY[detail["score"]]
+        yield Column(
+            f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, detail['eps'])}", f"may reject, by {by}",
+            f"share right and accepted, where {100 * detail['rejection']:g} % of clean pictures are rejected "
+            f"by {by}, and no picture was found that is wrong and accepted, by attacks that know of it",
+            Key(detail["name"], "", "guarded_accuracy"), True,
         )  # fmt: skip
 
 

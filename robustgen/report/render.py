@@ -36,7 +36,7 @@ EXPLAINED = (
     "branch_relative_error",
 )
 DETAILS = {
-    "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy",)),
+    "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy", "guarded_accuracy")),
     "corruptions": ("Corruption by corruption", ("corruption_accuracy", "relative_corruption_error")),
     "calibration": (
         "All calibration measures",
@@ -142,7 +142,7 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "doubts": doubted(content, groups),
         "milliseconds": {model["name"]: sections.milliseconds(model) for model in content["models"]},
         "said": {
-            "attacks": sentences.attacks(content),
+            "attacks": sentences.attacks(content) + sentences.guarded(content),
             "corruptions": sentences.corruptions(heat),
             "calibration": sentences.calibrated(runs),
             "foreign": sentences.foreign(content),

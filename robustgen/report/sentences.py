@@ -10,7 +10,7 @@ from robustgen.metrics import calibration
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.columns import DETECTED_BY, NORMS, eps_text, foreign_name, headline_eps
 from robustgen.report.corrupted import Heat
 from robustgen.report.sections import by_key, names_of, short
 
@@ -36,6 +36,27 @@ def attacks(content: dict[str, Any]) -> list[str]:
             found.append(f"{where} accuracy falls: {words[ordered[0]]}.")
         else:
             found.append(f"{where} {words[ordered[0]]} loses least, {words[ordered[-1]]} most.")
+    return found
+
+
+def guarded(content: dict[str, Any]) -> list[str]:
+    """What stands of a detector once the attack knows of it, a sentence a detector."""
+    numbers, found = by_key(content), []
+    details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "detected"}
+    for name, detail in details.items():
+        said = []
+        for model in names_of(content):
+            unaware = numbers.get((model, name, "unaware", "guarded_accuracy"))
+            aware = numbers.get((model, name, "", "guarded_accuracy"))
+            if aware and unaware:
+                said.append(f"{model} {100 * unaware['value']:.1f} and {100 * aware['value']:.1f} %")
+        if said:
+            found.append(
+                f"Where {100 * detail['rejection']:g} % of clean pictures are rejected by "
+                f"{DETECTED_BY[detail['score']]}, this stands of {NORMS[detail['norm']]} ≤ "
+                f"{eps_text(detail['norm'], detail['eps'])} under attacks that do not know of it, and under "
+                f"one that does: {'; '.join(said)}."
+            )
     return found
 
 

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from robustgen import config, data
-from robustgen.classifiers import build
+from robustgen import classifiers, config, data
 from robustgen.classifiers.base import threads_for
 from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
@@ -85,7 +84,10 @@ class Run:
         shape = {"num_classes": len(samples.class_names), "input_shape": list(samples.shape)}
         self.options = recipe.options | shape
         torch.manual_seed(recipe.seed)
-        self.model: Any = build(recipe.arch, self.options, where=recipe.name, folder=folder).to(device)
+        self.model: Any = classifiers.build(recipe.arch, self.options, where=recipe.name, folder=folder)
+        if recipe.warm_start is not None:
+            classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
+        self.model.to(device)
         self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
         self.model.to(memory_format=self.layout)
         self.low = recipe.precision == "bf16" and native_bfloat16(device)

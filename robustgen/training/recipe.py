@@ -151,6 +151,8 @@ class Recipe(Strict):
     augment: Augment = Augment()
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast, in channels_last; float32 on machines that only emulate it."""
+    warm_start: Slug | None = None
+    """A model of the zoo whose trained weights the training starts from; the network must hold them all."""
     seed: int = 0
     restarts: int = Field(default=0, ge=0)
     """How often a diverged training goes back to its last checkpoint and on, with other draws."""
@@ -196,5 +198,7 @@ class Recipe(Strict):
         left_out = {"summary", "reference", "licence", "published", "tried", "storage"}
         if not self.restarts:
             left_out.add("checkpoint_every")
+        if self.warm_start is None:
+            left_out.add("warm_start")
         content = self.model_dump(mode="json", exclude=left_out)
         return fingerprint(content if code is None else content | {"code": code})

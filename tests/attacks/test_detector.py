@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from robustgen.attacks.detector import (
     Detector,
     DetectorAware,
     Evading,
+    Fitted,
     Guarded,
+    Judged,
     confidence,
     fit,
     log_prob,
@@ -19,7 +22,7 @@ from robustgen.attacks.detector import (
 )
 from robustgen.attacks.search import run
 from robustgen.attacks.victim import Victim
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError
 from robustgen.threat import ThreatModel
@@ -57,7 +60,7 @@ def pictures(n: int = 16) -> tuple[Tensor, Tensor]:
 def attack(t: float) -> tuple[Tensor, list[str | None]]:
     x, y = pictures()
     model = Plane()
-    found = DetectorAware(THREAT, detector(t))(model, x, y, Draws(0, "test", torch.arange(len(x))))
+    found = DetectorAware(THREAT, lambda _: detector(t))(model, x, y, Draws(0, "test", torch.arange(len(x))))
     assert bool(THREAT.contains(x, found.images).all())
     assert found.broken_by is not None
     return withstands(model, detector(t), x, y, found.images), found.broken_by
@@ -124,14 +127,53 @@ def test_confidence_is_a_score_of_every_classifier() -> None:
     assert set((found.excess(Plane(), images) < 0).nonzero().flatten().tolist()) == set(least.tolist())
 
 
+class Bare(Classifier):
+    """Without log p(x)."""
+
+    num_classes = 2
+    input_shape = (1, 1, 2)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return x.flatten(1)
+
+
+def calibration_pictures() -> SimpleNamespace:
+    return SimpleNamespace(images=torch.rand(40, 1, 1, 2, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_model_gets_its_detector_once_and_no_sample_pays_for_it() -> None:
+    asked = []
+    fitted = Fitted("log_prob", 0.05, lambda: asked.append(1) or calibration_pictures())
+    model = FixedBatch(Plane(), 8)
+    model.begin(4)
+    found = fitted(model)
+    assert found is fitted(model)
+    assert asked == [1]
+    assert float(model.forwards.sum()) == 0
+    assert found == fit(Plane(), calibration_pictures().images)
+
+
+def test_the_rows_say_what_a_picture_was_judged_and_the_threshold() -> None:
+    fitted = Fitted("log_prob", 0.05, calibration_pictures)
+    model, (x, _) = FixedBatch(Plane(), 8), pictures()
+    model.begin(len(x))
+    found = Judged(fitted)(model, x)
+    assert found["judged"].tolist() == pytest.approx(Plane().log_prob(x).tolist())
+    detector = fitted(model)
+    assert detector is not None
+    assert set(found["threshold"].tolist()) == {detector.threshold}
+
+
+def test_a_model_without_the_score_is_left_alone() -> None:
+    fitted = Fitted("log_prob", 0.05, calibration_pictures)
+    model, (x, y) = FixedBatch(Bare(), 8), pictures()
+    model.begin(len(x))
+    left = DetectorAware(THREAT, fitted)(model, x, y, Draws(0, "test", torch.arange(len(x))))
+    assert torch.equal(left.images, x)
+    assert not Judged(fitted)(model, x)
+
+
 def test_what_cannot_be_fitted_is_said() -> None:
-    class Bare(Classifier):
-        num_classes = 2
-        input_shape = (1, 1, 2)
-
-        def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-            return x.flatten(1)
-
     images = torch.rand(10, 1, 1, 2)
     with pytest.raises(UnsupportedError, match="no log p"):
         fit(Bare(), images)

@@ -42,6 +42,7 @@ def evaluations(size: int = 60) -> list[dict[str, Any]]:
         ),
         {"name": "ood-letters", "kind": "ood", "data": "letters", "size": 50, "provenance": "Letters."},
         *fixed(size),
+        *(detected(score, size) for score in ("log_prob", "confidence")),
         {"name": "gradients", "kind": "gradients", **plain, "sigmas": SIGMAS},
     ]
 
@@ -55,6 +56,15 @@ def fixed(size: int) -> list[dict[str, Any]]:
         {**common, "name": "ood-letters-fixed-energy-linf-0.15", "objective": "energy", "of": "ood-letters",
          "data": "letters", "size": 50},
     ]  # fmt: skip
+
+
+def detected(score: str, size: int) -> dict[str, Any]:
+    """An attack that knows of a detector by a score."""
+    return {
+        "name": f"detected-{score.replace('_', '-')}-linf-0.15", "kind": "detected", "data": "digits",
+        "size": size, "attack": "detector-aware", "norm": "linf", "eps": 0.15, "score": score,
+        "rejection": 0.05, "cascade": ["evade-0.5", "evade-2"],
+    }  # fmt: skip
 
 
 def spec(
@@ -160,8 +170,10 @@ def evaluate(
         logits = fake.logits(fake.skill - 0.3 * detail["severity"])
     elif kind == "calibration":
         logits = fake.logits(fake.skill)
-    elif kind == "attack":
+    elif kind in ("attack", "detected"):
         logits, columns = attacked(fake, detail, clean)
+        if kind == "detected" and (fake.joint or detail["score"] == "confidence"):
+            columns["scores"] = [[("judged", j), ("threshold", 0.3)] for j in fake.rng.random(n)]
         pictures = picture_table(fake.rng.random((n, dims)).astype(np.float32))
     elif kind == "gradients":
         tables["guidance"] = guidance_table(fake, n, dims)

@@ -13,11 +13,12 @@ import yaml
 from recipes import only_checkpoint, sha256, tiny, tiny_jem, write
 from rich.console import Console
 
-from robustgen import classifiers
+from robustgen import classifiers, config, data
+from robustgen.errors import UserError
 from robustgen.training import Diverged, checkpoint, loop
 from robustgen.training.cross_entropy import CrossEntropy
 from robustgen.training.loop import Run, learning_rate, train
-from robustgen.training.recipe import Optimiser
+from robustgen.training.recipe import Optimiser, Recipe
 
 
 def steps_of_curve(cache: Path) -> list[int]:
@@ -211,3 +212,47 @@ def test_a_machine_without_bfloat16_trains_in_float32_and_says_so(tmp_path, cach
     train(write(tmp_path, tiny(precision="bf16", steps=3)), tmp_path / "tiny", console=console)
     assert asked == [False] * 3
     assert "tiny: in float32, since this machine has no bfloat16 of its own" in console.file.getvalue()
+
+
+def begin(folder: Path, recipe: dict[str, object]) -> Run:
+    """A training before its first step."""
+    read = config.validate(Recipe, recipe, where="test")
+    return Run(read, folder, data.load("digits", "train"), torch.device("cpu"), Console(quiet=True))
+
+
+def published(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Path:
+    """A trained model in models/ of a working directory of its own."""
+    monkeypatch.chdir(folder)
+    recipe = write(folder / "first", tiny(name="first", **changes))
+    return train(recipe, folder / "models" / "first")
+
+
+def test_a_warm_start_begins_with_the_weights_of_another_model(tmp_path, monkeypatch, cache):
+    options = {"widths": [4], "blocks": 1}
+    noisy = {"family": "softmax-noise", "options": options, "objective": {"kind": "denoising", "weight": 0}}
+    first = classifiers.load(published(tmp_path, monkeypatch, arch="noisy-softmax", **noisy))
+    changes = noisy | {"family": "cdn", "arch": "cdn", "objective": {"kind": "denoising"}}
+    second = tiny(name="second", warm_start="first", **changes)
+    begun = begin(tmp_path, second).model
+    x = torch.rand(8, 1, 8, 8)
+    assert torch.equal(begun.eval().logits(x), first.logits(x))
+    own = {key: value for key, value in begun.state_dict().items() if key not in first.state_dict()}
+    assert own
+    assert not any(bool(value.any()) for value in own.values())
+
+
+def test_a_warm_start_that_does_not_fit_says_which_tensor(tmp_path, monkeypatch, cache):
+    published(tmp_path, monkeypatch)
+    wider = tiny(name="second", warm_start="first", options={"width": 8, "blocks": [1], "pool": 2})
+    with pytest.raises(UserError, match="do not fit into this network") as raised:
+        begin(tmp_path, wider)
+    assert "second: warm_start: " in raised.value.details["where"]
+    with pytest.raises(UserError, match="no model of the zoo named 'frist'") as raised:
+        begin(tmp_path, tiny(name="second", warm_start="frist"))
+    assert "did you mean first" in raised.value.details["remedy"]
+
+
+def test_recipes_without_a_warm_start_keep_their_checkpoints(tmp_path):
+    plain = config.validate(Recipe, tiny(), where="test")
+    assert plain.fingerprint() == config.validate(Recipe, tiny(warm_start=None), where="test").fingerprint()
+    assert plain.fingerprint() != config.validate(Recipe, tiny(warm_start="a"), where="test").fingerprint()

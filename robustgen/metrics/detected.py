@@ -1,0 +1,54 @@
+"""What a detector is worth against an attack that knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from robustgen.metrics.estimate import Estimate, at_ids, common_ids, rate
+from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.types import ADDED
+
+Array = np.ndarray
+UNAWARE = "unaware"
+
+
+def detected(run: Run) -> Iterator[Estimate]:
+    """``guarded_accuracy``: the share right and accepted on the clean picture, of which no picture in the
+    ball was found that is wrong and accepted.
+
+    Variant ``clean`` before any attack; ``unaware`` by the pictures of attacks on the model alone, of
+    that norm and no larger eps; without a variant by these and the attack that knows of the detector.
+    """
+    clean = run.first("clean")
+    for evaluation, rows in run.of_kind("detected"):
+        if clean is None or "threshold" not in rows.scores:  # a model without the detector's score
+            continue
+        score, threshold = str(evaluation.detail["score"]), float(rows.scores["threshold"][0])
+        unaware = [r for e, r in run.of_kind("attack") if _comparable(e, evaluation)]
+        ids = common_ids([clean, rows, *unaware])
+        if not len(ids):
+            continue
+        stands = at_ids(clean, ids) & _accepted(clean, judged_by(score, clean), threshold, ids)
+        yield rate(run, evaluation.name, "guarded_accuracy", ids, stands, "clean")
+        for one in unaware:
+            stands = stands & (at_ids(one, ids) | ~_accepted(one, judged_by(score, one), threshold, ids))
+        if unaware:
+            yield rate(run, evaluation.name, "guarded_accuracy", ids, stands, UNAWARE)
+        stands = stands & (at_ids(rows, ids) | ~_accepted(rows, rows.scores["judged"], threshold, ids))
+        yield rate(run, evaluation.name, "guarded_accuracy", ids, stands)
+
+
+def _comparable(attack: Evaluation, detected: Evaluation) -> bool:
+    own, other = attack.detail, detected.detail
+    return bool(ADDED not in own and own["norm"] == other["norm"] and own["eps"] <= other["eps"])
+
+
+def _accepted(rows: Rows, judged: Array, threshold: float, ids: Array) -> Array:
+    return (judged >= threshold)[np.searchsorted(rows.ids, ids)]
+
+
+def judged_by(score: str, rows: Rows) -> Array:
+    """The detector's score of stored rows, (n,), as attacks/detector.py computes it of pictures."""
+    return rows.log_prob if score == "log_prob" else rows.log_probabilities.max(1)
