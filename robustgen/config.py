@@ -199,6 +199,14 @@ class ProbesSpec(Strict):
     kind: Literal["probes"]
 
 
+class ClimbsSpec(Strict):
+    """What APGD meets on its way up, and whether its seed decides, on one sample of ``every``, by its id:
+    flags are read from it."""
+
+    kind: Literal["climbs"]
+    every: int = Field(default=8, gt=0)
+
+
 EvaluationSpec = Annotated[
     CleanSpec
     | AttackSpec
@@ -209,7 +217,8 @@ EvaluationSpec = Annotated[
     | GradientsSpec
     | EfficiencySpec
     | ExplainedSpec
-    | ProbesSpec,
+    | ProbesSpec
+    | ClimbsSpec,
     Field(discriminator="kind"),
 ]
 

@@ -16,6 +16,7 @@ from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
 from robustgen.config import (
     AttackSpec,
+    ClimbsSpec,
     DataSettings,
     DetectedSpec,
     EvaluationSpec,
@@ -92,6 +93,8 @@ def _plan_one(
             _plan_explained(planned, settings, spec.pictures, dataset)
         case "probes":
             _plan_probes(planned, settings, dataset)
+        case "climbs":
+            _plan_climbs(planned, spec, settings, dataset)
 
 
 class _Reading(NamedTuple):
@@ -368,22 +371,37 @@ def _plan_guided(
 
 
 def _plan_probes(planned: Plan, settings: DataSettings, dataset: Dataset) -> None:
-    """Probes take their large step in Linf, where the data has an eps for it."""
+    def readout(threat: ThreatModel) -> Readout:
+        from robustgen.attacks.probes import Probes
+
+        return Probes(threat)
+
+    _plan_diagnosis(planned, "probes", {}, settings, dataset, readout)
+
+
+def _plan_climbs(planned: Plan, spec: ClimbsSpec, settings: DataSettings, dataset: Dataset) -> None:
+    def readout(threat: ThreatModel) -> Readout:
+        from robustgen.attacks.climbs import Climbs
+
+        return Climbs(threat, spec.every)
+
+    _plan_diagnosis(planned, "climbs", {"every": spec.every}, settings, dataset, readout)
+
+
+def _plan_diagnosis(
+    planned: Plan, name: str, detail: dict[str, Any], settings: DataSettings, dataset: Dataset,
+    readout: Callable[[ThreatModel], Readout],
+) -> None:  # fmt: skip
+    """A look at the gradients within the data's ball, in Linf where the data has an eps for it."""
     if not settings.eps:
         reason = f"the protocol has no eps for {dataset.name!r}"
-        planned.refused.append({"evaluation": "probes", "reason": reason})
+        planned.refused.append({"evaluation": name, "reason": reason})
         return
     norm = "linf" if "linf" in settings.eps else next(iter(settings.eps))
     threat = ThreatModel(norm, settings.eps[norm])
-
-    def readouts() -> tuple[Readout, ...]:
-        from robustgen.attacks.probes import Probes
-
-        return (Probes(threat),)
-
     planned.evaluations.append(
         Evaluation(
-            "probes", "probes", dataset.name, "test", len(dataset), {"norm": norm, "eps": threat.eps},
-            perturbation=Identity(), readouts=readouts,
+            name, name, dataset.name, "test", len(dataset), {"norm": norm, "eps": threat.eps, **detail},
+            perturbation=Identity(), readouts=lambda: (readout(threat),),
         )
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
+from robustgen.metrics.climb_doubts import climb_doubts
 from robustgen.metrics.gradient_doubts import gradient_doubts
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.ood_doubts import ood_doubts
@@ -31,6 +32,7 @@ def find_doubts(run: Run) -> list[Flag]:
         _chance,
         attack_doubts,
         _probes,
+        _climbs,
         gradient_doubts,
         _random,
         _quantised,
@@ -134,6 +136,12 @@ def _probes(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("probes"):
         if evaluation.name in run.probes:
             yield from probe_doubts(run, evaluation, rows, run.probes[evaluation.name])
+
+
+def _climbs(run: Run) -> Iterator[Flag]:
+    for evaluation, rows in run.of_kind("climbs"):
+        if evaluation.name in run.climbs:
+            yield from climb_doubts(run, evaluation, rows, run.climbs[evaluation.name])
 
 
 def _random(run: Run) -> Iterator[Flag]:

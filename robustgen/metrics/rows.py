@@ -17,7 +17,8 @@ from robustgen.metrics import verdicts
 from robustgen.store import RunStore
 
 Array = np.ndarray
-TABLES = {"gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained"}
+TABLES = {"gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained",
+          "climbs": "climbs"}  # fmt: skip
 """The table beside the rows of an evaluation, by its kind."""
 
 
@@ -107,6 +108,8 @@ class Run:
     """By evaluation: the table of the gradients readout, without its pictures."""
     probes: dict[str, pd.DataFrame] = field(default_factory=dict)
     """By evaluation: the table of the probes."""
+    climbs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """By evaluation: the table of the climbs."""
     sweep: dict[str, pd.DataFrame] = field(default_factory=dict)
     """By evaluation: the table of the sweep over noise levels."""
     explained: dict[str, pd.DataFrame] = field(default_factory=dict)

@@ -1,0 +1,125 @@
+"""What APGD meets on its way up the cross-entropy, checkpoint by checkpoint, and whether its seed decides.
+
+Where the probes (probes.py) look at the pictures themselves, this looks at the points that an attack comes
+to. It costs what an attack does, so few samples are climbed from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustgen.attacks.apgd import apgd, checkpoint_intervals
+from robustgen.attacks.search import Start
+from robustgen.attacks.victims import usual_view
+from robustgen.classifiers.base import Classifier, serving
+from robustgen.draws import Draws
+from robustgen.perturb import Readout
+from robustgen.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pyarrow
+
+STEPS = 50
+CHECKPOINTS = (0, *checkpoint_intervals(STEPS).nonzero().flatten().tolist(), STEPS)
+DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
+COLUMNS = ("ce_gradient_zero", "gradient_zero", "promised", "rise", "fall", "broken", "broken_again")
+
+
+class Climbs(Readout):
+    """APGD on the log odds (losses.py) from two random starts, all steps even where it succeeds.
+
+    One row for each sample whose id ``every`` divides; none for a model without gradients. Columns, of
+    the first start, over the checkpoints, start and end among them: ``ce_gradient_zero``,
+    ``gradient_zero``: the largest share of entries that are exactly 0, in the gradient of the float32
+    cross-entropy and in the log odds' own; ``promised``: the most that a step of eps is promised to add,
+    in units of the spread of the logits; ``rise``, from the start to the highest loss, and ``fall``, from
+    there to the end. ``broken``, ``broken_again``: whether the first and the second start broke the sample.
+    """
+
+    name = "climbs"
+
+    def __init__(self, threat: ThreatModel, every: int = 8) -> None:
+        self.threat = threat
+        self.every = every
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
+        """Climb from pictures x (batch, ...) with labels y; columns as in ``schema()``."""
+        import pyarrow
+
+        some = torch.from_numpy(draws.sample_ids % self.every == 0).nonzero().squeeze(1)
+        if not len(some) or not differentiable(model, x):
+            return schema().empty_table()
+        rows = some.to(x.device)
+        with serving(model, rows):
+            found = climb(model, x[rows], y[rows], draws.at(rows, 0), self.threat)
+        columns = {"sample_id": draws.sample_ids[some.numpy()]}
+        columns |= {name: values.float().cpu().numpy() for name, values in found.items()}
+        return pyarrow.table(columns, schema=schema())
+
+
+def schema() -> pyarrow.Schema:
+    """The columns of the table: sample_id, then floats."""
+    import pyarrow
+
+    return pyarrow.schema([("sample_id", pyarrow.int64()), *((name, pyarrow.float32()) for name in COLUMNS)])
+
+
+def differentiable(model: Classifier, x: Tensor) -> bool:
+    """Whether anything leads from the logits back to the pixels."""
+    with torch.enable_grad():
+        x = x[:1].detach().requires_grad_()
+        logits = model.logits(x)
+        if not logits.requires_grad:
+            return False
+        return torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
+
+
+def climb(model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatModel) -> dict[str, Tensor]:
+    """``COLUMNS`` of pictures x (batch, ...) with labels y, (batch,) each."""
+    first, broken = _one(model, x, y, draws, threat, 0)
+    _, again = _one(model, x, y, draws, threat, 1)
+    losses, ce_zero, zero, promised = (torch.stack(several) for several in zip(*first, strict=True))
+    highest = losses.amax(0)
+    values = (
+        ce_zero.amax(0), zero.amax(0), promised.amax(0), highest - losses[0], highest - losses[-1],
+        broken.float(), again.float(),
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _one(
+    model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatModel, job: int
+) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """Loss, shares of zeros and promise at each checkpoint, of the first start alone; who is broken."""
+    search, victim = apgd(threat, "ce", n_iter=STEPS, shrinking=False), usual_view(model)
+    rows = torch.arange(len(x), device=x.device)
+    jobs = torch.full_like(rows, job)
+    state = search.begin(Start(rows, x, y, x.new_empty(len(x), 0), jobs), draws.at(rows, jobs))
+    broken = torch.zeros_like(state.over)
+    facts: list[tuple[Tensor, ...]] = []
+    for step in range(STEPS + 1):
+        answer = search.ask(victim, state)
+        assert answer.loss is not None
+        assert answer.gradient is not None
+        broken = broken | (answer.logits.argmax(1) != y)
+        if job == 0 and step in CHECKPOINTS:
+            slope = torch.linalg.vector_norm(answer.gradient.flatten(1), ord=DUAL[threat.norm], dim=1)
+            spread = (answer.logits.amax(1) - answer.logits.amin(1)).clamp_min(1e-12)
+            ce = victim.gradient(
+                state.point, lambda logits: functional.cross_entropy(logits, y, reduction="none")
+            )
+            assert ce.gradient is not None
+            facts.append(
+                (answer.loss, zeros(ce.gradient), zeros(answer.gradient), threat.eps * slope / spread)
+            )
+        search.step(state, answer)
+    return facts, broken
+
+
+def zeros(gradient: Tensor) -> Tensor:
+    """The share of entries that are exactly 0, (batch,)."""
+    return (gradient == 0).flatten(1).float().mean(1)
