@@ -116,6 +116,16 @@ class AttackSpec(Strict):
     options: dict[str, int | float | str] = {}
 
 
+class TransferSpec(Strict):
+    """Pictures made for the zoo's other models of the data that ask their network once a picture."""
+
+    kind: Literal["transfer"]
+    norm: Literal["linf", "l2"]
+    eps: Positive | None = None
+    """None: the data's eps for that norm."""
+    steps: int = Field(default=50, gt=0)
+
+
 class CorruptionsSpec(Strict):
     """Corruptions by name and severity; those that the picture size refuses are left out with a flag."""
 
@@ -210,6 +220,7 @@ class ClimbsSpec(Strict):
 EvaluationSpec = Annotated[
     CleanSpec
     | AttackSpec
+    | TransferSpec
     | CorruptionsSpec
     | OodSpec
     | FixedSpec

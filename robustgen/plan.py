@@ -12,8 +12,9 @@ from robustgen import attacks, data, detectors
 from robustgen.attacks.detector import DetectorAware, Fitted, Judged
 from robustgen.attacks.ood import Fixed
 from robustgen.attacks.own import OwnAttack
+from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
-from robustgen.classifiers.base import Denoiser
+from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.config import (
     AttackSpec,
     ClimbsSpec,
@@ -23,6 +24,7 @@ from robustgen.config import (
     FixedSpec,
     OodSpec,
     Protocol,
+    TransferSpec,
 )
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
 from robustgen.corruptions.published import PublishedCorruption
@@ -30,7 +32,7 @@ from robustgen.data import Dataset
 from robustgen.errors import UnknownNameError, UserError, unknown_name
 from robustgen.evaluation import Evaluation, Plan, load_data, load_foreign
 from robustgen.perturb import Identity, Readout
-from robustgen.registry import ZooModel, model_folders, slug
+from robustgen.registry import ZooModel, model_folders, resolve_all, slug
 from robustgen.scores import SCORES, Score
 from robustgen.threat import ThreatModel
 
@@ -77,6 +79,8 @@ def _plan_one(
             _plan_clean(planned, reading, dataset, root)
         case "attack":
             _plan_attack(planned, spec, dataset, settings)
+        case "transfer":
+            _plan_transfer(planned, spec, dataset, settings)
         case "corruptions":
             _plan_corruptions(planned, spec.types, spec.severities, dataset, root)
         case "ood":
@@ -169,6 +173,38 @@ def _plan_attack(planned: Plan, spec: AttackSpec, dataset: Dataset, settings: Da
                 perturbation=attack,
             )
         )  # fmt: skip
+
+
+def _plan_transfer(planned: Plan, spec: TransferSpec, dataset: Dataset, settings: DataSettings) -> None:
+    """The zoo's models that one reads by default, a network call a picture each, attack for the others."""
+    eps = spec.eps or settings.eps.get(spec.norm)
+    try:
+        cheap = [ref for ref in resolve_all([], dataset.name) if isinstance(ref, ZooModel)]
+    except UserError as error:
+        planned.refused.append({"evaluation": "transfer", "reason": error.what})
+        return
+    if eps is None:
+        reason = f"the protocol has no eps for {spec.norm} on {dataset.name!r}"
+        planned.refused.append({"evaluation": "transfer", "reason": reason})
+        return
+
+    @cache
+    def surrogates() -> dict[str, Classifier]:
+        loaded = {ref.name: load(ref.folder) for ref in cheap}
+        return {name: model for name, model in loaded.items() if isinstance(model, Classifier)}
+
+    names = tuple(ref.name for ref in cheap)
+    attack = Transfer(ThreatModel(spec.norm, eps), surrogates, names, steps=spec.steps)
+    detail = {
+        "attack": attack.name, "norm": spec.norm, "eps": eps, "cascade": list(attacks.stages(attack)),
+        "surrogates": {ref.name: fingerprint_model(ref) for ref in cheap},
+    }  # fmt: skip
+    planned.evaluations.append(
+        Evaluation(
+            attacks.evaluation_name(attack), "attack", dataset.name, "test", len(dataset), detail,
+            perturbation=attack,
+        )
+    )  # fmt: skip
 
 
 def _plan_corruptions(

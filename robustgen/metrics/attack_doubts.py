@@ -17,7 +17,7 @@ STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to
 ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 AUDIT_GAP = 0.005
 EPS_GAP = 0.02
-NOISE = "noise"
+NOISE, TRANSFER = "noise", "transfer"
 REFERENCE_TARGETS = 9
 """How many classes AutoAttack's targeted attacks aim at where an option does not say so."""
 # Stages that do without the model's own gradients, and what they take instead.
@@ -35,6 +35,7 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
         _weaker_than_noise,
         _not_monotone,
         _masking,
+        _transferred,
         _undefended,
         _audit,
         _few_classes,
@@ -45,9 +46,9 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
 
 
 def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
-    """The attacks that seek something here: all but random noise and pictures from elsewhere."""
+    """The attacks that seek something on this model: not random noise, nor pictures made elsewhere."""
     for evaluation, rows in run.of_kind("attack"):
-        if not _of(evaluation, NOISE, ADDED):
+        if not _of(evaluation, NOISE, TRANSFER, ADDED):
             yield evaluation, rows
 
 
@@ -137,6 +138,25 @@ def _masking(run: Run) -> Iterator[Flag]:
                     "left. A sign of masked gradients: try an adaptive attack, and read the robust "
                     "accuracy as an upper bound.",
                 )  # fmt: skip
+
+
+def _transferred(run: Run) -> Iterator[Flag]:
+    """Pictures made for other models break what no search on this one did, in a ball that is no smaller."""
+    for evaluation, rows in run.of_kind("attack"):
+        norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
+        own = [r for e, r in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] >= eps]
+        if not _of(evaluation, TRANSFER) or not own:
+            continue
+        ids = common_ids([rows, *own])
+        left = np.logical_and.reduce([at_ids(r, ids) for r in own])
+        broken = int((left & ~at_ids(rows, ids)).sum())
+        if broken > STAGE_GAP * len(ids):
+            yield Flag(
+                run.model, evaluation.name, "transfer_beats_search", "warning",
+                f"{broken} of {int(left.sum())} samples that the searches on this model left are broken by "
+                "pictures made for other models. Its gradients mislead the searches: try joint-adaptive, and "
+                "read the robust accuracy as an upper bound.",
+            )  # fmt: skip
 
 
 def _undefended(run: Run) -> Iterator[Flag]:

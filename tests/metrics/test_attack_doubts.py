@@ -35,6 +35,22 @@ def test_noise_is_no_attack_that_could_fail() -> None:
 
 
 @pytest.mark.parametrize(
+    ("beaten", "norm", "eps", "flagged"),
+    [(2, "linf", 0.1, True), (1, "linf", 0.1, True), (0, "linf", 0.1, False), (9, "l2", 0.1, False),
+     (9, "linf", 0.05, False)],
+)  # fmt: skip
+def test_pictures_of_other_models_that_break_what_the_search_left(
+    beaten: int, norm: str, eps: float, flagged: bool
+) -> None:
+    """The search leaves the first 60 of 100; in another norm or a smaller ball it says nothing of that."""
+    transferred = rows([False] * beaten + [True] * (100 - beaten))
+    found = flags(run((attack("pgd", eps, norm), rows(verdicts(60))), (attack("transfer"), transferred)))
+    assert ("transfer_beats_search" in found) == flagged
+    if flagged:
+        assert f"{beaten} of 60 samples" in found["transfer_beats_search"].message
+
+
+@pytest.mark.parametrize(
     ("searched", "norm", "eps", "weaker"),
     [
         (81, "linf", 0.1, True),
