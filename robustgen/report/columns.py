@@ -94,7 +94,9 @@ def _attacked(content: dict[str, Any]) -> Iterator[Column]:
         for detail in attacks:
             if (detail["norm"], detail["eps"]) != (norm, eps):
                 continue
-            if detail["cascade"]:
+            if "surrogates" in detail:
+                meaning = f"share still right at pictures made for {', '.join(detail['cascade'])}"
+            elif detail["cascade"]:
                 meaning = f"share still right after the cascade {', '.join(detail['cascade'])}"
             elif detail["attack"] == "noise":
                 meaning = "share still right under random noise of this size, which no search has chosen"
