@@ -98,6 +98,15 @@ def test_adaptive_ece_by_hand_and_of_resamples() -> None:
     assert found.replicates[3] == pytest.approx(calibration.adaptive_ece(p[again], y[again]).value)
 
 
+def test_adaptive_ece_draws_a_picture_with_all_of_its_versions() -> None:
+    found = calibration.adaptive_ece(PROBABILITIES, LABELS, versions=3)
+    assert found.value == calibration.adaptive_ece(PROBABILITIES, LABELS).value
+    pictures = np.repeat(np.arange(100), intervals.resamples(100)[3])
+    again = (3 * pictures[:, None] + np.arange(3)).ravel()
+    expected = calibration.adaptive_ece(PROBABILITIES[again], LABELS[again]).value
+    assert found.replicates[3] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("n", [1, 4, 14, 31])
 def test_adaptive_ece_of_few_samples(n: int) -> None:
     gap = PROBABILITIES[:n].max(1) - (PROBABILITIES[:n].argmax(1) == LABELS[:n])

@@ -74,14 +74,13 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
     t, v = table, table.versions
     statistics: dict[str, Statistic] = {
         "ece": lambda k: calibration.ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
+        "adaptive_ece": lambda k: calibration.adaptive_ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
         "classwise_ece": lambda k: calibration.classwise_ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
         "nll": lambda k: calibration.nll(t.log_p[t.rows(k)], t.labels[t.rows(k)], v),
         "brier": lambda k: calibration.brier(t.p[t.rows(k)], t.labels[t.rows(k)], v),
         "aurc": lambda k: selective.aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
         "e_aurc": lambda k: selective.e_aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
     }
-    if v == 1:  # cutting every resample anew takes too long for many versions
-        statistics["adaptive_ece"] = lambda k: calibration.adaptive_ece(t.p[k], t.labels[k])
     all_ = t.rows(np.arange(len(t.ids)))
     known = dict(zip(("aurc", "e_aurc"), selective.both(t.confidence[all_], t.right[all_], v), strict=True))
     for metric, statistic in statistics.items():

@@ -77,7 +77,7 @@ def ece(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
     )
 
 
-def adaptive_ece(probabilities: Array, labels: Array) -> Resampled:
+def adaptive_ece(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
     """Adaptive calibration error, top label, 15 bins of equal mass (Nguyen and O'Connor 2015).
 
     Samples are sorted by confidence (ties in the order of their ids) and cut at round(i n / 15);
@@ -87,10 +87,18 @@ def adaptive_ece(probabilities: Array, labels: Array) -> Resampled:
     confidence, right = top_label(probabilities, labels)
     order = np.argsort(confidence, kind="stable")
     gaps = (confidence - right)[order]
-    edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int))[:-1]
-    sums = [np.add.reduceat(np.repeat(gaps, counts), edges) for counts in resamples(n)[:, order]]
-    value = np.abs(np.add.reduceat(gaps, edges)).sum() / n
-    return Resampled(float(value), np.abs(np.asarray(sums)).sum(1) / n)
+    edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int))
+
+    def error(counts: Array) -> float:
+        """Of samples that are there so often, in order: their gaps up to each edge, then bin by bin."""
+        seen, sums = counts.cumsum(), (counts * gaps).cumsum()
+        last = np.searchsorted(seen, edges)
+        upto = sums[last] - (seen[last] - edges) * gaps[last]
+        return float(np.abs(np.diff(upto)).sum() / n)
+
+    picture = order // versions
+    drawn = [error(counts[picture].astype(np.int64)) for counts in resamples(n // versions)]
+    return Resampled(error(np.ones(n, dtype=np.int64)), np.array(drawn))
 
 
 def classwise_ece(probabilities: Array, labels: Array, versions: int = 1) -> Resampled:
