@@ -35,6 +35,7 @@ def test_every_data_set_has_clean_and_quick() -> None:
 def test_a_protocol_names_only_what_there_is(name: str) -> None:
     protocol = registry.load_protocol(name)
     assert protocol.name == name, "a protocol is found by its file's name"
+    assert protocol.cost, "'robustgen show' says what a run will take"
     for data, settings in protocol.data.items():
         assert data == "any" or data in SOURCES
         assert set(settings.foreign) <= {*SOURCES, *DERIVED} - {data}

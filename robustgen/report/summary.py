@@ -129,9 +129,8 @@ def _check_alike(runs: list[RunStore]) -> None:
 def _check_protocols(first: RunStore, store: RunStore) -> None:
     """Two protocols of one name and version that do not say the same; words may differ."""
     ours, theirs = first.spec["protocol"], store.spec["protocol"]
-    other = [
-        key for key in ours if key in theirs and key not in ("summary", "n") and ours[key] != theirs[key]
-    ]
+    words = ("summary", "cost", "n")
+    other = [key for key in ours if key in theirs and key not in words and ours[key] != theirs[key]]
     if other:
         raise UserError(
             f"these reports cannot stand in one table: two protocols named {ours['name']!r}",
