@@ -1,0 +1,129 @@
+"""Evaluations of gradients: against a reference denoiser, and whether an attack can believe them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from robustgen.classifiers import fingerprint_model, load
+from robustgen.classifiers.base import Denoiser
+from robustgen.config import ClimbsSpec, ExplainedSpec, GradientsSpec
+from robustgen.errors import UserError, unknown_name
+from robustgen.evaluation import load_data
+from robustgen.perturb import Readout
+from robustgen.plan.planning import Planning
+from robustgen.registry import ZooModel, model_folders
+from robustgen.threat import ThreatModel
+
+LEVELS = 12
+"""The fewest noise levels that an integral is taken over."""
+
+
+def guidance(planning: Planning, spec: GradientsSpec) -> None:
+    """Guidance gain and denoising at the data's sigmas."""
+    sigmas = planning.settings.sigmas
+
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.classifiers.denoisers import Wiener
+        from robustgen.gradients import Guidance
+
+        train = load_data(planning.dataset.source, "train", None, planning.root)
+        return Guidance(sigmas, reference, Wiener(train.images), spec.pictures)
+
+    _guided(planning, "gradients", sigmas, readout)
+
+
+def efficiency(planning: Planning) -> None:
+    """The gain over the data's sweep of sigmas, of which there must be enough for an integral."""
+    sweep = planning.settings.sweep
+
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.gradients import Sweep
+
+        return Sweep(sweep, reference)
+
+    if 0 < len(sweep) < LEVELS:
+        raise UserError(
+            "an integral over noise levels needs more of them",
+            where=f"the protocol's data.{planning.dataset.name}.sweep",
+            expected=f"{LEVELS} levels or more",
+            got=len(sweep),
+        )
+    _guided(planning, "efficiency", sorted(sweep), readout)
+
+
+def explained(planning: Planning, spec: ExplainedSpec) -> None:
+    """The nearest wrong pictures, at the lowest, the middle and the highest of the data's sigmas."""
+    ordered = sorted(planning.settings.sigmas)
+    three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if len(ordered) > 2 else ordered
+
+    def readout(reference: Denoiser) -> Readout:
+        from robustgen.gradients import Explained
+
+        return Explained(three, reference, spec.pictures)
+
+    _guided(planning, "explained", three, readout)
+
+
+def _guided(
+    planning: Planning, name: str, sigmas: list[float], readout: Callable[[Denoiser], Readout]
+) -> None:
+    """A readout against the protocol's reference denoiser at noise levels."""
+    denoiser, folders = planning.settings.denoiser, model_folders()
+    if not denoiser or not sigmas:
+        data = planning.dataset.name
+        planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {data!r}")
+        return
+    if denoiser not in folders:
+        raise unknown_name("model", denoiser, folders, where="the protocol's reference denoiser")
+    folder = folders[denoiser]
+
+    @cache
+    def readouts() -> tuple[Readout, ...]:
+        reference = load(folder)
+        if not isinstance(reference, Denoiser):
+            raise UserError(
+                "the reference denoiser is none", where=folder, expected="a model of family denoiser"
+            )
+        return (readout(reference),)
+
+    fingerprint = fingerprint_model(ZooModel(folder.name, folder))
+    detail = {"sigmas": sigmas, "denoiser": denoiser, "denoiser_fingerprint": fingerprint}
+    planning.add(name, name, detail, readouts=readouts)
+
+
+def probes(planning: Planning) -> None:
+    """What gradients are like at the pictures."""
+
+    def readout(threat: ThreatModel) -> Readout:
+        from robustgen.attacks.probes import Probes
+
+        return Probes(threat)
+
+    _diagnosis(planning, "probes", {}, readout)
+
+
+def climbs(planning: Planning, spec: ClimbsSpec) -> None:
+    """What gradients are like where an attack comes to."""
+
+    def readout(threat: ThreatModel) -> Readout:
+        from robustgen.attacks.climbs import Climbs
+
+        return Climbs(threat, spec.every)
+
+    _diagnosis(planning, "climbs", {"every": spec.every}, readout)
+
+
+def _diagnosis(
+    planning: Planning, name: str, more: dict[str, Any], readout: Callable[[ThreatModel], Readout]
+) -> None:
+    """A look at the gradients within the data's ball, in Linf where the data has an eps for it."""
+    eps = planning.settings.eps
+    if not eps:
+        planning.refuse(name, f"the protocol has no eps for {planning.dataset.name!r}")
+        return
+    norm = "linf" if "linf" in eps else next(iter(eps))
+    threat = ThreatModel(norm, eps[norm])
+    detail = {"norm": norm, "eps": threat.eps, **more}
+    planning.add(name, name, detail, readouts=lambda: (readout(threat),))

@@ -1,0 +1,56 @@
+"""What a plan is while it is made: what is known of data and protocol, and what is planned so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robustgen.config import DataSettings
+from robustgen.data import Dataset
+from robustgen.evaluation import Evaluation
+from robustgen.perturb import Identity, Perturbation
+from robustgen.scores import Score
+from robustgen.types import Norm
+
+
+@dataclass
+class Planning:
+    """Evaluations of a data set's test split under a protocol's ``settings`` for it.
+
+    ``scores`` are read of own and foreign pictures beside what the logits say, and ``scored`` is how
+    run.json says so. ``refused``: what cannot be measured here, with the reason.
+    """
+
+    settings: DataSettings
+    dataset: Dataset
+    root: Path | None
+    scores: tuple[Score, ...] = ()
+    scored: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
+
+    def add(
+        self, name: str, kind: str, detail: dict[str, Any], *, perturbation: Perturbation | None = None,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        """Plan an evaluation: of the whole test split, unless ``more``, its other fields, says otherwise."""
+        fields: dict[str, Any] = {
+            "data": self.dataset.name,
+            "split": "test",
+            "size": len(self.dataset),
+        } | more
+        self.evaluations.append(
+            Evaluation(name, kind, detail=detail, perturbation=perturbation or Identity(), **fields)
+        )
+
+    def refuse(self, evaluation: str, reason: str) -> None:
+        """Leave an evaluation out, and say why."""
+        self.refused.append({"evaluation": evaluation, "reason": reason})
+
+    def eps(self, norm: Norm, own: float | None, evaluation: str) -> float | None:
+        """An evaluation's own eps or the data's for that norm; where there is none, it is refused."""
+        found = own or self.settings.eps.get(norm)
+        if found is None:
+            self.refuse(evaluation, f"the protocol has no eps for {norm} on {self.dataset.name!r}")
+        return found
