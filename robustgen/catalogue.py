@@ -28,9 +28,11 @@ def entries(what: str) -> list[tuple[str, str]]:
 
             return [(name, kind.missing() or kind.summary) for name, kind in CORRUPTIONS.items()]
         case "data":
-            from robustgen.data import DERIVED, SOURCES
+            from robustgen.data import DERIVED, HELD_OUT, SOURCES
+            from robustgen.data.classes import SUMMARY
 
             made = [(name, f"foreign only: {kind.summary}") for name, kind in DERIVED.items()]
+            made.append((HELD_OUT, f"foreign only: {SUMMARY}"))
             return [*((name, source.summary) for name, source in SOURCES.items()), *made]
     raise UserError(f"cannot list {what!r}", expected=", ".join(KINDS), got=what)
 

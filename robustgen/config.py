@@ -265,7 +265,8 @@ class Protocol(Strict):
 
     def settings(self, data: str) -> DataSettings:
         """The settings for a data set, by name."""
-        found = self.data.get(data) or self.data.get("any")
+        whole = data.partition(":")[0]  # of digits:0-7
+        found = self.data.get(data) or self.data.get(whole) or self.data.get("any")
         if found is None:
             raise UserError(
                 f"protocol {self.name!r} has no settings for the data set {data!r}",

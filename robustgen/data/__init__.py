@@ -3,7 +3,8 @@
 Splits are train, calibration and test; calibration samples are neither training nor test samples.
 Foreign sets (letters, photos, textures) have only a test split. Any set may be foreign to another:
 ``load_foreign(name, familiar)`` brings it to that one's shape and through its codec, and makes the sets
-that are made of it (noise, turned pictures).
+that are made of it (noise, turned pictures). ``NAME:CLASSES`` is a set without its other classes, which are
+then foreign to it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustgen.data import carried, files
+from robustgen.data import carried, classes, files
+from robustgen.data.classes import HELD_OUT
 from robustgen.data.dataset import Dataset, make, no_split
 from robustgen.data.foreign import DERIVED, Foreign, derive, matched
 from robustgen.errors import UserError, unknown_name
 from robustgen.types import Split
 
 __all__ = [
-    "DERIVED", "SOURCES", "Dataset", "Foreign", "Source", "data_root", "load", "load_foreign", "make",
+    "DERIVED", "HELD_OUT", "SOURCES", "Dataset", "Foreign", "Source", "data_root", "holds_out", "load",
+    "load_foreign", "make",
 ]  # fmt: skip
 
 
@@ -42,7 +45,7 @@ def data_root(root: Path | str | None = None) -> Path:
     return cache / "robustgen" / "data"
 
 
-OWN = "imagefolder:PATH, FILE.npz, or FILE.parquet"
+OWN = "NAME:CLASSES, imagefolder:PATH, FILE.npz, or FILE.parquet"
 
 
 def load(
@@ -54,8 +57,9 @@ def load(
 ) -> Dataset:
     """A split of a data set by name, ``imagefolder:PATH``, ``FILE.npz`` or ``FILE.parquet``.
 
-    ``shape`` brings foreign pictures to (channels, height, width). Raises UserError where the name
-    is not known, the files are absent and cannot be downloaded, or there is no such split.
+    ``NAME:CLASSES``, such as digits:0-7, has these classes alone. ``shape`` brings foreign pictures to
+    (channels, height, width). Raises UserError where the name is not known, the files are absent and
+    cannot be downloaded, or there is no such split or class.
     """
     if name.startswith("imagefolder:"):
         dataset = files.image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), split)
@@ -68,7 +72,10 @@ def load(
         if source.foreign and split != "test":
             raise no_split(name, split)
         dataset = source.load(split, shape, data_root(root))
-    elif name in DERIVED:
+    elif name.partition(":")[0] in SOURCES:
+        whole, _, chosen = name.partition(":")
+        dataset = classes.some(load(whole, split, root=root), chosen)
+    elif name in (*DERIVED, HELD_OUT):
         raise UserError(
             f"{name!r} is made for another data set and is none by itself", got=name,
             remedy="name it among a protocol's foreign sets",
@@ -81,15 +88,29 @@ def load(
 def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -> Foreign:
     """A foreign set for the ``familiar`` test split, in its shape and through its codec, and as it was.
 
-    ``name``: as for ``load``, or one of DERIVED. Raises UserError as ``load`` does.
+    ``name``: as for ``load``, one of DERIVED, or HELD_OUT. Raises UserError as ``load`` does.
     """
+    if name == HELD_OUT:
+        whole, _, chosen = familiar.source.partition(":")
+        if not holds_out(familiar):
+            raise UserError(
+                f"{familiar.name!r} leaves no class out", where=HELD_OUT, got=familiar.source,
+                remedy="name the classes to keep, such as digits:0-7",
+            )  # fmt: skip
+        return matched(classes.others(load(whole, "test", root=root), chosen), familiar)
     if name in DERIVED:
         return matched(derive(name, familiar), familiar)
     if name not in SOURCES and ":" not in name and not name.endswith((".npz", ".parquet")):
-        raise unknown_name("data set", name, [*SOURCES, *DERIVED], also=OWN)
+        raise unknown_name("data set", name, [*SOURCES, *DERIVED, HELD_OUT], also=OWN)
     # letters and photos are drawn in the shape that is asked for
     shape = familiar.shape if name in SOURCES and SOURCES[name].foreign else None
     return matched(load(name, "test", shape=shape, root=root), familiar)
+
+
+def holds_out(dataset: Dataset) -> bool:
+    """Whether a data set is some of the classes of a named one."""
+    whole, _, chosen = dataset.source.partition(":")
+    return bool(chosen) and whole in SOURCES
 
 
 @dataclass(frozen=True)

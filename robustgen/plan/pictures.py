@@ -77,9 +77,11 @@ def corruptions(planning: Planning, spec: CorruptionsSpec) -> None:
 
 
 def foreign(planning: Planning) -> None:
-    """Each set in the data's size and codec, and beside it the raw one where that differs."""
+    """Each set in the data's size and codec, and beside it the raw one where that differs; the classes
+    that the data leave out, where they do."""
     dataset, root = planning.dataset, planning.root
-    for source in planning.settings.foreign:
+    held_out = [data.HELD_OUT] if data.holds_out(dataset) else []
+    for source in [*planning.settings.foreign, *held_out]:
         try:
             found = load_foreign(source, dataset.source, root)
         except UnknownNameError:
