@@ -207,6 +207,8 @@ def format_value(metric: dict[str, Any], value: float | None = None) -> str:
         digits = 2
     if metric["metric"].startswith(("radius_", "margin_", "branch_", "minimal_", "relative_")):
         digits = 2
+    if metric["metric"] == "guidance_gain" and abs(shown) < 1:  # on colour pictures a label is worth little
+        digits = 2
     if abs(shown) >= 100 and metric["metric"] in ("guidance_gain", "gradient_efficiency"):
         digits = 0
     return f"{shown:{sign}.{digits}f}".replace("-", "−")
