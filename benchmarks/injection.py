@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustgen import cli, engine, plan, work, worker
+from robustgen import cli, engine, work, worker
 from robustgen.classifiers.base import Classifier
+from robustgen.plan import attacked, gradients, pictures
 
 MENU = {
     "write": ("kill", "power loss", "full disk", "read-only folder"),
@@ -136,8 +137,8 @@ class Injector:
         for name in ("fsync", "link"):
             self._wrap(os, name, self._write)
         for module, name in (
-            (engine, "load_model"), (engine, "load_data"), (plan, "load_data"), (work, "load_data"),
-            (worker, "load_data"), (plan, "load"),
+            (engine, "load_model"), (engine, "load_data"), (work, "load_data"), (worker, "load_data"),
+            (attacked, "load_data"), (gradients, "load_data"), (pictures, "load_data"), (gradients, "load"),
         ):  # fmt: skip
             self._wrap(module, name, self._load)
 

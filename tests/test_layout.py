@@ -52,6 +52,5 @@ def test_the_tests_mirror_the_package():
         "environment.py",
         "evaluation.py",
         "executors.py",
-        "plan.py",
         "worker.py",
     }

@@ -81,7 +81,8 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
     by = ("", ", majority", ", worst of 10")
     assert titles["Clean"] == [f"accuracy{how}" for how in by]
     of_attacks = [f"{name}{how}" for name in ("autoattack", "noise") for how in by]
-    assert titles["Attacked, L∞ ≤ 0.15"] == [*of_attacks, "worst case", "worst case, majority"]
+    attacked = titles["Attacked, L∞ ≤ 0.15"]
+    assert attacked == [*of_attacks, "worst case", "worst case, majority", "may reject, by confidence"]
     table = tables.main_table(content)
     filled = {
         model["name"]: [c.title for c, cell in zip(table.columns, cells, strict=True) if cell]

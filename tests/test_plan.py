@@ -1,0 +1,107 @@
+"""What a protocol becomes for a data set: evaluations with what run.json says of them, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robustgen import config, data, registry
+from robustgen.config import Protocol
+from robustgen.errors import UserError
+from robustgen.evaluation import Plan
+from robustgen.plan import plan
+
+PLAIN = {"name": "mine", "version": 1, "summary": "A trial."}
+
+
+def planned(*evaluations: dict[str, Any], source: str = "digits", **settings: Any) -> Plan:
+    content = {**PLAIN, "data": {"any": settings}, "evaluations": list(evaluations)}
+    return plan(config.validate(Protocol, content, where="test"), data.load(source))
+
+
+def refused(found: Plan) -> dict[str, str]:
+    return {refusal["evaluation"]: refusal["reason"] for refusal in found.refused}
+
+
+def test_a_first_look_has_every_kind_and_names_that_say_what_was_done() -> None:
+    found = plan(registry.load_protocol("quick"), data.load("digits"))
+    details = {e.name: e.describe() for e in found.evaluations}
+    assert details["clean"]["size"] == 400
+    assert details["calibration"]["size"] == 200
+    short = details["autoattack-i20-t5-q100-linf-0.15"]
+    assert (short["eps"], short["cascade"]) == (0.15, ["apgd-ce", "apgd-t", "fab-t", "square"])
+    assert details["gaussian_noise-3"]["severity"] == 3
+    # energy is attacked on both sides, the label on the data's own pictures alone
+    assert details["ood-letters-fixed-energy-linf-0.15"]["of"] == "ood-letters"
+    assert "ood-letters-fixed-label-linf-0.15" not in details
+    assert details["gradients"]["denoiser"] == "denoiser-digits"
+    assert {"pgd-linf-0.0375", "pgd-l2-0.3", "pgd-linf-0.5"} <= details.keys()
+    assert not found.refused
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ({"kind": "transfer", "norm": "linf"}, "transfer"),
+        ({"kind": "fixed", "objective": "msp", "norm": "linf"}, "fixed-msp"),
+        ({"kind": "detected", "score": "confidence", "norm": "linf"}, "detected-confidence"),
+        ({"kind": "probes"}, "probes"),
+        ({"kind": "climbs"}, "climbs"),
+    ],
+)
+def test_without_an_eps_an_evaluation_is_refused_and_the_others_are_planned(spec, name) -> None:
+    found = planned({"kind": "clean"}, spec)
+    assert [e.name for e in found.evaluations] == ["clean", "calibration"]
+    assert "no eps for" in refused(found)[name]
+
+
+def test_an_attack_without_an_eps_is_a_mistake_of_the_protocol() -> None:
+    with pytest.raises(UserError, match="no eps for linf") as raised:
+        planned({"kind": "attack", "attack": "pgd", "norm": "linf"})
+    assert "'attack' of the protocol 'mine'" in str(raised.value)
+
+
+def test_what_the_data_do_not_have_is_refused_with_its_reason(tmp_path) -> None:
+    file = tmp_path / "few.npz"
+    digits = data.load("digits")
+    np.savez(file, images=digits.images[:30].numpy(), labels=digits.labels[:30].numpy())
+    found = planned(
+        {"kind": "clean"}, {"kind": "detected", "score": "log_prob", "norm": "linf"},
+        {"kind": "transfer", "norm": "linf"}, {"kind": "ood"}, {"kind": "gradients"},
+        {"kind": "corruptions", "types": ["glass_blur"], "severities": [1]},
+        source=str(file), eps={"linf": 0.1}, foreign=["letters", str(tmp_path / "gone.npz")],
+    )  # fmt: skip
+    assert [e.name for e in found.evaluations] == ["clean", "ood-letters"]
+    assert set(refused(found)) >= {"calibration", "detected-log_prob", "transfer", "gradients", "glass_blur"}
+    assert len(found.refused) == 6
+
+
+def test_models_of_one_network_call_attack_the_others_and_are_remembered() -> None:
+    (found,) = planned({"kind": "transfer", "norm": "linf", "steps": 5}, eps={"linf": 0.1}).evaluations
+    assert found.name == "transfer-s5-linf-0.1"
+    assert {"softmax-digits", "pgd-at-digits"} <= found.detail["surrogates"].keys()
+    assert "diffusion-digits" not in found.detail["surrogates"]
+    assert found.detail["cascade"] == list(found.detail["surrogates"])
+
+
+def test_a_detector_says_what_was_fitted_and_its_name_what_differs() -> None:
+    usual, other = planned(
+        {"kind": "detected", "score": "log_prob", "norm": "linf"},
+        {"kind": "detected", "score": "log_prob", "norm": "l2", "eps": 0.5, "rejection": 0.1, "n_iter": 20},
+        eps={"linf": 0.15},
+    ).evaluations
+    assert usual.name == "detected-log_prob-linf-0.15"
+    assert other.name == "detected-log_prob-r0.1-i20-l2-0.5"
+    assert usual.detail["calibration"] == data.load("digits", "calibration").fingerprint
+
+
+def test_an_evaluation_twice_is_an_error() -> None:
+    with pytest.raises(UserError, match="an evaluation twice"):
+        planned({"kind": "clean"}, {"kind": "clean"})
+
+
+def test_an_integral_over_few_levels_is_an_error() -> None:
+    with pytest.raises(UserError, match="needs more"):
+        planned({"kind": "efficiency"}, sweep=[0.1, 0.2], denoiser="denoiser-digits")
