@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustgen.attacks.apgd import apgd, checkpoint_intervals
+from robustgen.attacks.probes import zeros
 from robustgen.attacks.search import Start
 from robustgen.attacks.victims import usual_view
 from robustgen.classifiers.base import Classifier, serving
@@ -118,8 +119,3 @@ def _one(
             )
         search.step(state, answer)
     return facts, broken
-
-
-def zeros(gradient: Tensor) -> Tensor:
-    """The share of entries that are exactly 0, (batch,)."""
-    return (gradient == 0).flatten(1).float().mean(1)

@@ -67,8 +67,8 @@ class Probes(Readout):
         up, down = (self._step(x, way * slope) for way in (1, -1))
         columns = {
             "sample_id": torch.from_numpy(draws.sample_ids),
-            "ce_gradient_zero": _zeros(ce),
-            "margin_gradient_zero": _zeros(slope),
+            "ce_gradient_zero": zeros(ce),
+            "margin_gradient_zero": zeros(slope),
             "ce_gradient_norm": ce.flatten(1).norm(dim=1),
             "margin_gradient_norm": length,
             "slope_error": _relative(along / (2 * step), (slope * signs).flatten(1).sum(1), scale),
@@ -121,7 +121,8 @@ def _logits(model: Classifier, x: Tensor) -> Tensor:
     return model.logits(x).float()
 
 
-def _zeros(gradient: Tensor) -> Tensor:
+def zeros(gradient: Tensor) -> Tensor:
+    """The share of entries that are exactly 0, (batch,)."""
     return (gradient == 0).flatten(1).float().mean(1)
 
 
