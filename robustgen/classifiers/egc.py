@@ -34,7 +34,9 @@ class EGC(NoisyClassifier):
 
     M_k = g_k(h) + sum_s <q_sk(h_s), u_s>: at every scale s an inner product over channels of features
     with the scaled picture u, as in CDN's energy but a class each (energy.py), brought to the
-    picture's size; g_k is linear in the last features.
+    picture's size; g_k is linear in the last features. With ``normalised`` g's logsumexp over classes is
+    taken off at every place: the logits stay those of g, and the energy begins flat where g comes from a
+    classifier, whose own logsumexp has a gradient thousands of times a score's.
     """
 
     density: Density = "unnormalised"
@@ -49,9 +51,11 @@ class EGC(NoisyClassifier):
         blocks: int = 2,
         low: float = 0.01,
         high: float = 1.0,
+        normalised: bool = False,
     ) -> None:
         super().__init__(num_classes, input_shape, widths=widths, blocks=blocks, low=low, high=high)
         channels = input_shape[0]
+        self.normalised = normalised
         self.label = nn.Embedding(num_classes + 1, EMBEDDING, padding_idx=num_classes)
         nn.init.normal_(self.label.weight[:num_classes], std=0.1)
         self.to_maps = nn.ModuleList(nn.Conv2d(w, num_classes * channels, 3, padding=1) for w in widths)
@@ -98,7 +102,8 @@ class EGC(NoisyClassifier):
             embedding = embedding + self.label(y)
         scales = self.backbone.scales(u, embedding)
         size = x.shape[2:]
-        maps = F.interpolate(self._places(F.silu(scales[-1][0])), size)
+        places = self._places(F.silu(scales[-1][0]))
+        maps = F.interpolate(places.log_softmax(1) if self.normalised else places, size)
         for head, (h, u) in zip(self.to_maps, scales, strict=True):
             features = head(F.silu(h)).unflatten(1, (self.num_classes, -1))
             maps = maps + F.interpolate((features * u[:, None]).sum(2), size)

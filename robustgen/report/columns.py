@@ -129,16 +129,16 @@ def _gradients(content: dict[str, Any]) -> Iterator[Column]:
     for detail in _of_kind(content, "gradients"):
         for sigma in detail["sigmas"]:
             yield Column(
-                "Guidance gain", f"σ {sigma:g}",
+                "Guidance gain", sigma_text(sigma),
                 "by how much the class gradient, added to a reference denoiser, "
-                f"lowers its error at noise {sigma:g}; below 0 it does harm",
+                "lowers its error at noise of that σ, in pixel units; below 0 it does harm",
                 Key(detail["name"], f"sigma-{sigma:g}", "guidance_gain"), True,
             )  # fmt: skip
         for sigma in sorted(detail["sigmas"])[:1]:
             yield Column(
-                "Denoising, dB", f"σ {sigma:g}",
+                "Denoising, dB", sigma_text(sigma),
                 "how far the model's own denoiser beats the best linear "
-                f"one at noise {sigma:g}; empty for models without a denoiser",
+                "one at noise of that σ, in pixel units; empty for models without a denoiser",
                 Key(detail["name"], f"sigma-{sigma:g}", "psnr_gain"), True,
             )  # fmt: skip
 
@@ -193,6 +193,17 @@ def eps_text(norm: Any, eps: float) -> str:
     """
     slug = ThreatModel(norm, eps).slug.removeprefix(f"{norm}-")
     return slug.replace("-", "/")
+
+
+def sigma_text(sigma: float) -> str:
+    """A noise level in pixel units as people write it; six digits of it are enough.
+
+    >>> sigma_text(25 / 255), sigma_text(0.0980392), sigma_text(0.4)
+    ('σ 25/255', 'σ 25/255', 'σ 0.4')
+    """
+    levels = 255 * sigma
+    grey = sigma < 0.2 and abs(levels - round(levels)) < 1e-4
+    return f"σ {round(levels)}/255" if grey else f"σ {sigma:g}"
 
 
 def format_value(metric: dict[str, Any], value: float | None = None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from robustgen.metrics.rows import Run
-from robustgen.report.columns import format_interval, format_value
+from robustgen.report.columns import format_interval, format_value, sigma_text
 from robustgen.report.pictures import SEARCHED, Gallery, Picture, png, signed_png
 from robustgen.report.plots import Chart, Series
 from robustgen.report.sections import Figure, by_key, names_of
@@ -92,7 +92,7 @@ def _spans(content: dict[str, Any]) -> str:
     for m in sorted(best.values(), key=lambda m: -m["value"]):
         chance = numbers[m["model"], m["evaluation"], m["variant"], "random_span_share"]
         shown.append(
-            f"{m['model']} {format_value(m)} % at {m['variant'].replace('sigma-', 'σ ')} "
+            f"{m['model']} {format_value(m)} % at {_level(m)} "
             f"({format_interval(m)}; random span {format_value(chance)})"
         )
     opening = "Of the way to the nearest wrong picture, the reference's class differences hold"
@@ -105,11 +105,15 @@ def _branches(content: dict[str, Any]) -> str:
         if m["metric"] == "branch_cosine":
             by_model.setdefault(m["model"], []).append(m)
     shown = [
-        f"{model} {', '.join(f'{format_value(m)} at ' + m['variant'].replace('sigma-', 'σ ') for m in found)}"
+        f"{model} {', '.join(f'{format_value(m)} at {_level(m)}' for m in found)}"
         for model, found in by_model.items()
     ]
     opening = "Logits' gradient and own denoisers' difference have the cosine"
     return f"{opening} {'; '.join(shown)}." if shown else ""
+
+
+def _level(metric: dict[str, Any]) -> str:
+    return sigma_text(float(metric["variant"].removeprefix("sigma-")))
 
 
 # --- pictures --------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
         "class-conditional denoisers. For models with denoisers of their own, that difference too. Grey is "
         "0; each picture is scaled to its own largest pixel, which stands below it."
     )
-    heads = [f"σ {s:g}" for s in sigmas]
+    heads = [sigma_text(s) for s in sigmas]
     return Gallery("Whose gradients mean something", intro, heads, [("given to all", given), *shown])
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Rows, Run
-from robustgen.report.columns import headline_eps
+from robustgen.report.columns import headline_eps, sigma_text
 from robustgen.store import RunStore
 
 Array = np.ndarray
@@ -197,11 +197,11 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     rows = [("given to all", [_given(first.loc[i], clean[i]) for i in samples])]
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
-        f"Noise of σ = {sigma:g} was added, and one reference denoiser, the same for all, removes it. Each "
-        "model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds nothing; "
-        "each gradient is scaled to its own largest pixel, which stands below it. A gradient that means "
-        "something strengthens the strokes of the label's class and weakens the others. The samples are "
-        "those that the reference denoises worst, among the stored ones."
+        f"Noise of {sigma_text(sigma)} was added, and one reference denoiser, the same for all, removes it. "
+        "Each model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds "
+        "nothing; each gradient is scaled to its own largest pixel, which stands below it. A gradient that "
+        "means something strengthens the strokes of the label's class and weakens the others. The samples "
+        "are those that the reference denoises worst, among the stored ones."
     )
     return Gallery("What the gradient adds", intro, [f"sample {i}" for i in samples], rows)
 

@@ -62,6 +62,8 @@ class ChainSpec(Strict):
     """Largest |log p(data) - log p(samples)| in nats that is not yet called divergence."""
     energy_decay: float = Field(default=0.0, ge=0)
     """Weight of the mean square of the log-density at data and samples, which keeps it near 0."""
+    discriminative: Share = 0.0
+    """Share of the training, from its start, without samples."""
 
 
 class SgldSpec(ChainSpec):
@@ -78,8 +80,6 @@ class GmmcSpec(ChainSpec):
     kind: Literal["gmmc"]
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the samples' energy; 0 leaves the discriminative loss alone."""
-    discriminative: Share = 0.0
-    """Share of the training, from its start, without samples."""
 
 
 class DenoisingSpec(Strict):

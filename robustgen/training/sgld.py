@@ -88,7 +88,8 @@ class WithChains(Objective):
 class Sgld(WithChains):
     """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
 
-    grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised.
+    grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised. The likelihood term is
+    left out for the share ``discriminative`` of the training: chains are several times the rest's price.
     """
 
     spec: SgldSpec
@@ -97,18 +98,19 @@ class Sgld(WithChains):
         self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
-        samples, _ = self.chains.draw(model, lambda x, _: model.log_prob(x), len(x), generator)
-        joint = model.log_joint(torch.cat([x, samples]))
-        log_prob = joint.logsumexp(1)
-        real, fake = log_prob[: len(x)], log_prob[len(x) :]
-        gap = real.mean() - fake.mean()
-        check_gap(gap, self.spec.max_gap)
+        generative = self.progress >= self.spec.discriminative
+        pictures = x
+        if generative:
+            samples, _ = self.chains.draw(model, lambda x, _: model.log_prob(x), len(x), generator)
+            pictures = torch.cat([x, samples])
+        joint = model.log_joint(pictures)
         logits = joint[: len(x)]
+        log_prob = joint.logsumexp(1)
         classification = functional.cross_entropy(logits, y)
-        decay = self.spec.energy_decay * log_prob.square().mean()
-        parts = {
-            "classification": float(classification.detach()),
-            "gap": float(gap.detach()),
-            "accuracy": accuracy(logits, y),
-        }
-        return classification - self.spec.weight * gap + decay, parts
+        loss = classification + self.spec.energy_decay * log_prob.square().mean()
+        parts = {"classification": float(classification.detach()), "accuracy": accuracy(logits, y)}
+        if not generative:
+            return loss, parts
+        gap = log_prob[: len(x)].mean() - log_prob[len(x) :].mean()
+        check_gap(gap, self.spec.max_gap)
+        return loss - self.spec.weight * gap, parts | {"gap": float(gap.detach())}

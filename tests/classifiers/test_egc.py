@@ -137,3 +137,20 @@ def test_outside_the_levels_nothing_is_said_of_a_picture(method):
     for sigma in (0.0, 1.5, float("nan")):
         with pytest.raises(UnsupportedError, match="outside the noise levels"):
             getattr(random_egc(), method)(pictures(), sigma)
+
+
+def test_normalised_places_leave_the_posterior_and_take_the_classifier_out_of_the_energy():
+    """With no inner products M is log p(k | place): logsumexp 0, and the denoiser is the Gaussian's."""
+    plain, x = random_egc(), pictures()
+    for layer in plain.to_maps:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    normalised = EGC(4, (1, 8, 8), widths=(6, 8), blocks=1, normalised=True).double().eval()
+    normalised.load_state_dict(plain.state_dict())
+    for sigma in SIGMAS:
+        maps = plain.class_map(x, levels(sigma))
+        taken_off = maps - normalised.class_map(x, levels(sigma))
+        torch.testing.assert_close(taken_off, maps.logsumexp(1, keepdim=True).expand_as(maps))
+        expected = plain.mean + plain.sigma_data**2 / (plain.sigma_data**2 + sigma**2) * (x - plain.mean)
+        torch.testing.assert_close(normalised.denoise(x, sigma), expected)
+        assert not torch.allclose(plain.denoise(x, sigma), expected, atol=1e-6)

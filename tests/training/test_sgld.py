@@ -80,3 +80,21 @@ def test_model_and_samples_that_come_apart_are_divergence(model):
     objective = make_objective(spec(max_gap=1e-6), digits)
     with pytest.raises(Diverged, match="come apart"):
         objective.loss(model, digits.images[:8], digits.labels[:8], generator())
+
+
+def test_the_likelihood_waits_for_the_discriminative_share(model):
+    digits = load("digits", "train")
+    x, y = digits.images[:8], digits.labels[:8]
+    objective = make_objective(spec(discriminative=0.4, energy_decay=0.1), digits)
+    before = objective.chains.buffer.clone()
+    objective.progress = 0.39
+    loss, parts = objective.loss(model, x, y, generator())
+    joint = model(x)
+    expected = torch.nn.functional.cross_entropy(joint, y) + 0.1 * joint.logsumexp(1).square().mean()
+    torch.testing.assert_close(loss, expected)
+    assert "gap" not in parts
+    assert torch.equal(objective.chains.buffer, before)
+    objective.progress = 0.4
+    _, parts = objective.loss(model, x, y, generator())
+    assert "gap" in parts
+    assert not torch.equal(objective.chains.buffer, before)
