@@ -185,7 +185,7 @@ class GradientsSpec(Strict):
 
     kind: Literal["gradients"]
     pictures: int = Field(default=8, ge=0)
-    """How many samples, counted from the first, also get their pictures stored."""
+    """How many samples, counted from the first, also get their pictures stored, at the middle sigma."""
 
 
 class EfficiencySpec(Strict):

@@ -33,7 +33,8 @@ class Guidance(Readout):
 
     ``sigmas``: noise levels in pixel units; ``reference``: the denoiser that the gradients guide;
     ``wiener``: the bar that a denoiser must pass; ``pictures``: samples of a smaller id than this
-    also get their pictures stored.
+    also get their pictures stored, at the middle noise level: a page shows no other, and on colour
+    pictures they are nearly all that rows weigh.
     """
 
     name = "guidance"
@@ -43,6 +44,7 @@ class Guidance(Readout):
         self.reference = reference
         self.wiener = wiener
         self.pictures = pictures
+        self.shown = sorted(self.sigmas)[len(self.sigmas) // 2] if self.sigmas else None
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
         """Errors are squared distances |x - estimate|^2, summed over the ``dims`` pixels.
@@ -78,12 +80,13 @@ class Guidance(Readout):
             "wiener_error": squares(x - in_batches(self.wiener, noisy, sigma, model)),
             "guidance_norm": None if guidance is None else [s**0.5 for s in squares(guidance)],
             "dims": [x[0].numel()] * len(x),
-            "noisy": self._kept(noisy, draws),
-            "reference": self._kept(reference, draws),
-            "guidance": None if guidance is None else self._kept(guidance, draws),
         }
+        if sigma == self.shown:
+            shown = {"noisy": noisy, "reference": reference, "guidance": guidance}
+            columns |= {name: self._kept(found, draws) for name, found in shown.items() if found is not None}
         nothing = [None] * len(x)
-        return pyarrow.table({k: nothing if v is None else v for k, v in columns.items()}, schema=schema())
+        filled = {name: nothing if columns.get(name) is None else columns[name] for name in schema().names}
+        return pyarrow.table(filled, schema=schema())
 
     def _kept(self, pictures: Tensor, draws: Draws) -> list[list[float] | None]:
         flat = pictures.detach().flatten(1).cpu()

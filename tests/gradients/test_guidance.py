@@ -87,10 +87,11 @@ def test_columns_by_what_the_model_offers(mixture):
 
 
 def test_stored_pictures_recompute_the_errors(mixture):
-    table = read(mixture, 8, (0.3,), pictures=5, start=2).to_pylist()
+    table = read(mixture, 8, (0.5, 0.3, 0.2), pictures=5, start=2).to_pylist()
+    assert [row["sigma"] for row in table if row["noisy"]] == [0.3] * 3
     x = mixture.sample(8)[0].float().flatten(1)
     for row in table:
-        if row["sample_id"] >= 5:
+        if row["sample_id"] >= 5 or row["sigma"] != 0.3:
             assert row["noisy"] is row["reference"] is row["guidance"] is None
             continue
         clean, noisy, reference, guidance = (
@@ -107,8 +108,10 @@ def test_a_sample_sees_the_same_noise_whatever_the_model_and_its_neighbours(mixt
     plain = PlainClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(D, K)), K, SHAPE)
     fixed = [FixedBatch(model, 8) for model in (mixture, plain)]
     whole, other = (read(model, 12, (0.3, 0.5), pictures=12).to_pylist() for model in fixed)
-    assert [r["noisy"] for r in whole] == [r["noisy"] for r in other]
-    assert whole[0]["noisy"] != read(mixture, 12, pictures=12, seed=1).to_pylist()[0]["noisy"]
+    for column in ("noisy", "reference_error"):
+        assert [r[column] for r in whole] == [r[column] for r in other]
+    reseeded = read(mixture, 12, pictures=12, seed=1).to_pylist()
+    assert whole[0]["reference_error"] != reseeded[0]["reference_error"]
     part = read(fixed[0], 12, (0.3, 0.5), pictures=12, start=5).to_pylist()
     by_key = {(r["sample_id"], r["sigma"]): r for r in whole}
     assert part == [by_key[r["sample_id"], r["sigma"]] for r in part]
