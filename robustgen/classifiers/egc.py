@@ -35,8 +35,8 @@ class EGC(NoisyClassifier):
     M_k = g_k(h) + sum_s <q_sk(h_s), u_s>: at every scale s an inner product over channels of features
     with the scaled picture u, as in CDN's energy but a class each (energy.py), brought to the
     picture's size; g_k is linear in the last features. With ``normalised`` g's logsumexp over classes is
-    taken off at every place: the logits stay those of g, and the energy begins flat where g comes from a
-    classifier, whose own logsumexp has a gradient thousands of times a score's.
+    taken off at every place: the classes' odds there stay those of g, and the energy begins flat where g
+    comes from a classifier, whose own logsumexp has a gradient thousands of times a score's.
     """
 
     density: Density = "unnormalised"

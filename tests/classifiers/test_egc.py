@@ -139,7 +139,7 @@ def test_outside_the_levels_nothing_is_said_of_a_picture(method):
             getattr(random_egc(), method)(pictures(), sigma)
 
 
-def test_normalised_places_leave_the_posterior_and_take_the_classifier_out_of_the_energy():
+def test_normalised_places_keep_their_odds_and_take_the_classifier_out_of_the_energy():
     """With no inner products M is log p(k | place): logsumexp 0, and the denoiser is the Gaussian's."""
     plain, x = random_egc(), pictures()
     for layer in plain.to_maps:
