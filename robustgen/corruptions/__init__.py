@@ -136,9 +136,9 @@ class Corruption(Perturbation):
                 remedy="leave this type out of the protocol, or take larger pictures",
             )
         # a few pictures at a time stay in the processor's cache
-        parts = torch.arange(len(x)).split(max(1, BLOCK // max(1, x[:1].numel())))
-        pictures = x.detach().cpu()
-        made = [self._made(pictures[rows], draws.at(rows)) for rows in parts]
+        block = max(1, BLOCK // max(1, x[:1].numel()))
+        parts = zip(x.detach().cpu().split(block), torch.arange(len(x)).split(block), strict=True)
+        made = [self._made(pictures, draws.at(rows)) for pictures, rows in parts]
         return Perturbed(torch.cat(made).to(x.device))
 
     def _made(self, x: Tensor, draws: Draws) -> Tensor:

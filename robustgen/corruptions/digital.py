@@ -23,11 +23,17 @@ def pixelate(x: Tensor, scale: float, draws: Draws) -> Tensor:
     along the rows, then along the columns, each time rounded to 8 bits."""
     height, width = x.shape[2:]
     across, down = _boxes(width, int(width * scale)), _boxes(height, int(height * scale))
-    turned = np.ascontiguousarray((x * 255).round().int().numpy().swapaxes(2, 3))
-    small = _shrunk(np.ascontiguousarray(_shrunk(turned, across).swapaxes(2, 3)), down)
+    levels = (x.float() * 255).add_(0.5).int().numpy()
+    small = _shrunk(_turned(_shrunk(_turned(levels), across)), down).astype(np.float32)
+    small /= 255
     # up again every pixel is one of the small picture's
-    wide = small.swapaxes(2, 3).take(across.up, axis=2).swapaxes(2, 3)
-    return torch.from_numpy(wide.take(down.up, axis=2) / 255.0)
+    rows, columns = small.shape[2:]
+    places = down.up[:, None] * columns + across.up
+    return torch.from_numpy(small.reshape(*x.shape[:2], rows * columns).take(places, axis=2))
+
+
+def _turned(pictures: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pictures.swapaxes(2, 3))
 
 
 class Boxes(NamedTuple):
@@ -61,8 +67,12 @@ def _shrunk(levels: np.ndarray, boxes: Boxes) -> np.ndarray:
     """Means of boxes along the rows (axis 2) of int32 levels, rounded in Pillow's fixed-point arithmetic."""
     sums = np.full(1, 2**21, np.int32)
     for pixels, weights in zip(boxes.pixels, boxes.weights, strict=True):
-        sums = levels.take(pixels, axis=2) * weights[:, None] + sums
-    return sums >> 22
+        terms = levels.take(pixels, axis=2)
+        terms *= weights[:, None]
+        terms += sums
+        sums = terms
+    sums >>= 22
+    return sums
 
 
 def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:

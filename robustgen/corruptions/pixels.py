@@ -40,33 +40,31 @@ def _noisy(x: Tensor, scale: Tensor, draws: Draws) -> Tensor:
     part = (u * PARTS).astype(np.intp)
     pixels, size = x.numpy(), scale.numpy()
     base, size255 = (pixels * 255).astype(np.float32), (size * 255).astype(np.float32)
-    low, high = (np.take(end, part) for end in _ends())
+    low, high = np.take(_ends(), part), np.take(_ends()[1:], part)
     for level, slack in ((low, -ROUNDED), (high, ROUNDED)):
         level *= size255
         level += base
         level += np.float32(CUT + slack)
         np.floor(level, out=level)
-    out = low.astype(np.float64)
-    out /= 255
     open_ = np.flatnonzero(low != high)
     n = ndtri(u.ravel()[open_] + 2.0**-54).astype(np.float32)
     wide = np.broadcast_to(size, pixels.shape)
-    out.ravel()[open_] = pixels.ravel()[open_] + wide.reshape(-1)[open_] * n
-    return torch.from_numpy(out)
+    low.ravel()[open_] = np.floor((pixels.ravel()[open_] + wide.reshape(-1)[open_] * n) * 255 + CUT)
+    low /= 255
+    return torch.from_numpy(low)
 
 
 @cache
-def _ends() -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest n in each part of (0, 1), float32; 100 stands for infinity."""
+def _ends() -> np.ndarray:
+    """The n between neighbouring parts of (0, 1), float32 (PARTS + 1,); 100 stands for infinity."""
     from scipy.special import ndtri
 
-    ends = ndtri(np.arange(PARTS + 1) / PARTS).clip(-100, 100).astype(np.float32)
-    return ends[:-1] - np.float32(1e-6), ends[1:] + np.float32(1e-6)
+    return ndtri(np.arange(PARTS + 1) / PARTS).clip(-100, 100).astype(np.float32)
 
 
 PARTS = 2**16
 ROUNDED = 1e-3
-"""Levels: more than float32 arithmetic is off by, at up to 2,000 levels."""
+"""Levels: more than float32 numbers and arithmetic are off by, at up to 2,000 levels."""
 
 
 def shot_noise(x: Tensor, photons: float, draws: Draws) -> Tensor:
