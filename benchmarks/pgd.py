@@ -108,14 +108,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", default="pgd-at-digits")
-    parser.add_argument("--data", default="digits")
+    parser.add_argument("model", nargs="?", default="pgd-at-cifar10")
+    parser.add_argument("--data", help="default: the last part of the model's name")
     parser.add_argument("--n", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--eps", type=float, default=0.15)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--eps", type=float, help="default: 0.15 on digits, 8/255 elsewhere")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
+    a.data = a.data or a.model.rpartition("-")[2]
+    a.eps = a.eps or (0.15 if a.data == "digits" else 8 / 255)
     result = measure(a.model, a.data, a.n, a.steps, a.eps, a.repeats)
     result["setting"] = vars(a) | {
         "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
