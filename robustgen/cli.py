@@ -89,7 +89,7 @@ def report(
         bool, typer.Option("--dry-run", help="Measure a few pictures, and say what all will take.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what summary.json holds, not a table.")
+        bool, typer.Option("--json", help="Print what summary.json holds, or estimate.json, not a table.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
     verbose: Annotated[
@@ -115,7 +115,8 @@ def report(
     if dry_run:
         estimates = engine.estimate(references, chosen, data, out, **options)
         cost.write(out, estimates, n or chosen.n, chosen.name)
-        return typer.echo("\n".join(cost.lines(estimates)))
+        as_words = "\n".join(cost.lines(estimates))
+        return typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else as_words)
     with Progress(quiet, verbose) as show:
         outcome = engine.evaluate(references, chosen, data, out, **options, shard=part, progress=show)
     if part is not None:  # the other jobs' chunks may not be there yet
@@ -130,6 +131,10 @@ def report(
     elif not quiet:
         print_table(content)
     if not quiet:
+        if (n or 0) > content["data"]["size"]:
+            console.print(
+                f"--n {n}: the test split has {content['data']['size']} samples, and all were taken"
+            )
         for line in cost.beside(content):
             console.print(line, markup=False, soft_wrap=True)
         say_where(page)

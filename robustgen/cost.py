@@ -129,8 +129,12 @@ def memory(device: torch.device) -> int:
 
 def write(out: Path, estimates: list[Estimate], n: int | None, protocol: str) -> None:
     """Keep estimates beside the report that they are of."""
-    models = {estimate.model: estimate.describe() for estimate in estimates}
-    write_json(out / FILE, {"n": n, "protocol": protocol, "models": models})
+    write_json(out / FILE, {"n": n, "protocol": protocol, "models": described(estimates)})
+
+
+def described(estimates: list[Estimate]) -> dict[str, dict[str, Any]]:
+    """Estimates for machines, by model."""
+    return {estimate.model: estimate.describe() for estimate in estimates}
 
 
 def lines(estimates: list[Estimate]) -> list[str]:

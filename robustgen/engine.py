@@ -23,6 +23,7 @@ from robustgen.errors import DiskFullError, UserError
 from robustgen.evaluation import Plan, load_data
 from robustgen.executors import Executor, LocalExecutor
 from robustgen.limits import time_limit
+from robustgen.pilot import check_precision
 from robustgen.plan import plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
@@ -74,15 +75,16 @@ def evaluate(
 ) -> Outcome:
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
-    ``source`` is a data set's name, ``imagefolder:PATH`` or an .npz; ``n`` takes the first n test
-    samples; ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the
-    model takes; ``precision`` (float32, bf16 or auto) that of attacks' gradients; ``limit``: seconds that
-    a chunk may take; ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish.
-    A model that fails is noted and the others go on. Raises UserError if none could be run.
+    ``source`` is a data set's name, ``NAME:CLASSES``, ``imagefolder:PATH``, an .npz or a .parquet; ``n``
+    takes the first n test samples, all where there are fewer; ``batch`` (default: the protocol's chunk,
+    at most 64) is how many pictures a call of the model takes; ``precision`` (float32, bf16 or auto) that
+    of attacks' gradients; ``limit``: seconds that a chunk may take; ``shard`` computes one part of the
+    chunks; ``progress`` is called as chunks finish. A model that fails is noted and the others go on.
+    Raises UserError if none could be run.
     """
     job = _Job.plan(
         protocol, source, out, n=n, root=root, batch=batch, device=device, precision=precision,
-        limit=limit,         executor=executor, shard=shard, progress=progress,
+        limit=limit, executor=executor, shard=shard, progress=progress,
     )  # fmt: skip
     outcome = Outcome([], {})
     errors: list[UserError] = []
@@ -141,6 +143,7 @@ class _Job:
         executor: Executor | None = None, shard: Shard | None = None, progress: Progress = lambda _: None,
     ) -> _Job:  # fmt: skip
         executor = executor or LocalExecutor()
+        check_precision(precision)
         try:
             dataset = load_data(source, "test", None, root)
             planned = plan(protocol, dataset, root)

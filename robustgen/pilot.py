@@ -36,15 +36,20 @@ class Kernels(NamedTuple):
     sizes: list[int]
 
 
+def check_precision(precision: str) -> None:
+    """Raise UserError where there is no such precision."""
+    if precision not in ("auto", *get_args(Precision)):
+        raise UserError(
+            "unknown precision", where="--precision", expected="auto, float32 or bf16", got=precision
+        )
+
+
 def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
     """Try a model on one full batch of pictures; ``precision`` is float32, bf16 or auto.
 
     bfloat16 is for gradients alone, and is taken by auto where it is clearly faster.
     """
-    if precision not in ("auto", *get_args(Precision)):
-        raise UserError(
-            "unknown precision", where="--precision", expected="auto, float32 or bf16", got=precision
-        )
+    check_precision(precision)
     if precision == "bf16":
         need_bfloat16(pictures.device)
     worth_trying = (

@@ -20,22 +20,32 @@ from robustgen.threat import ThreatModel
 from robustgen.transfer import load_run
 from robustgen.worker import Verdict, ask
 
+ATTACKED = ("attack", "detected", "fixed")
+"""The kinds of evaluations that store an attack's pictures."""
+
 
 class Finding(NamedTuple):
-    """What was found for one attack on one model: how many pictures were checked, and each breach."""
+    """What was found for one attack on one model: how many pictures were checked, and each breach.
+
+    ``asked``: whether the model was asked again. Pictures made of a foreign set have no clean ones in
+    the run's data, so of these the files alone are checked.
+    """
 
     model: str
     evaluation: str
     checked: int
     broken: int
     breaches: list[str]
+    asked: bool = True
 
     @property
     def sentence(self) -> str:
         """The finding in words."""
-        head = f"{self.model}, {self.evaluation}: {self.checked} pictures, {self.broken} misclassified"
+        head = f"{self.model}, {self.evaluation}: {self.checked} pictures"
+        head += f", {self.broken} misclassified" if self.asked else ", foreign, not asked again"
         if not self.breaches:
-            return f"{head}; all inside box and budget, every verdict confirmed"
+            right = "all inside box and budget, every verdict confirmed" if self.asked else "files unchanged"
+            return f"{head}; {right}"
         shown = "; ".join(self.breaches[:5])
         return f"{head}; {len(self.breaches)} BREACHES: {shown}{' ...' if len(self.breaches) > 5 else ''}"
 
@@ -45,15 +55,22 @@ def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]
     runs = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
     if not runs:
         raise UserError("there is no run here", where=folder, expected="the --out of 'robustgen report'")
-    return [finding for run in runs for finding in verify_run(RunStore.read(run), code=code)]
+    findings = [finding for run in runs for finding in verify_run(RunStore.read(run), code=code)]
+    if not findings:
+        raise UserError(
+            "there is nothing to verify", where=folder, expected="pictures that an attack has made",
+            got="runs without an attack", remedy="report with a protocol that attacks, such as quick",
+        )  # fmt: skip
+    return findings
 
 
 def verify_run(store: RunStore, *, code: Collection[Path] = ()) -> list[Finding]:
     """Ask the model again, in float32, at each stored adversarial picture."""
-    spec = store.spec
-    attacks = [e for e in spec["evaluations"] if e["kind"] == "attack"]
+    attacked = [e for e in store.spec["evaluations"] if e["kind"] in ATTACKED]
+    if not attacked:
+        return []
     batched, dataset = load_run(store, code=code)
-    return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacks]
+    return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacked]
 
 
 def _verify_attack(
@@ -70,6 +87,9 @@ def _verify_attack(
         rows, stored, clean = store.rows(name), store.adversarial(name), store.rows("clean")
     except UserError as error:
         return Finding(store.model, name, 0, 0, [f"{error.what}: {error.details['where']}"])
+    if evaluation.get("of", "clean") != "clean":
+        breaches += [] if stored is not None else ["nothing is stored"]
+        return Finding(store.model, name, len(stored or ()), 0, breaches, asked=False)
     if rows is None or stored is None:
         return Finding(store.model, name, 0, 0, [*breaches, "nothing is stored"])
     ids = rows["sample_id"].to_pylist()

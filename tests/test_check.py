@@ -63,6 +63,11 @@ def test_a_mistake_is_named_with_its_remedy(tmp_path, forward, says, remedy):
     assert any(says in p.what and remedy in p.remedy for p in found), found
 
 
+def test_a_net_that_returns_nan_is_not_taken_for_one_in_train_mode(tmp_path):
+    found = problems(tmp_path, "self.net(x) * float('nan')")
+    assert not any("train mode" in p.what for p in found), found
+
+
 @pytest.mark.parametrize("prepare", ["(x - mean) / std", "2x - 1", "255 x"])
 def test_normalisation_outside_the_model_is_named_with_the_range_that_it_wants(tmp_path, prepare):
     code = {"(x - mean) / std": "(x - TRAIN.images.mean()) / TRAIN.images.std()", "2x - 1": "2 * x - 1"}

@@ -93,6 +93,30 @@ def test_mistakes_in_options():
         assert "Traceback" not in result.stderr
 
 
+def test_a_precision_that_does_not_exist_is_refused_where_nothing_is_attacked(tmp_path: Path):
+    options = ("--protocol", "clean", "--n", "4", "--out", tmp_path)
+    refused("report", "softmax-digits", *options, "--precision", "fp4", says=["unknown precision", "fp4"])
+
+
+def test_a_summary_that_is_none_is_refused(tmp_path: Path):
+    for content in ('{"x": 1}', "[1]", '{"models": [{"path": "runs/m"}], "n": null}'):
+        (tmp_path / "summary.json").write_text(content)
+        refused("export", tmp_path, says=["this is no summary of a report", str(tmp_path)])
+
+
+def test_a_dry_run_speaks_json_too(tmp_path: Path):
+    options = ("--protocol", "clean", "--n", "16", "--out", tmp_path, "--dry-run", "--json")
+    found = json.loads(robustgen("report", "softmax-digits", *options).stdout)
+    assert found == json.loads((tmp_path / "estimate.json").read_text())["models"]
+    assert found["softmax-digits"]["forwards"] >= 16
+
+
+def test_fewer_samples_than_were_asked_for_are_a_line(tmp_path: Path):
+    options = ("--protocol", "clean", "--out", tmp_path)
+    assert "has 400 samples" in robustgen("report", "softmax-digits", *options, "--n", "500").stderr
+    assert "has 400 samples" not in robustgen("report", "softmax-digits", *options, "--n", "400").stderr
+
+
 def test_json_is_the_summary_alone_and_quiet_is_silent(tmp_path: Path):
     options = ("--protocol", "clean", "--n", "16", "--out", tmp_path)
     result = robustgen("report", "softmax-digits", *options, "--json")

@@ -105,3 +105,8 @@ def test_an_evaluation_twice_is_an_error() -> None:
 def test_an_integral_over_few_levels_is_an_error() -> None:
     with pytest.raises(UserError, match="needs more"):
         planned({"kind": "efficiency"}, sweep=[0.1, 0.2], denoiser="denoiser-digits")
+
+
+def test_a_reference_denoiser_that_is_none_is_refused_before_anything_is_computed() -> None:
+    with pytest.raises(UserError, match="denoises nothing by itself"):
+        planned({"kind": "gradients"}, sigmas=[0.1], denoiser="softmax-digits")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from robustgen.errors import UserError
 from robustgen.threat import SLACK, ThreatModel
+from robustgen.types import Norm
 
 THREATS = [ThreatModel("linf", 0.1), ThreatModel("l2", 0.7), ThreatModel("l1", 3.0)]
 
@@ -49,6 +50,22 @@ def test_distance_is_the_norm() -> None:
     assert torch.equal(ThreatModel("linf", 1).distance(x, other), delta.abs().max(1).values)
     assert torch.allclose(ThreatModel("l2", 1).distance(x, other), (delta**2).sum(1).sqrt())
     assert torch.allclose(ThreatModel("l1", 1).distance(x, other), delta.abs().sum(1))
+
+
+@pytest.mark.parametrize("side", [8, 32, 224])
+@pytest.mark.parametrize(("norm", "power"), [("linf", 0.0), ("l2", 0.5), ("l1", 1.0)])
+def test_what_was_projected_in_float32_counts_as_inside_at_any_size(
+    norm: Norm, power: float, side: int
+) -> None:
+    generator = torch.Generator().manual_seed(side)
+    x = 0.3 + 0.4 * torch.rand(8, 3, side, side, generator=generator)  # the box cuts nothing off
+    threat = ThreatModel(norm, 0.004 * x[0].numel() ** power)
+    for scale in (0.01, 0.1):
+        far = x + scale * torch.randn(x.shape, generator=generator)
+        assert not threat.contains(x, far).any()
+        near = threat.project(x, far)
+        assert threat.contains(x, near).all()
+        assert not threat.contains(x.double(), x.double() + 1.001 * (near.double() - x.double())).any()
 
 
 def test_only_rounding_is_forgiven() -> None:

@@ -137,3 +137,38 @@ def test_a_larger_eps_written_into_the_specification_is_refused(report: Path):
 def test_a_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="there is no run here"):
         verify_report(tmp_path)
+
+
+def test_pictures_of_every_kind_of_attack_are_checked(tmp_path: Path):
+    kinds = [
+        {"kind": "clean"},
+        {"kind": "ood"},
+        {"kind": "detected", "score": "confidence", "norm": "linf", "n_iter": 3},
+        {"kind": "fixed", "objective": "energy", "norm": "linf", "steps": 3},
+    ]
+    here = {"digits": {"eps": {"linf": 0.15}, "foreign": ["letters"]}}
+    protocol = Protocol.model_validate(
+        PROTOCOL.model_dump(exclude_defaults=True) | {"data": here, "evaluations": kinds}
+    )
+    engine.evaluate(registry.resolve("softmax-digits"), protocol, "digits", tmp_path)
+    findings = {finding.evaluation: finding for finding in verify_report(tmp_path)}
+    stored = {file.parent.name for file in tmp_path.glob("runs/*/adversarial/*/*.parquet")}
+    assert findings.keys() == stored
+    assert len(stored) == 3
+    assert not any(finding.breaches for finding in findings.values())
+    assert {name for name, finding in findings.items() if not finding.asked} == {
+        "ood-letters-fixed-energy-s3-linf-0.15"
+    }
+    for name in stored:
+        (file,) = tmp_path.glob(f"runs/*/adversarial/{name}/*.parquet")
+        tamper(file, lambda images: images.__setitem__((3, 5), images[3, 5] + 0.4))
+    assert all(finding.breaches for finding in verify_report(tmp_path))
+
+
+def test_a_report_without_attacks_is_not_passed_in_silence(tmp_path: Path):
+    clean = Protocol.model_validate(
+        PROTOCOL.model_dump(exclude_defaults=True) | {"evaluations": [{"kind": "clean"}]}
+    )
+    engine.evaluate(registry.resolve("softmax-digits"), clean, "digits", tmp_path)
+    with pytest.raises(UserError, match="nothing to verify"):
+        verify_report(tmp_path)

@@ -138,11 +138,15 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
 def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, where: object) -> Tensor:
     """Labels as int64 (pictures,): 0 to classes - 1, or -1 throughout where there are no classes."""
     array = np.asarray(given)
-    if pictures == 0 or (array.ndim and len(array) != pictures):
+    if pictures == 0:
         raise UserError(
-            f"data set {name!r}: as many labels as pictures are needed, and at least one",
+            f"data set {name!r} has no pictures", where=where, expected="at least one", got="none"
+        )
+    if array.ndim and len(array) != pictures:
+        raise UserError(
+            f"data set {name!r}: as many labels as pictures are needed",
             where=where,
-            expected=f"labels of shape ({max(pictures, 1)},)",
+            expected=f"labels of shape ({pictures},)",
             got=f"{pictures} pictures, labels of shape {array.shape}",
             remedy="store a label for each picture",
         )

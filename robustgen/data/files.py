@@ -31,6 +31,13 @@ def _reading(what: str, where: object, expected: str, remedy: str | None = None)
         raise UserError(what, where=where, expected=expected, got=got, remedy=remedy) from None
 
 
+def _must_exist(path: Path) -> None:
+    if not path.exists():
+        raise UserError(
+            "there is no such file or folder", where=path, expected="a data set", remedy="check the path"
+        )
+
+
 def from_torchvision(name: str, split: Split, root: Path) -> Dataset:
     """mnist, cifar10, cifar100 or svhn, in torchvision's own format; downloaded where that is possible."""
     from torchvision import datasets
@@ -184,6 +191,7 @@ def image_folder(path: Path, split: Split) -> Dataset:
     """A folder of pictures, one folder a class; PATH/train and the like where they exist, else test."""
     from torchvision.datasets import ImageFolder
 
+    _must_exist(path)
     folder = path / split if (path / split).is_dir() else path
     if folder == path and split != "test":
         raise no_split(f"imagefolder:{path}", split)
@@ -216,6 +224,7 @@ def _own_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
 def parquet(path: Path, split: Split) -> Dataset:
     """A Hugging Face image parquet; of a file named test.parquet the other splits are cut from the
     train.parquet beside it."""
+    _must_exist(path)
     train = path.with_name("train.parquet")
     if split != "test" and not (path.name == "test.parquet" and train.is_file()):
         raise no_split(str(path), split)
@@ -233,6 +242,7 @@ def _grey_where_grey(images: Any) -> Any:
 
 def npz(path: Path, split: Split) -> Dataset:
     """An .npz with images and labels, and train_images, calibration_labels, ... for the other splits."""
+    _must_exist(path)
     prefix = "" if split == "test" else f"{split}_"
     expected = "an .npz with the arrays images and labels (and train_images, calibration_images, ...)"
     remedy = "write it anew with numpy.savez(FILE, images=..., labels=...)"

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from robustgen.audit import AUDIT
 from robustgen.metrics import verdicts
 from robustgen.metrics.calibrated import calibrated
 from robustgen.metrics.corrupted import corrupted
@@ -64,11 +65,12 @@ def _attacks(run: Run) -> Iterator[Estimate]:
 def after_stages(rows: Rows, cascade: list[str]) -> dict[str, Array]:
     """Who is still right after each stage of a cascade, in order: bool (n,) by stage.
 
-    Right after stage k is who is right in the end or was broken by a later stage only. A sample that
-    is wrong on the clean picture has no ``broken_by`` and is wrong from the start.
+    Right after stage k is who is right in the end or was broken by a later stage only; an audit comes
+    after all of them. A sample that is wrong on the clean picture has no ``broken_by`` and is wrong from
+    the start.
     """
     return {
-        stage: rows.correct | np.isin(rows.broken_by.astype(str), cascade[place + 1 :])
+        stage: rows.correct | np.isin(rows.broken_by.astype(str), [*cascade[place + 1 :], AUDIT])
         for place, stage in enumerate(cascade)
     }
 

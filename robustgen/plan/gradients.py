@@ -13,7 +13,7 @@ from robustgen.errors import UserError, unknown_name
 from robustgen.evaluation import load_data
 from robustgen.perturb import Readout
 from robustgen.plan.planning import Planning
-from robustgen.registry import ZooModel, model_folders
+from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
 
 LEVELS = 12
@@ -80,17 +80,20 @@ def _guided(
     folder = folders[denoiser]
 
     @cache
-    def readouts() -> tuple[Readout, ...]:
-        reference = load(folder)
-        if not isinstance(reference, Denoiser):
+    def reference() -> Denoiser:
+        found = load(folder)
+        if not isinstance(found, Denoiser):
             raise UserError(
-                "the reference denoiser is none", where=folder, expected="a model of family denoiser"
-            )
-        return (readout(reference),)
+                "the protocol's reference denoiser denoises nothing by itself", where=f"denoiser: {denoiser}",
+                expected="a model of the family denoiser", got=f"one of family {load_card(folder).family}",
+                remedy="'robustgen list models' names them",
+            )  # fmt: skip
+        return found
 
     fingerprint = fingerprint_model(ZooModel(folder.name, folder))
     detail = {"sigmas": sigmas, "denoiser": denoiser, "denoiser_fingerprint": fingerprint}
-    planning.add(name, name, detail, readouts=readouts)
+    reference()  # a mistake of the protocol's is one of the whole run, and none of a chunk
+    planning.add(name, name, detail, readouts=cache(lambda: (readout(reference()),)))
 
 
 def probes(planning: Planning) -> None:

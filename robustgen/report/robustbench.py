@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from robustgen.disk import read_json, write_json
+from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.metrics.estimates import worst_name
 from robustgen.registry import slug
 from robustgen.report.columns import eps_text
+from robustgen.report.summary import read_summary
 
 THREATS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK = "autoattack"
@@ -28,7 +29,7 @@ def export(folder: Path) -> list[Path]:
     the 15 types and 5 severities. ``external`` is the worst case over all attacks of that threat, where it
     is lower. Returns the paths; UserError where there is nothing to export.
     """
-    content = read_json(folder / "summary.json")
+    content = read_summary(folder / "summary.json")
     written: list[Path] = []
     for model in content["models"]:
         for threat, entry in _entries(content, model):

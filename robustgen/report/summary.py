@@ -80,7 +80,7 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
 
     Reports on other data or under another protocol are a UserError, as are two runs of one name.
     """
-    summaries = [(folder, *_contents(folder / "summary.json")) for folder in folders]
+    summaries = [(folder, *_runs_of(read_summary(folder / "summary.json"))) for folder in folders]
     runs: dict[str, RunStore] = {}
     for folder, paths, _ in summaries:
         for path in paths:
@@ -99,11 +99,19 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
     return list(runs.values()), min(asked, default=None)
 
 
-def _contents(file: Path) -> tuple[list[str], int | None]:
+def _runs_of(content: dict[str, Any]) -> tuple[list[str], int | None]:
     """The paths of a report's runs, and its n."""
+    return [str(model["path"]) for model in content["models"]], content["n"]
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """What a report's summary.json holds; UserError where it is none."""
     content = read_json(file)
     try:
-        return [str(model["path"]) for model in content["models"]], content["n"]
+        _runs_of(content)
+        for key in ("data", "protocol", "metrics", "flags"):
+            content[key]
+        return dict(content)
     except (KeyError, TypeError) as error:
         raise UserError(
             "this is no summary of a report", where=file, expected="what 'robustgen report' writes",

@@ -74,6 +74,17 @@ def learning_rate(spec: Optimiser, step: int, total: int) -> float:
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - spec.warm_up) / max(1, total - spec.warm_up)))
 
 
+def _check_augment(recipe: Recipe, shape: tuple[int, int, int]) -> None:
+    """UserError where pictures of this shape have too few pixels to be mirrored so far."""
+    side = min(shape[1:])
+    if recipe.augment.fill == "reflect" and recipe.augment.shift >= side:
+        raise UserError(
+            "pictures cannot be moved so far and filled by reflection", where=f"{recipe.name}: augment.shift",
+            expected=f"less than {side}, the side of the pictures", got=recipe.augment.shift,
+            remedy="a smaller shift, or fill: zeros",
+        )  # fmt: skip
+
+
 class Run:
     """One training: built from its recipe or from its checkpoint, then finished."""
 
@@ -85,6 +96,7 @@ class Run:
         self.options = recipe.options | shape
         torch.manual_seed(recipe.seed)
         self.model: Any = classifiers.build(recipe.arch, self.options, where=recipe.name, folder=folder)
+        _check_augment(recipe, samples.shape)
         if recipe.warm_start is not None:
             classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
         self.model.to(device)
@@ -121,12 +133,29 @@ class Run:
                 except Diverged as error:
                     self.recover(error)
                     continue
+                except (
+                    RuntimeError,
+                    ValueError,
+                    IndexError,
+                ) as error:  # of torch, at a width of 0 for instance
+                    if self.done:
+                        raise
+                    raise self._unfit(error) from None
                 if self.done % LOG_EVERY == 0 or self.done == self.total:
                     self.curve.add(self.done, parts)
                 words = ", ".join(f"{key} {value:.4g}" for key, value in parts.items())
                 progress.update(task, completed=self.done, description=f"{self.recipe.name}: {words}")
                 if saved and not self.console.is_terminal:
                     self.console.print(f"{self.recipe.name}: step {self.done} of {self.total}: {words}")
+
+    def _unfit(self, error: Exception) -> UserError:
+        """What to say where the first step fails: the network of these options cannot take the pictures."""
+        return UserError(
+            "the network of this recipe fails on its first pictures", where=self.recipe.name,
+            expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",
+            got=": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200],
+            remedy=f"mend the options: {self.recipe.options}",
+        )  # fmt: skip
 
     def step(self) -> dict[str, float]:
         """One step of the optimiser; returns the loss and its parts."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from robustgen.audit import AUDIT
 from robustgen.metrics import estimates
 from robustgen.metrics.comparisons import Key, compare
 from robustgen.metrics.rows import Evaluation, Rows, Run
@@ -102,3 +104,11 @@ def test_a_stochastic_and_a_deterministic_model_are_compared() -> None:
     (test,) = compare(both, [key])
     assert (test.test, test.n) == ("bootstrap", 4)
     assert test.difference == pytest.approx(79 / 128 - 0.5)
+
+
+def test_what_the_audit_broke_was_right_after_every_stage_before_it() -> None:
+    rows = rows_of(np.eye(4), np.arange(4), np.ones(4, int), np.array([True, False, False, False]))
+    rows = replace(rows, broken_by=np.array([None, AUDIT, "second", None]))  # the last is wrong when clean
+    found = estimates.after_stages(rows, ["first", "second"])
+    assert found["first"].tolist() == [True, True, True, False]
+    assert found["second"].tolist() == [True, True, False, False]

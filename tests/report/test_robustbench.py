@@ -46,9 +46,11 @@ def content():
         "robustgen": "0.1.0",
         "data": {"name": "cifar10", "size": 8000, "provenance": "A JPEG copy."},
         "protocol": {"name": "mine", "version": 3},
+        "n": None,
         "models": [
             {
                 "name": "net",
+                "path": "runs/net",
                 "family": "cdn",
                 "parameters": 2_500_000,
                 "evaluations": [

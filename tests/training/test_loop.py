@@ -151,6 +151,18 @@ def test_huge_learning_rate_is_divergence_not_a_model(tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"options": {"width": 0, "blocks": [1]}}, "fails on its first pictures"),
+        ({"augment": {"shift": 8, "fill": "reflect"}}, "filled by reflection"),
+    ],
+)
+def test_a_recipe_that_fits_no_pictures_is_refused_in_words(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        train(write(tmp_path, tiny(**changes)), tmp_path / "tiny")
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     spec = Optimiser(lr=1.0, warm_up=10)
     rates = [learning_rate(spec, step, 110) for step in range(111)]
