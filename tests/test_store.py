@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -312,3 +314,24 @@ def test_failures_are_noted_a_line_each(run: RunStore):
     lines = (run.path / "errors.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert '"start": 2' in lines[1]
+
+
+THREADS = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa
+import pyarrow.parquet as pq
+from robustgen.parquet import read_parquet
+file = Path(sys.argv[1])
+pq.write_table(pa.table({name: ["a"] * 64 for name in "abcdefgh"}), file)
+before = len(os.listdir("/proc/self/task"))
+assert read_parquet(file).num_rows == 64
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are seen in /proc")
+def test_reading_leaves_no_thread_that_could_abort_python_at_its_end(tmp_path: Path):
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "a.parquet")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "0"
