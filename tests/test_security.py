@@ -285,12 +285,15 @@ def test_a_run_that_names_folders_outside_of_itself(tmp_path: Path, part: str):
 def test_a_summary_cannot_send_an_export_elsewhere(tmp_path: Path):
     out = report(tmp_path / "out")
     numbers = {"evaluation": "clean", "variant": "", "metric": "accuracy", "value": 1.0, "n": 8}
-    model = {"name": "../../../evil", "family": "f", "parameters": 1, "calls": 1, "evaluations": [
-        {"name": "a", "kind": "attack", "attack": "autoattack", "norm": "linf", "eps": 8 / 255}]}  # fmt: skip
+    attack = {"name": "a", "kind": "attack", "attack": "autoattack", "norm": "linf", "eps": 8 / 255}
+    model = {
+        "name": "../../../evil", "path": "runs/m", "family": "f", "parameters": 1, "calls": 1,
+        "evaluations": [attack],
+    }  # fmt: skip
     metrics = [numbers | {"model": model["name"]}]
     metrics.append(metrics[0] | {"evaluation": "a", "metric": "robust_accuracy"})
     content = {
-        "models": [model], "metrics": metrics, "flags": [], "robustgen": "0",
+        "models": [model], "metrics": metrics, "flags": [], "robustgen": "0", "n": 8,
         "data": {"name": "../..", "size": 8, "provenance": "p"}, "protocol": {"name": "p", "version": 1},
     }  # fmt: skip
     (out / "summary.json").write_text(json.dumps(content))
