@@ -133,12 +133,8 @@ class Run:
                 except Diverged as error:
                     self.recover(error)
                     continue
-                except (
-                    RuntimeError,
-                    ValueError,
-                    IndexError,
-                ) as error:  # of torch, at a width of 0 for instance
-                    if self.done:
+                except (RuntimeError, ValueError, IndexError) as error:
+                    if self.done:  # what torch raises at a width of 0, it raises at once
                         raise
                     raise self._unfit(error) from None
                 if self.done % LOG_EVERY == 0 or self.done == self.total:
