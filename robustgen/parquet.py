@@ -89,12 +89,32 @@ def damaged(file: Path, why: str) -> DamagedError:
 def write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> str:
     """Write a table and return the sha256 of what was meant to be written, whatever the disk has now."""
     buffer = pa.BufferOutputStream()
+    # Files are small and their floats nearly all distinct: a dictionary only adds to them, while floats
+    # whose bytes lie together by significance compress (a quarter smaller, with both, on a quick report).
     pq.write_table(
-        table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(_float_columns(table.schema), "BYTE_STREAM_SPLIT"),
+        write_page_checksum=True,
     )
     content = buffer.getvalue().to_pybytes()
     write_bytes(file, content)
     return sha256(content)
+
+
+def _float_columns(schema: pa.Schema) -> list[str]:
+    """The file's paths to the columns that hold floats, in lists and maps too."""
+    paths = []
+    for field in schema:
+        path, kind = field.name, field.type
+        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_map(kind):
+            path += ".key_value.value" if pa.types.is_map(kind) else ".list.element"
+            kind = kind.item_type if pa.types.is_map(kind) else kind.value_type
+        if pa.types.is_floating(kind):
+            paths.append(path)
+    return paths
 
 
 def sha256(content: bytes) -> str:
