@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robustgen.classifiers.gmmc import GMMC
 from robustgen.errors import UserError
@@ -13,10 +14,13 @@ from robustgen.training.sgld import WithChains, check_gap
 
 
 class Gmmc(WithChains):
-    """E(x, y) - beta E(sample, y'), with the energy E(x, y) = |phi(x) - mu_y|^2 / 2.
+    """E(x, y) - beta E(sample, y') - cross_entropy log p(y | x), where E(x, y) = |phi(x) - mu_y|^2 / 2.
 
     - discriminative, beta = 0: every picture is drawn to the centre of its class. Nothing pushes it from
       the other centres, and nothing need: they are fixed.
+    - with ``cross_entropy``, which is not the paper's, something does. Alone, the pull is a regression on
+      the centres: phi(x) goes to the mean centre, the sum over k of p(k | x) mu_k, so the log-odds are
+      linear in p(k | x), which no temperature makes probabilities.
     - generative, beta > 0: the samples are SGLD chains of log p(x, y'), a class a place of the replay
       buffer. With beta = 1 the gradient is that of -log p(x | y); below it some of the pull is left.
     - joint: discriminative for the share ``discriminative`` of the training, then generative.
@@ -39,9 +43,10 @@ class Gmmc(WithChains):
         x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
         joint = model.log_joint(x)
         energy = -_of_class(joint, y).mean()
+        loss = energy + self.spec.cross_entropy * functional.cross_entropy(joint, y)
         parts = {"energy": float(energy.detach()), "accuracy": accuracy(joint, y)}
         if not self.spec.beta or self.progress < self.spec.discriminative:
-            return energy, parts
+            return loss, parts
 
         def log_prob(x: Tensor, places: Tensor) -> Tensor:
             return _of_class(model.log_joint(x), places % model.num_classes)
@@ -51,7 +56,7 @@ class Gmmc(WithChains):
         gap = sampled.mean() - energy
         check_gap(gap, self.spec.max_gap)
         decay = self.spec.energy_decay * torch.cat([_of_class(joint, y), sampled]).square().mean()
-        return energy - self.spec.beta * sampled.mean() + decay, parts | {"gap": float(gap.detach())}
+        return loss - self.spec.beta * sampled.mean() + decay, parts | {"gap": float(gap.detach())}
 
 
 def _of_class(joint: Tensor, y: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ class GmmcSpec(ChainSpec):
     kind: Literal["gmmc"]
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the samples' energy; 0 leaves the discriminative loss alone."""
+    cross_entropy: float = Field(default=0.0, ge=0)
+    """Weight of -log p(y | x), a push from the other classes' centres that the paper's loss has not."""
 
 
 class DenoisingSpec(Strict):

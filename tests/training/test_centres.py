@@ -1,7 +1,10 @@
 """GMMC's three modes: the loss of each, and whose chains the samples are."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from robustgen.classifiers.gmmc import GMMC
 from robustgen.classifiers.jem import JEM
@@ -41,6 +44,34 @@ def test_discriminative_training_draws_every_picture_to_its_centre(model, digits
     loss, parts = objective(digits, beta=0.0).loss(model, x, y, generator())
     torch.testing.assert_close(loss, energies(model, x, y).mean())
     assert "gap" not in parts
+
+
+def features_at_rest(rule, digits, share: float) -> torch.Tensor:
+    """Where training leaves the features of one picture whose class is 0 with that share, else 1."""
+    net = nn.Module()
+    phi = nn.Parameter(torch.zeros(12))
+    net.forward = lambda x: phi.expand(len(x), -1)
+    model = GMMC(10, (1, 8, 8), sigma=0.0, features=12, radius=2.0, width=4, blocks=(1,), pool=2)
+    model.net = net
+    x, y = digits.images[:1].expand(100, -1, -1, -1), (torch.arange(100) >= 100 * share).long()
+    solver = torch.optim.LBFGS([phi], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-7)
+
+    def closure():
+        solver.zero_grad()
+        loss, _ = rule.loss(model, x, y, generator())
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return model.log_joint(x[:1])[0].detach()
+
+
+def test_the_pull_alone_regresses_on_the_centres_and_cross_entropy_makes_probabilities(digits):
+    """Two classes at shares 0.8 and 0.2: log-odds |mu|^2 K / (K - 1) (p_0 - p_1), against log(p_0 / p_1)."""
+    pulled = features_at_rest(objective(digits, beta=0.0), digits, 0.8)
+    assert float(pulled[0] - pulled[1]) == pytest.approx(4 * 10 / 9 * 0.6, abs=1e-4)
+    pushed = features_at_rest(objective(digits, beta=0.0, cross_entropy=1000.0), digits, 0.8)
+    assert float(pushed[0] - pushed[1]) == pytest.approx(math.log(4), abs=0.02)
 
 
 def test_generative_training_pushes_samples_of_every_class_away(model, digits, monkeypatch):
