@@ -46,8 +46,8 @@ def test_discriminative_training_draws_every_picture_to_its_centre(model, digits
     assert "gap" not in parts
 
 
-def features_at_rest(rule, digits, share: float) -> torch.Tensor:
-    """Where training leaves the features of one picture whose class is 0 with that share, else 1."""
+def log_joint_at_rest(rule, digits, share: float) -> torch.Tensor:
+    """log p(x, y) where training leaves one picture whose class is 0 with that share, else 1; (classes,)."""
     net = nn.Module()
     phi = nn.Parameter(torch.zeros(12))
     net.forward = lambda x: phi.expand(len(x), -1)
@@ -68,9 +68,9 @@ def features_at_rest(rule, digits, share: float) -> torch.Tensor:
 
 def test_the_pull_alone_regresses_on_the_centres_and_cross_entropy_makes_probabilities(digits):
     """Two classes at shares 0.8 and 0.2: log-odds |mu|^2 K / (K - 1) (p_0 - p_1), against log(p_0 / p_1)."""
-    pulled = features_at_rest(objective(digits, beta=0.0), digits, 0.8)
+    pulled = log_joint_at_rest(objective(digits, beta=0.0), digits, 0.8)
     assert float(pulled[0] - pulled[1]) == pytest.approx(4 * 10 / 9 * 0.6, abs=1e-4)
-    pushed = features_at_rest(objective(digits, beta=0.0, cross_entropy=1000.0), digits, 0.8)
+    pushed = log_joint_at_rest(objective(digits, beta=0.0, cross_entropy=1000.0), digits, 0.8)
     assert float(pushed[0] - pushed[1]) == pytest.approx(math.log(4), abs=0.02)
 
 
