@@ -18,7 +18,7 @@ MOST = 30e6
 
 
 def main() -> int:
-    """Publish the zoo's finished reports beside those that are published already."""
+    """Publish the zoo's finished reports among those that are published already."""
     for summary in sorted(SOURCE.glob("*/summary.json")):
         publish(summary.parent, TARGET / summary.parent.name)
     folders = sorted(path.parent for path in TARGET.glob("*/summary.json"))

@@ -8,24 +8,59 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
-from robustgen.disk import atomic, read_json
+from robustgen.disk import atomic, read_json, write_json
+from robustgen.errors import UserError
 from robustgen.report.render import render
-from robustgen.report.summary import gather, summarise
+from robustgen.report.summary import gather, read_summary, summarise
 
 LEFT_BEHIND = ("adversarial", "errors.jsonl")
 """Adversarial pictures, for their size (a stranger's machine computes them again), and what was mended."""
 
 
 def publish(report: Path, target: Path) -> None:
-    """Write a finished report to ``target``: page, summary, and rows/<model>.tar.xz."""
-    if target.exists():
-        shutil.rmtree(target)
-    (target / "rows").mkdir(parents=True)
-    for name in ("summary.json", "summary.csv"):
-        shutil.copyfile(report / name, target / name)
-    for model in read_json(report / "summary.json")["models"]:
+    """Put the models of a finished report into ``target``, rows/<model>.tar.xz each; then ``rebuild`` it.
+
+    A model that is published there already is replaced and the others stay, so that one trained anew takes
+    its own measurement alone. UserError where those that stay were measured otherwise.
+    """
+    content = read_summary(report / "summary.json")
+    measured = content["models"]
+    if (target / "summary.json").is_file():
+        content = _join(target, read_summary(target / "summary.json"), content)
+    (target / "rows").mkdir(parents=True, exist_ok=True)
+    for model in measured:
         _pack(report / model["path"], target / "rows" / f"{model['name']}.tar.xz")
+    write_json(target / "summary.json", content)
+
+
+def _join(target: Path, published: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What stands in ``target`` with the models of a new report among them, in its places or at the end."""
+    models = {model["name"]: model for model in published["models"]}
+    measured = {model["name"]: model for model in new["models"]}
+    if models.keys() <= measured.keys():
+        return new
+    ours, theirs = _settings(published), _settings(new)
+    if ours != theirs:
+        raise UserError(
+            f"these models cannot stand beside those of {target}, which were measured otherwise",
+            where=", ".join(measured),
+            expected=ours,
+            got=theirs,
+            remedy=f"measure them alike, or remove {target} and measure all of its models anew",
+        )
+    added = "".join(f" {name}" for name in measured if name not in models)
+    command = published["command"].replace("robustgen report", "robustgen report" + added, 1)
+    return published | {"command": command, "models": [*(models | measured).values()]}
+
+
+def _settings(content: dict[str, Any]) -> str:
+    """How a report's models were measured, in words."""
+    protocol, data = content["protocol"], content["data"]
+    return (
+        f"{protocol['name']} {protocol['version']}, n = {content['n']}, {data['name']} {data['fingerprint']}"
+    )
 
 
 def _pack(run: Path, archive: Path) -> None:

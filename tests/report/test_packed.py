@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_fakes as fakes
 
 from robustgen.disk import read_json
+from robustgen.errors import UserError
 from robustgen.report.packed import publish, rebuild, unpack
+from robustgen.report.summary import summarise
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
@@ -30,6 +33,50 @@ def test_packed_rows_make_the_same_summary_and_a_page_that_links_to_them(
     assert 'href="rows/cdn-digits.tar.xz"' in page
     publish(written[0], target)
     assert before == {file.name: file.read_bytes() for file in (target / "rows").iterdir()}
+
+
+def measured_anew(out: Path, n: int) -> dict[str, Any]:
+    """A report of a published model that is better now, and of a new one."""
+    runs = [
+        fakes.write_run(out, "cdn-digits", skill=9.0, seed=9, joint=True, density="lower_bound"),
+        fakes.write_run(out, "new-model", skill=2.0, seed=5),
+    ]
+    return summarise(out, runs, n, f"robustgen report cdn-digits new-model --n {n}")
+
+
+def test_a_model_measured_anew_takes_its_place_and_the_others_stay(
+    written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    target = tmp_path / "published"
+    publish(written[0], target)
+    new = measured_anew(tmp_path / "part", 48)
+    publish(tmp_path / "part", target)
+    rebuild(target, tmp_path / "work")
+    page = read_json(target / "summary.json")
+    assert [model["name"] for model in page["models"]] == [m["name"] for m in written[1]["models"]] + [
+        "new-model"
+    ]
+    assert page["command"] == written[1]["command"].replace("report", "report new-model", 1)
+    expected = [m for m in written[1]["metrics"] if m["model"] != "cdn-digits"] + new["metrics"]
+    assert told(page["metrics"]) == pytest.approx(told(expected))
+
+
+def test_models_measured_otherwise_are_refused_before_anything_is_replaced(
+    written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    target = tmp_path / "published"
+    publish(written[0], target)
+    before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    measured_anew(tmp_path / "part", 24)
+    with pytest.raises(UserError, match="measured otherwise") as caught:
+        publish(tmp_path / "part", target)
+    assert "n = 48" in caught.value.details["expected"]
+    assert "n = 24" in caught.value.details["got"]
+    assert before == {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+
+
+def told(metrics: list[dict[str, Any]]) -> dict[tuple[str, ...], float]:
+    return {(m["model"], m["evaluation"], m["variant"], m["metric"]): m["value"] for m in metrics}
 
 
 def test_adversarial_pictures_stay_behind(written: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -62,8 +109,5 @@ def test_a_published_report_is_rebuilt_from_its_rows(tmp_path: Path) -> None:
     shutil.copytree(REPORTS / "digits-clean", tmp_path / "digits-clean")
     rebuild(tmp_path / "digits-clean", tmp_path / "work")
     old, new = (read_json(root / "digits-clean" / "summary.json") for root in (REPORTS, tmp_path))
-    told = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m["value"] for m in old["metrics"]}
-    assert told
-    for metric in new["metrics"]:
-        key = (metric["model"], metric["evaluation"], metric["variant"], metric["metric"])
-        assert metric["value"] == pytest.approx(told[key], rel=1e-6, abs=1e-9), key
+    assert new["metrics"]
+    assert told(new["metrics"]) == pytest.approx(told(old["metrics"]), rel=1e-6, abs=1e-9)
