@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -80,8 +82,12 @@ def _mode(model: Classifier, x: Tensor) -> Iterator[Problem]:
         return
     try:
         with torch.no_grad():
-            train, evaluation = inner.train()(x[:32]), inner.eval()(x[:32])
-            same = torch.equal(train.nan_to_num(), evaluation.nan_to_num())
+            # a copy, whose statistics of batch-norm this moves; twice, for one that is random in any mode
+            train, once, again = (
+                copy.deepcopy(inner).train(mode)(x[:32].clone()) for mode in (True, False, False)
+            )
+            same = torch.equal(train.nan_to_num(), once.nan_to_num())
+            same = same or not torch.equal(once.nan_to_num(), again.nan_to_num())
     except Exception:
         return  # the same failure is reported by the forward pass that follows
     if not same:
@@ -143,8 +149,10 @@ def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> I
     right = logits.argmax(1) == y
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     ranges = {"(x - mean) / std": (x - mean) / std, "2x - 1": 2 * x - 1, "255 x": 255 * x}
-    with torch.no_grad():
-        by_range = {name: model.logits(z).argmax(1) == y for name, z in ranges.items()}
+    by_range = {"[0, 1]": right}
+    for name, z in ranges.items():
+        with contextlib.suppress(Exception), torch.no_grad():  # a model may refuse what is not in [0, 1]
+            by_range[name] = model.logits(z).argmax(1) == y
     best = max(by_range, key=lambda name: by_range[name].sum().item())
     gained = int((by_range[best] & ~right).sum())
     lost = int((right & ~by_range[best]).sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustgen import check, data, registry
+from robustgen.classifiers.user import import_file
 
 HEAD = '''
 import torch
@@ -102,6 +103,44 @@ def test_train_mode_is_a_warning_only_where_it_changes_the_answer(tmp_path):
     assert "train mode" in found.what
     assert "model.eval()" in found.remedy
     assert problems(tmp_path, extra=DROPOUT, name="Plain") == []
+
+
+RANDOM = """
+class Noisy(Net):
+    stochastic = True
+
+    def __init__(self):
+        super().__init__()
+        self.train()
+
+    def forward(self, x):
+        return self.net(x) + 0.01 * torch.randn(len(x), 10)
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.net = Net()
+
+    def forward(self, x):
+        return self.net(self.norm(x))
+
+normed = Normed()
+"""
+
+
+def test_a_net_that_says_that_it_is_random_is_believed_and_not_taken_for_one_in_train_mode(tmp_path):
+    assert problems(tmp_path, extra=RANDOM, name="Noisy") == []
+
+
+def test_looking_for_train_mode_leaves_the_statistics_of_batch_norm_alone(tmp_path):
+    problems(tmp_path, extra=RANDOM, name="normed")
+    normed = import_file(tmp_path / "net.py", "normed")
+    assert float(normed.norm.running_mean) == 0
+
+
+def test_a_model_that_refuses_what_is_not_in_0_to_1_is_in_order(tmp_path):
+    assert problems(tmp_path, "self.net(x) if 0 <= x.min() and x.max() <= 1 else 1 / 0") == []
 
 
 def test_an_untrained_net_is_near_chance(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
-from robustgen.classifiers.user import failure, import_file
+from robustgen.classifiers.user import failure, import_file, neighbours
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
 
@@ -24,7 +24,7 @@ OURS = ("model", "x", "y", "threat")
 
 
 class OwnAttack(OutsideAttack):
-    """A function of a user's file; ``code``, the file's digest, is part of its rows' identity."""
+    """A function of a user's file; ``code``, a digest of the file and its neighbours, is its identity."""
 
     def __init__(self, reference: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
         file, _, self.function = reference.rpartition(":")
@@ -37,7 +37,8 @@ class OwnAttack(OutsideAttack):
                 expected=f"a function of ({', '.join(OURS)}, ...) that returns pictures",
             )  # fmt: skip
         super().__init__(title, threat, options_of(function, OURS, title, options))
-        self.code = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        files = [self.path, *neighbours(self.path)]
+        self.code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the function makes of the pictures."""
@@ -45,7 +46,7 @@ class OwnAttack(OutsideAttack):
             found = import_file(self.path, self.function, kind="attack")(
                 model, x, y, self.threat, **self.given
             )
-        except Exception as error:  # the user's code: anything may come
+        except (Exception, SystemExit) as error:  # the user's code: anything may come
             raise failure("this attack failed", error, self.path.resolve()) from None
         if not isinstance(found, Tensor) or found.shape != x.shape:
             raise UserError(

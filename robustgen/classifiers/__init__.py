@@ -17,7 +17,7 @@ from torch import nn
 
 from robustgen import config, registry
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
-from robustgen.classifiers.user import construct, import_file
+from robustgen.classifiers.user import construct, import_file, neighbours
 from robustgen.config import ModelCard
 from robustgen.errors import UserError, unknown_name
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
@@ -294,9 +294,10 @@ def _find_entry_point(name: str) -> Any:
 def _try_out(model: Classifier, ref: ModelRef) -> None:
     """Call a foreign model once, so that its mistakes are found before a run and not within it."""
     x = torch.full((2, *model.input_shape), 0.5)
+    given = x.clone()
     try:
         with torch.no_grad():
-            logits = model.logits(x)
+            logits = model.logits(given)
     except Exception as error:  # the user's code: anything may come
         raise UserError(
             f"the model {ref.name!r} fails on a batch of the data's shape",
@@ -309,6 +310,13 @@ def _try_out(model: Classifier, ref: ModelRef) -> None:
             f"the model {ref.name!r} returns something else than logits",
             expected=f"shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
             got=f"{type(logits).__name__} of shape {shape}",
+        )
+    if not torch.equal(x, given):  # a PlainClassifier's module gets a copy, a Classifier does not
+        raise UserError(
+            f"the model {ref.name!r} writes into the pictures that it is given",
+            expected="pictures left as they are: they are the data of every model after it",
+            got="other pictures after a call",
+            remedy="write x = x - mean in place of x -= mean, and the like",
         )
 
 
@@ -325,15 +333,28 @@ def fingerprint_model(ref: ModelRef) -> str:
         if attribute:
             content.append(_sha256(ref.folder / file))
     elif isinstance(ref, FileModel):
-        content += [_sha256(ref.path), ref.attribute]
+        content += [_sha256(ref.path), ref.attribute, *map(_sha256, neighbours(ref.path))]
     elif isinstance(ref, ObjectModel):
-        content += [_source(type(ref.module)), repr(ref.module)]
+        parts = dict(ref.module.named_modules())
+        kinds = {type(part) for part in parts.values() if not type(part).__module__.startswith("torch.")}
+        content += [repr(ref.module), sorted(map(_source, kinds))]
+        content += [{name: _settings(part) for name, part in parts.items()}]
     elif isinstance(ref, EntryPointModel):
         point = _find_entry_point(ref.name)
         content += [point.value, point.dist.version if point.dist else ""]
     elif isinstance(ref, OutsideModel):
         content += [ref.library, ref.model, _version(ref.library)]
     return config.fingerprint(content)
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """What a module's author set by hand, which neither its code nor its state_dict says: a temperature."""
+    found = {}
+    for key, value in vars(module).items():
+        values = value if isinstance(value, tuple | list) else [value]
+        if key != "training" and all(isinstance(v, bool | int | float | str | None) for v in values):
+            found[key] = repr(value)
+    return found
 
 
 def _source(kind: type) -> str:

@@ -148,16 +148,25 @@ def _pick(log_joint: Tensor, y: Tensor | None) -> Tensor:
 
 
 class PlainClassifier(Classifier):
-    """Any torch.nn.Module that maps [0, 1] pictures to logits."""
+    """Any torch.nn.Module that maps [0, 1] pictures to logits; ``stochastic`` and ``reseed`` may be its own.
+
+    It is given a copy of the pictures: one that normalises in place would change them for all who follow.
+    """
 
     def __init__(self, module: nn.Module, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.module = module
         self.num_classes = num_classes
         self.input_shape = input_shape
+        self.stochastic = bool(getattr(module, "stochastic", False))
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        return self.module(x)
+        return self.module(x.clone())
+
+    def reseed(self, seed: int) -> None:
+        reseed = getattr(self.module, "reseed", None)
+        if reseed is not None:
+            reseed(seed)
 
 
 class FixedBatch(Classifier):
@@ -255,7 +264,8 @@ class FixedBatch(Classifier):
             piece = slice(start, start + self.batch)
             rows = len(x[piece])
             extra = [self._pad(a[piece]) if isinstance(a, Tensor) and a.ndim else a for a in per_sample]
-            parts.append(method(self._pad(x[piece]), *extra)[:rows])
+            # in the pictures' precision: what follows computes with both
+            parts.append(method(self._pad(x[piece]), *extra)[:rows].to(x.dtype))
             # a NaN that is asked about, by an outside attack perhaps, is not the model's own
             if bool(parts[-1].isnan().any()) and not bool(x.isnan().any()):
                 raise UserError(

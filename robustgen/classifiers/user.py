@@ -25,6 +25,42 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
     it runs, its folder is importable, so that it may import its neighbours.
     """
     path = path.resolve()
+    module = _imported(path)
+    if not hasattr(module, attribute):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(kind, attribute, names, where=path)
+    return getattr(module, attribute)
+
+
+def neighbours(path: Path) -> list[Path]:
+    """The files in the folder of a user's file, and below it, that it imports, and those that they import.
+
+    Found by what stands in a module: other modules, classes and functions. Installed packages are left out.
+    """
+    path = path.resolve()
+    module = _imported(path)
+    found, waiting = {path}, [module]
+    while waiting:
+        module = waiting.pop()
+        names = {module.__package__ or "", *map(_home, vars(module).values())}
+        for name in names & sys.modules.keys():
+            file = Path(getattr(sys.modules[name], "__file__", None) or "/")
+            installed = bool({"site-packages", "dist-packages"} & {*file.parts})
+            ours = name.partition(".")[0] == "robustgen"  # a user's file may stand in our checkout
+            if file.is_relative_to(path.parent) and not installed and not ours and file not in found:
+                found.add(file)
+                waiting.append(sys.modules[name])
+    return sorted(found - {path})
+
+
+def _home(value: object) -> str:
+    """The name of the module that a value is, or that made it."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""
+
+
+def _imported(path: Path) -> ModuleType:
+    """The module of a file, run if this content of it has not run yet."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -33,11 +69,7 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
         ) from None
     digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:12]
     name = f"robustgen_user_{path.stem}_{digest}"
-    module = sys.modules.get(name) or _run(path, content, name)
-    if not hasattr(module, attribute):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(kind, attribute, names, where=path)
-    return getattr(module, attribute)
+    return sys.modules.get(name) or _run(path, content, name)
 
 
 def _run(path: Path, content: bytes, name: str) -> ModuleType:
@@ -50,7 +82,7 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
         with _importable(path.parent):
             # not by the loader: it would take stale bytecode for a file edited within a second
             exec(compile(content, str(path), "exec"), module.__dict__)
-    except Exception as error:  # the user's code: anything may come
+    except (Exception, SystemExit) as error:  # the user's code: anything may come, a parser of arguments too
         del sys.modules[name]
         raise failure("this file cannot be imported", error, path) from None
     return module
@@ -71,7 +103,7 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
         try:
             with _importable(path.parent):
                 thing = thing(**options)
-        except Exception as error:  # the user's code: anything may come
+        except (Exception, SystemExit) as error:  # the user's code: anything may come
             what = f"this model cannot be made{' with ' if options else ''}"
             what += ", ".join(f"{key}={value!r}" for key, value in options.items())
             raise failure(what, error, path, where=where) from None
@@ -80,7 +112,7 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
     return thing
 
 
-def failure(what: str, error: Exception, path: Path, *, where: object = None) -> UserError:
+def failure(what: str, error: Exception | SystemExit, path: Path, *, where: object = None) -> UserError:
     """A UserError for an exception of a user's file, naming the line of that file it came through."""
     if isinstance(error, UserError):
         return error

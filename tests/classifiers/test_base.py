@@ -53,6 +53,49 @@ def test_plain_module_offers_logits_alone():
             ask(torch.rand(2, 1, 2, 2))
 
 
+class InPlace(torch.nn.Module):
+    """Normalises in place, rolls a die of its own, and answers in float64."""
+
+    stochastic = True
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def reseed(self, seed):
+        self.generator.manual_seed(seed)
+
+    def forward(self, x):
+        x -= 0.5
+        return x.flatten(1).double() + torch.rand(4, generator=self.generator)
+
+
+def test_a_plain_module_may_write_into_its_copy_of_the_pictures():
+    model, x = PlainClassifier(InPlace(), 4, (1, 2, 2)), torch.rand(3, 1, 2, 2)
+    before = x.clone()
+    model.logits(x)
+    assert torch.equal(x, before)
+    (gradient,) = torch.autograd.grad(model.logits(x.requires_grad_()).sum(), x)
+    assert torch.equal(gradient, torch.ones_like(x))
+
+
+def test_a_plain_module_says_itself_that_it_is_stochastic_and_is_reseeded():
+    model, x = PlainClassifier(InPlace(), 4, (1, 2, 2)), torch.rand(3, 1, 2, 2)
+    assert model.stochastic
+    model.reseed(1)
+    one = model.logits(x)
+    assert not torch.equal(model.logits(x), one)
+    model.reseed(1)
+    assert torch.equal(model.logits(x), one)
+    assert not PlainClassifier(torch.nn.Flatten(), 4, (1, 2, 2)).stochastic
+
+
+def test_fixed_batch_answers_in_the_precision_of_the_pictures():
+    model, x = FixedBatch(PlainClassifier(InPlace(), 4, (1, 2, 2)), 2), torch.rand(3, 1, 2, 2)
+    assert model.logits(x).dtype == torch.float32
+    assert model.logits(x.double()).dtype == torch.float64
+
+
 def test_fixed_batch_pads_and_counts_each_sample():
     seen = []
     inner = TwoGaussians()

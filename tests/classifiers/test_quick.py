@@ -253,7 +253,22 @@ class Tied(nn.Module):
         return self.head(torch.tanh(hidden) @ self.layer.weight)
 
 
-@pytest.mark.parametrize("kind", [Viewing, Attention, Tied])
+class Clamped(nn.Module):
+    """Finds its scale without gradients, which a trace loses, and so has a gradient that a trace has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.mean()
+        return self.head(self.norm(self.conv(x / scale)).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [Viewing, Attention, Tied, Clamped])
 def test_what_users_write_is_attacked_all_the_same(kind: type[nn.Module]) -> None:
     model, x = plain(kind()), torch.rand(4, 1, 8, 8)
     quick = quick_copy(model, x)
@@ -275,6 +290,32 @@ class Uncopied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x.flatten(1))
+
+
+class Blind(nn.Module):
+    """Computes without gradients, which a trace does not: they are in the copy alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.head(x.flatten(1))
+
+
+class Counting(nn.Module):
+    """Answers in whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, :10] * 9).long()
+
+
+@pytest.mark.parametrize("kind", [Blind, Counting])
+def test_a_copy_with_other_gradients_or_without_a_spread_is_no_error(kind: type[nn.Module]) -> None:
+    model, x = plain(kind()), torch.rand(4, 1, 8, 8)
+    quick = quick_copy(model, x)
+    assert quick is None or not quick.logits(x.requires_grad_()).requires_grad
 
 
 def test_a_net_that_cannot_be_copied_has_no_quick_copy() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from robustgen.classifiers import build, load_model
 from robustgen.classifiers.base import PlainClassifier
-from robustgen.classifiers.user import import_file
+from robustgen.classifiers.user import import_file, neighbours
 from robustgen.errors import UserError
 
 DIGITS = {"class_names": "0123456789", "input_shape": (1, 8, 8)}
@@ -72,6 +72,8 @@ def test_two_files_of_one_name_do_not_mix(tmp_path):
         ("import torch\nimport no_such_package", ["line 2", "No module named 'no_such_package'"]),
         ("def net():\n    return 1 / 0", ["cannot be made", ":net, line 2", "ZeroDivisionError"]),
         ("def nett():\n    return 1", ["no model named 'net'", "did you mean nett"]),
+        ("import sys\nsys.exit(0)", ["cannot be imported", "line 2", "SystemExit"]),
+        ("def net():\n    raise SystemExit(2)", ["cannot be made", ":net, line 2", "SystemExit"]),
         ("net = 3", ["this is no model", "int"]),
         ("def net():\n    return 3", ["this is no model", "int"]),
         ("import torch\nnet = torch.nn.Linear(9, 10)", ["fails on a batch", "(2, 1, 8, 8)", "RuntimeError"]),
@@ -98,6 +100,20 @@ def test_edited_file_is_imported_anew_and_an_equal_one_is_not(tmp_path):
     assert before.value == 1
 
 
+def test_neighbours_are_what_a_file_imports_from_its_folder_and_what_that_imports(tmp_path):
+    package = tmp_path / "parts_of_mine"
+    package.mkdir()
+    for name, text in {
+        "__init__.py": "",
+        "net.py": "from torch import nn\nfrom parts_of_mine import deep\nclass Net(nn.Module):\n    pass\n",
+        "deep.py": "import json\n",
+        "unused.py": "",
+    }.items():
+        (package / name).write_text(text)
+    path = write_file(tmp_path, "import torch\nimport robustgen\nfrom parts_of_mine.net import Net\n")
+    assert neighbours(path) == [package / "__init__.py", package / "deep.py", package / "net.py"]
+
+
 def test_file_that_failed_can_be_mended_in_the_same_process(tmp_path):
     path = write_file(tmp_path, "net = missing")
     for _ in range(2):
@@ -111,6 +127,14 @@ def test_options_that_a_users_architecture_refuses_are_named(tmp_path):
     with pytest.raises(UserError, match="width=-1") as error:
         build("mine.py:make", {"width": -1}, where="card.yaml", folder=tmp_path)
     assert "mine.py:make, line 3" in message(error)
+
+
+def test_classifier_that_writes_into_its_pictures_is_refused(tmp_path):
+    text = CLASSIFIER.format(attributes="self.num_classes, self.input_shape = 10, (1, 8, 8)")
+    path = write_file(tmp_path, text.replace("return x.", "return x.sub_(0.5)."))
+    with pytest.raises(UserError, match="writes into the pictures") as error:
+        load_model(f"{path}:Net", **DIGITS)
+    assert "x = x - mean" in message(error)
 
 
 CLASSIFIER = """
