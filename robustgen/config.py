@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -265,8 +266,7 @@ class Protocol(Strict):
 
     def settings(self, data: str) -> DataSettings:
         """The settings for a data set, by name."""
-        whole = data.partition(":")[0]  # of digits:0-7
-        found = self.data.get(data) or self.data.get(whole) or self.data.get("any")
+        found = of_data(self.data, data)
         if found is None:
             raise UserError(
                 f"protocol {self.name!r} has no settings for the data set {data!r}",
@@ -276,6 +276,16 @@ class Protocol(Strict):
                 remedy="choose another protocol ('robustgen list protocols') or add the data set to its file",
             )
         return found
+
+
+Settings = TypeVar("Settings")
+
+
+def of_data(settings: Mapping[str, Settings], data: str) -> Settings | None:
+    """What a protocol's ``data`` says of a data set: by its name, of some classes by the whole set's name
+    (of digits:0-7 by digits), else for any."""
+    names = (data, data.partition(":")[0], "any")
+    return next((settings[name] for name in names if name in settings), None)
 
 
 # --- model cards ---------------------------------------------------------------------------------

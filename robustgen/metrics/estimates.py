@@ -95,12 +95,12 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
         if not len(ids):
             continue
         right = at_ids(clean, ids) if clean else np.ones(len(ids), dtype=bool)
-        by_eps: dict[float, Array] = {}
+        by_name: dict[str, Array] = {}  # not by eps: 3 * 0.1 and 0.3 are one size and two floats
         for evaluation, rows in of_norm:
             right = right & ~np.isin(ids, rows.ids[~rows.correct])
-            by_eps[evaluation.detail["eps"]] = right
-        for eps, alive in by_eps.items():
-            yield rate(run, worst_name(norm, eps), "robust_accuracy", ids, alive, variant)
+            by_name[worst_name(norm, evaluation.detail["eps"])] = right
+        for name, alive in by_name.items():
+            yield rate(run, name, "robust_accuracy", ids, alive, variant)
 
 
 def _eps(pair: tuple[Evaluation, Rows]) -> float:

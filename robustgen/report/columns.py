@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from robustgen.config import of_data
 from robustgen.metrics.comparisons import Key
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
@@ -92,7 +93,7 @@ def _attacked(content: dict[str, Any]) -> Iterator[Column]:
     for norm, eps in headline_eps(content):
         group = f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
         for detail in attacks:
-            if (detail["norm"], detail["eps"]) != (norm, eps):
+            if worst_name(detail["norm"], detail["eps"]) != worst_name(norm, eps):
                 continue
             if "surrogates" in detail:
                 meaning = f"share still right at pictures made for {', '.join(detail['cascade'])}"
@@ -148,14 +149,14 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
 
     A norm of which neither was run is shown at its largest eps.
     """
-    of_data = content["protocol"].get("data") or {}
-    settings = of_data.get(content["data"]["name"]) or of_data.get("any") or {}
-    run = {(d["norm"], d["eps"]) for d in _of_kind(content, "attack")}
-    chosen = {(d["norm"], d["eps"]) for d in _of_kind(content, "attack") if d["cascade"]}
-    chosen |= {pair for pair in run if settings.get("eps", {}).get(pair[0]) == pair[1]}
-    for norm in {norm for norm, _ in run} - {norm for norm, _ in chosen}:
-        chosen.add(max(pair for pair in run if pair[0] == norm))
-    return sorted(chosen, key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
+    settings = of_data(content["protocol"].get("data") or {}, content["data"]["name"]) or {}
+    attacks = _of_kind(content, "attack")
+    run = {worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"]) for d in attacks}
+    chosen = {worst_name(d["norm"], d["eps"]) for d in attacks if d["cascade"]}
+    chosen |= {worst_name(*pair) for pair in settings.get("eps", {}).items()} & run.keys()
+    for norm in {norm for norm, _ in run.values()} - {run[name][0] for name in chosen}:
+        chosen.add(worst_name(*max(pair for pair in run.values() if pair[0] == norm)))
+    return sorted((run[name] for name in chosen), key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
 
 
 def foreign_name(detail: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robustgen.errors import UserError
+from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Rows, Run
 from robustgen.report.columns import headline_eps, sigma_text
 from robustgen.store import RunStore
@@ -114,9 +115,11 @@ def _attack_gallery(
 
 def _shown_attack(content: dict[str, Any], runs: list[Run]) -> dict[str, Any] | None:
     """A cascade of the main table, else any attack of it, else any attack at all."""
-    wanted = set(headline_eps(content))
+    wanted = {worst_name(*size) for size in headline_eps(content)}
     found = [evaluation.detail for run in runs for evaluation, _ in run.of_kind("attack")]
-    return max(found, key=lambda d: ((d["norm"], d["eps"]) in wanted, bool(d["cascade"])), default=None)
+    return max(
+        found, key=lambda d: (worst_name(d["norm"], d["eps"]) in wanted, bool(d["cascade"])), default=None
+    )
 
 
 def _adversarial(store: RunStore, evaluation: str) -> dict[int, Array]:

@@ -46,13 +46,15 @@ def curves(content: dict[str, Any]) -> list[Figure]:
     """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean); by majority of its draws,
     where a model is stochastic."""
     numbers = by_key(content)
-    attacks = {
-        (d["norm"], d["eps"]) for m in content["models"] for d in m["evaluations"] if d["kind"] == "attack"
-    }
+    sizes = {
+        worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"])
+        for m in content["models"] for d in m["evaluations"] if d["kind"] == "attack"
+    }  # fmt: skip
     return [
         figure
         for norm in NORMS
-        if (figure := _curve(content, numbers, norm, sorted(e for n, e in attacks if n == norm))) is not None
+        if (figure := _curve(content, numbers, norm, sorted(e for n, e in sizes.values() if n == norm)))
+        is not None
     ]
 
 

@@ -98,6 +98,18 @@ def test_the_worst_case_of_a_stochastic_model_is_by_majority() -> None:
     assert found == {Key("worst-linf-0.1", "majority", "robust_accuracy"): 0.0}
 
 
+def test_one_eps_in_two_floats_has_one_worst_case() -> None:
+    whole = drawn("m", 1)
+    a, b = (
+        replace(whole.evaluations[name], detail=whole.evaluations[name].detail | {"eps": eps})
+        for name, eps in (("a", 0.1 * 3), ("b", 0.3))
+    )
+    assert a.detail["eps"] != b.detail["eps"]
+    run = replace(whole, evaluations=whole.evaluations | {"a": a, "b": b})
+    worst = [e.metric for e in estimates.measure(run) if e.metric.evaluation.startswith("worst")]
+    assert [(m.evaluation, m.value) for m in worst] == [("worst-linf-0.3", 0.0)]
+
+
 def test_a_stochastic_and_a_deterministic_model_are_compared() -> None:
     key = Key("clean", "", "accuracy")
     both = [e for draws in (32, 1) for e in estimates.measure(drawn(f"of-{draws}", draws))]

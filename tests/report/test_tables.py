@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import report_fakes as fakes
 
-from robustgen.report import tables
-from robustgen.report.columns import columns
+from robustgen.report import sections, tables
+from robustgen.report.columns import columns, headline_eps
 from robustgen.report.reading import reading
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
@@ -68,6 +68,27 @@ def test_foreign_pictures_have_a_column_a_score(written: tuple[Path, dict[str, A
     table = tables.main_table(written[1])
     (place,) = (i for i, c in enumerate(table.columns) if c.key.variant == "log_prob")
     assert [model["name"] for model, cells in table.rows if cells[place]] == ["cdn-digits"]
+
+
+def test_some_classes_of_a_set_are_shown_at_the_eps_of_the_whole(written: tuple[Path, Any]) -> None:
+    content = written[1]
+    protocol = content["protocol"] | {"data": {"digits": {"eps": {"linf": 0.1, "l2": 0.5}}}}
+    for name in ("digits", "digits:0-7"):
+        some = content | {"data": content["data"] | {"name": name}, "protocol": protocol}
+        assert headline_eps(some) == [("linf", 0.1), ("linf", 0.15), ("l2", 0.5)]  # 0.15 is a cascade's
+
+
+def test_one_eps_in_two_floats_is_one_size(tmp_path: Path) -> None:
+    plain = {"name": "clean", "kind": "clean", "data": "digits", "size": 60}
+    tripled = fakes.attack("noise", "linf", 0.1 * 3)
+    details = [plain, tripled, fakes.attack("autoattack", "linf", 0.3, fakes.CASCADE)]
+    runs = [fakes.write_run(tmp_path, name, evaluations=details) for name in "ab"]
+    content = summarise(tmp_path, runs, None, "")
+    groups = [column.group for column in columns(content)]
+    assert groups == ["Clean", *["Attacked, L∞ ≤ 0.3"] * 3, "Calibrated"]
+    assert {(test["model_a"], test["model_b"]) for test in content["comparisons"]} == {("a", "b")}
+    (figure,) = sections.curves(content)
+    assert figure.svg.count(" at 0.3") == 2  # models
 
 
 def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
