@@ -104,6 +104,7 @@ def logits(n: int, classes: int = 10, spread: float = 5.0) -> np.ndarray:
         np.concatenate([logits(8)] * 8),  # equal pictures
         np.tile(np.float32([[1, 0]]), (64, 1)),  # too few values to tell
         1e4 * logits(64),
+        np.pad(logits(64, 1), ((0, 0), (1, 0))),  # a sigmoid's, as (0, z)
     ],
 )
 def test_logits_as_they_are_pass(found: np.ndarray) -> None:
@@ -118,6 +119,7 @@ def test_logits_as_they_are_pass(found: np.ndarray) -> None:
         logits(64).round(2),
         logits(1000).round(2),
         np.round(8 * logits(64)) / 8,
+        np.pad(logits(64).round(2), ((0, 0), (1, 0))),
         np.eye(10, dtype=np.float32)[logits(64).argmax(1)],  # a vote
         logits(64) + np.float32(1e6),  # float32 is as coarse there
     ],
