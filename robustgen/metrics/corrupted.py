@@ -60,7 +60,8 @@ def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:
     """How many times as often as the baseline model every other one errs under corruption: the mean over
     types c of sum_s E[s, c] / sum_s E_baseline[s, c] (Hendrycks and Dietterich 2019, whose baseline is
     AlexNet's row; CIFAR-10-C has none, so the baseline is a model of the same run). 1 is as good as the
-    baseline, less is better. A type at which the baseline never errs is left out for all.
+    baseline, less is better. A type at which the baseline never errs is left out for all; where it errs
+    so rarely that a resample of the pictures has none of its errors, there is nothing to divide by.
     """
     known = {run.model: run for run in runs}
     if baseline not in known:
@@ -85,10 +86,12 @@ def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:
             )
             for cells in (ours, theirs)
         ]
-        yield resampled(
+        found = resampled(
             run, "corruptions", f"vs-{baseline}", "relative_corruption_error",
             partial(_mean_ratio, *by_type), ids, higher=False,
         )  # fmt: skip
+        if np.isfinite(found.metric.ci_low):
+            yield found
 
 
 def _plain_cells(run: Run) -> dict[str, tuple[Evaluation, Rows]]:
@@ -117,5 +120,6 @@ def _mean_ratio(ours: Array, theirs: Array, places: Array) -> Resampled:
     ours, theirs = ours[places][:, known], theirs[places][:, known]
     with np.errstate(divide="ignore", invalid="ignore"):
         again = resampled_sums(ours) / resampled_sums(theirs)
-    again[~np.isfinite(again)] = np.nan  # a resample in which the baseline never errs at a type
-    return Resampled(float((ours.sum(0) / theirs.sum(0)).mean()), np.nanmean(again, 1))
+        errs = np.isfinite(again)  # not in a resample in which the baseline never errs at a type
+        means = np.where(errs, again, 0).sum(1) / errs.sum(1)
+    return Resampled(float((ours.sum(0) / theirs.sum(0)).mean()), means)

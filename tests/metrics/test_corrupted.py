@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,11 @@ def test_errors_relative_to_a_baseline() -> None:
     assert list(relative_errors([a, b], "c")) == []
     (same,) = relative_errors([a, run("again", 0)[0]], "a")
     assert (same.metric.value, same.metric.ci_low, same.metric.ci_high) == (1, 1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("errors", [0, 1])
+def test_there_are_no_errors_relative_to_a_baseline_that_hardly_errs(errors: int) -> None:
+    (a, _), (b, _) = run("a", 0), run("b", 1)
+    cells = {name: replace(e, rows=rows(np.arange(N) >= errors)) for name, e in a.evaluations.items()}
+    assert list(relative_errors([replace(a, evaluations=cells), b], "a")) == []
