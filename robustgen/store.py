@@ -299,6 +299,21 @@ class RunStore:
                 found[batch] = found.get(batch, 0) + chunk.stop - chunk.start
         return found
 
+    def lost(self, evaluation: str, n: int | None = None) -> int:
+        """How many of the first ``n`` samples have rows, and a table no more that was written beside them."""
+        have: set[int] = set()
+        whole: set[int] = set()
+        for chunk, file in self._chunks(evaluation):
+            metadata = read_metadata(file)
+            if not self._ours(evaluation, metadata):
+                continue
+            samples = range(chunk.start, min(n or chunk.stop, chunk.stop))
+            tables = [name for name in json.loads(metadata[b"sha256"]) if name.startswith("tables/")]
+            have.update(samples)
+            if all((self.path / name).is_file() for name in tables):
+                whole.update(samples)
+        return len(have - whole)
+
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""
         file = self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet"

@@ -75,12 +75,9 @@ def _incomplete(run: Run) -> Iterator[Flag]:
 
 def _lost_tables(run: Run) -> Iterator[Flag]:
     """A table beside the rows may be lost while the rows are there."""
-    for evaluation, rows in run.of_kind("gradients", "probes"):
-        table = (run.guidance | run.probes).get(evaluation.name)
-        sigmas = len(evaluation.detail.get("sigmas", [None]))
-        counts = table["sample_id"].value_counts() if table is not None else {}
-        have = sum(counts.get(i, 0) >= sigmas for i in rows.ids.tolist())
-        if have < len(rows):
+    for evaluation in run.evaluations.values():
+        if evaluation.rows and evaluation.lost:
+            have = len(evaluation.rows) - evaluation.lost
             yield _flag(
                 run, evaluation.name, "incomplete", "error",
                 f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "

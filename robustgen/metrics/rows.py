@@ -91,6 +91,8 @@ class Evaluation:
     wanted: int
     smaller: dict[int, int] = field(default_factory=dict)
     """How many samples were computed at a smaller batch than the run's, by that batch."""
+    lost: int = 0
+    """How many samples have rows, and a table no more that was written beside them."""
 
     @property
     def name(self) -> str:
@@ -136,8 +138,9 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         name, size = detail["name"], int(detail["size"])
         table = store.rows(name, n)
         rows = to_rows(table) if table is not None and len(table) else None
-        evaluations[name] = Evaluation(detail, rows, min(n or size, size), store.smaller(name))
         beside = TABLES.get(detail["kind"])
+        lost = store.lost(name, n) if beside else 0
+        evaluations[name] = Evaluation(detail, rows, min(n or size, size), store.smaller(name), lost)
         if beside and rows is not None:
             found = store.table(name, beside, n)
             if found is not None:

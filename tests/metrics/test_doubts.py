@@ -14,7 +14,6 @@ from robustgen.metrics import doubts
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
-SIGMAS = [0.25, 0.5]
 CLEAN = {"name": "clean", "kind": "clean"}
 
 
@@ -23,39 +22,31 @@ def whole(family: str = "softmax", foreign: str = "letters") -> Run:
         CLEAN,
         {"name": "calibration", "kind": "calibration"},
         {"name": "foreign", "kind": "ood", "data": foreign},
-        {"name": "gradients", "kind": "gradients", "sigmas": SIGMAS},
     ]
-    table = pd.DataFrame({"sample_id": list(range(8)) * 2, "sigma": [0.25] * 8 + [0.5] * 8})
-    made = run(*((d, rows()) for d in details), model={"family": family})
-    return replace(made, guidance={"gradients": table})
+    return run(*((d, rows()) for d in details), model={"family": family})
 
 
 def flags(found: Run) -> dict[str, Flag]:
     return {flag.flag: flag for flag in doubts.find_doubts(found)}
 
 
-def test_a_whole_table_beside_the_rows_raises_no_flag() -> None:
-    assert "incomplete" not in flags(whole())
-
-
-@pytest.mark.parametrize("kept", [0, 3, 11])
-def test_a_lost_table_beside_the_rows_is_an_incomplete_evaluation(kept: int) -> None:
+@pytest.mark.parametrize("lost", [0, 5, 8])
+def test_a_lost_table_beside_the_rows_is_an_incomplete_evaluation(lost: int) -> None:
     full = whole()
-    tables = {"gradients": full.guidance["gradients"][:kept]} if kept else {}
-    flag = flags(replace(full, guidance=tables))["incomplete"]
-    assert (flag.evaluation, flag.severity) == ("gradients", "error")
-    assert flag.message.startswith(f"{max(0, kept - 8)} of 8 evaluated")
+    clean = replace(full.evaluations["clean"], lost=lost)
+    found = flags(replace(full, evaluations=full.evaluations | {"clean": clean}))
+    assert ("incomplete" in found) == (lost > 0)
+    if lost:
+        assert (found["incomplete"].evaluation, found["incomplete"].severity) == ("clean", "error")
+        assert found["incomplete"].message.startswith(f"{8 - lost} of 8 evaluated: a table")
 
 
-def test_probes_are_read_where_they_are_and_missed_where_they_are_lost() -> None:
+def test_probes_are_read() -> None:
     full = run((CLEAN, rows()), ({"name": "probes", "kind": "probes"}, rows()))
     numbers = dict.fromkeys([name for name in schema().names if name != "sample_id"], 0.0)
     zero = pd.DataFrame({"sample_id": range(8), **(numbers | {"ce_gradient_zero": 1.0})})
     found = flags(replace(full, probes={"probes": zero}))
     assert found["zero_gradients"].evaluation == "probes"
-    assert "incomplete" not in found
-    assert flags(full)["incomplete"].message.startswith("0 of 8 evaluated: a table")
-    assert "incomplete" in flags(replace(full, probes={"probes": zero[:7]}))
 
 
 def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:

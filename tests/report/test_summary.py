@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import report_fakes as fakes
 
 from robustgen.errors import UserError
 from robustgen.metrics import find_doubts, measure, read_run
+from robustgen.metrics.rows import TABLES
 from robustgen.report.summary import gather, headline, summarise
 from robustgen.store import Chunk, RunStore
 
@@ -125,6 +127,21 @@ def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
     assert flag.severity == "error"
     assert flag.evaluation == "clean"
     assert flag.message.startswith("30 of 60 evaluated. The last failure: the model returned NaN.")
+
+
+@pytest.mark.parametrize(("kind", "table"), TABLES.items())
+def test_a_lost_table_of_any_kind_is_noticed(tmp_path: Path, kind: str, table: str) -> None:
+    detail = {"name": "it", "kind": kind, "data": "digits", "size": 6}
+    store = RunStore.open(tmp_path / "m", fakes.spec("m", size=6, evaluations=[detail]), {})
+    rows = fakes.make_rows(np.zeros(6, int), np.eye(10, dtype=np.float32)[[0] * 6])
+    empty = pa.table({"sample_id": pa.array([], pa.int64())})  # as of a model that it cannot be read of
+    for start, stop in ((0, 4), (4, 6)):
+        store.write(Chunk("it", start, stop), rows[start:stop], tables={table: empty})
+    assert read_run(store).evaluations["it"].lost == 0
+    (store.path / f"tables/it/{table}/000000-000004.parquet").unlink()
+    assert [read_run(store, n).evaluations["it"].lost for n in (3, None)] == [3, 4]
+    store.write(Chunk("it", 0, 2), rows[:2], tables={table: empty})  # by a run of fewer samples
+    assert read_run(store).evaluations["it"].lost == 2
 
 
 def test_a_refused_evaluation_is_named(tmp_path: Path) -> None:
