@@ -235,13 +235,24 @@ EvaluationSpec = Annotated[
 ]
 
 
+def _distinct(levels: list[float]) -> list[float]:
+    names = [f"{level:g}" for level in levels]  # as variants of metrics are named
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ValueError(f"each level once, and {', '.join(double)} stands there again")
+    return levels
+
+
+Levels = Annotated[list[Positive], AfterValidator(_distinct)]
+
+
 class DataSettings(Strict):
     """What a protocol must know of a data set."""
 
     eps: dict[Norm, Positive] = {}
     foreign: list[str] = []
-    sigmas: list[Positive] = []
-    sweep: list[Positive] = []
+    sigmas: Levels = []
+    sweep: Levels = []
     """Noise levels for an integral over them: twelve or more, or none."""
     denoiser: str | None = None
     """Zoo name of the reference denoiser."""

@@ -95,6 +95,15 @@ def test_yes_and_no_are_no_numbers(change):
         config.validate(Protocol, MINIMAL | change, where="p.yaml")
 
 
+@pytest.mark.parametrize("key", ["sigmas", "sweep"])
+@pytest.mark.parametrize("again", [0.4, "2/5", 0.40000001])
+def test_a_noise_level_stands_once(key, again):
+    content = MINIMAL | {"data": {"digits": {key: [0.4, 0.8, again]}}}
+    with pytest.raises(UserError, match="each level once") as caught:
+        config.validate(Protocol, content, where="p.yaml")
+    assert (caught.value.details["where"], f"data.digits.{key}" in str(caught.value)) == ("p.yaml", True)
+
+
 CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}
 
 
