@@ -101,7 +101,7 @@ def test_a_noise_level_stands_once(key, again):
     content = MINIMAL | {"data": {"digits": {key: [0.4, 0.8, again]}}}
     with pytest.raises(UserError, match="each level once") as caught:
         config.validate(Protocol, content, where="p.yaml")
-    assert (caught.value.details["where"], f"data.digits.{key}" in str(caught.value)) == ("p.yaml", True)
+    assert f"data.digits.{key}" in str(caught.value)
 
 
 CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}

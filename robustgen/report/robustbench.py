@@ -17,7 +17,7 @@ from robustgen.report.columns import eps_text
 from robustgen.report.summary import read_summary
 
 THREATS = {"linf": "Linf", "l2": "L2"}
-AUTOATTACK = "autoattack"
+AUTOATTACK, THOROUGH = "autoattack", "autoattack-thorough"
 CORRUPTIONS, SEVERITIES = 15, 5
 USUAL = {"Linf": "8/255", "L2": "0.5"}
 
@@ -25,9 +25,10 @@ USUAL = {"Linf": "8/255", "L2": "0.5"}
 def export(folder: Path) -> list[Path]:
     """Write FOLDER/robustbench/<data>/<threat>/<model>.json for every model of the report in ``folder``.
 
-    One for each threat with a whole AutoAttack (standard), and one for corruptions where the mean is over
-    the 15 types and 5 severities. ``external`` is the worst case over all attacks of that threat, where it
-    is lower. Returns the paths; UserError where there is nothing to export.
+    One for each threat with a whole AutoAttack (standard; the thorough run's figure, where there are both),
+    and one for corruptions where the mean is over the 15 types and 5 severities. ``external`` is the worst
+    case over all attacks of that threat, where it is lower. Returns the paths; UserError where there is
+    nothing to export.
     """
     content = read_summary(folder / "summary.json")
     written: list[Path] = []
@@ -57,33 +58,32 @@ def _entries(content: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, 
     clean = numbers.get(("clean", "", "accuracy"))
     if clean is None:
         return []
-    found = []
-    for detail in model["evaluations"]:
-        if detail["kind"] != "attack" or detail["attack"] != AUTOATTACK or detail["norm"] not in THREATS:
+    found = {}
+    for detail in sorted(model["evaluations"], key=lambda d: d.get("attack") == THOROUGH):
+        if detail["kind"] != "attack" or detail["norm"] not in THREATS:
             continue
         robust = numbers.get((detail["name"], "", "robust_accuracy"))
-        worst = numbers.get((worst_name(detail["norm"], detail["eps"]), "", "robust_accuracy"))
-        if robust is None:
+        if detail["attack"] not in (AUTOATTACK, THOROUGH) or robust is None:
             continue
+        name = worst_name(detail["norm"], detail["eps"])
+        worst = numbers.get((name, "", "robust_accuracy"))
         lower = worst if worst is not None and worst["value"] < robust["value"] else None
-        found.append(
-            (
-                THREATS[detail["norm"]],
-                _common(content, model, clean)
-                | {
-                    "eps": eps_text(detail["norm"], detail["eps"]),
-                    "autoattack_acc": _percent(robust),
-                    "external": _percent(lower) if lower else "",
-                    "unreliable": _doubted(content, model["name"], detail["name"]),
-                },
-            )
+        found[name] = (
+            THREATS[detail["norm"]],
+            _common(content, model, clean)
+            | {
+                "eps": eps_text(detail["norm"], detail["eps"]),
+                "autoattack_acc": _percent(robust),
+                "external": _percent(lower) if lower else "",
+                "unreliable": _doubted(content, model["name"], detail["name"]),
+            },
         )
     cells = {(d["type"], d["severity"]) for d in model["evaluations"] if d["kind"] == "corruption"}
     corrupted = numbers.get(("corruptions", "all", "corruption_accuracy"))
     if corrupted is not None and len(cells) == CORRUPTIONS * SEVERITIES:
         entry = _common(content, model, clean) | {"eps": None, "corruptions_acc": _percent(corrupted)}
-        found.append(("corruptions", entry))
-    return found
+        found["corruptions"] = ("corruptions", entry)
+    return list(found.values())
 
 
 def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,17 @@ def test_a_second_eps_has_a_file_of_its_own(tmp_path, content):
     assert found["cifar10/Linf/net-4-255.json"]["autoattack_acc"] == "70.00"
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_thorough_run_is_autoattack_too_and_stands_for_the_other(tmp_path, content, beside):
+    thorough = attack("autoattack-thorough", "linf", 8 / 255)
+    evaluations = content["models"][0]["evaluations"]
+    content["models"][0]["evaluations"] = [thorough, *evaluations] if beside else [thorough]
+    content["metrics"].append(metric(thorough["name"], "robust_accuracy", 0.592))
+    found = exported(tmp_path, content)
+    assert found["cifar10/Linf/net.json"]["autoattack_acc"] == "59.20"
+    assert len(found) == 1 + beside  # in L2
+
+
 def test_corruptions_need_all_75_cells(tmp_path, content):
     types = [f"type{k}" for k in range(15)]
     cells = [{"kind": "corruption", "type": t, "severity": s} for t in types for s in range(1, 6)]
