@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_what_the_data_do_not_have_is_refused_with_its_reason(tmp_path) -> None:
     assert [e.name for e in found.evaluations] == ["clean", "ood-letters"]
     assert set(refused(found)) >= {"calibration", "detected-log_prob", "transfer", "gradients", "glass_blur"}
     assert len(found.refused) == 6
+
+
+@pytest.mark.parametrize(
+    "evaluation", [{"kind": "clean"}, {"kind": "detected", "score": "confidence", "norm": "linf"}]
+)
+def test_calibration_labels_of_no_test_class_are_a_mistake_before_anything_is_computed(
+    tmp_path: Path, evaluation: dict[str, str]
+) -> None:
+    digits = data.load("digits")
+    images, labels = digits.images[:30].numpy(), digits.labels[:30].numpy()
+    arrays = {"calibration_images": images, "calibration_labels": labels + 1}
+    np.savez(tmp_path / "x.npz", images=images, labels=labels, **arrays)
+    with pytest.raises(UserError, match="the calibration split has classes that the test split lacks"):
+        planned(evaluation, source=str(tmp_path / "x.npz"), eps={"linf": 0.1})
 
 
 def test_models_of_one_network_call_attack_the_others_and_are_remembered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustgen.data.codec import Jpeg
-from robustgen.errors import UserError
+from robustgen.errors import UnknownNameError, UserError
 from robustgen.types import UNLABELLED
 
 SPLIT_SEED = 0  # of every split that is ours to make; changing it changes every fingerprint
@@ -178,6 +179,24 @@ def numbered(labels: np.ndarray) -> list[str]:
     if labels.dtype.kind not in "iu" or not labels.size:
         return []
     return [str(k) for k in range(min(int(labels.max()) + 1, MOST_CLASSES))]
+
+
+def check_classes(
+    name: str, split: str, strange: Sequence[str], class_names: Sequence[str], where: object
+) -> None:
+    """UnknownNameError where a split has ``strange`` classes, which are not among the test split's."""
+    if strange:
+        raise UnknownNameError(
+            f"data set {name!r}: the {split} split has classes that the test split lacks",
+            where=where,
+            expected=f"classes of the test split: {_few(class_names)}",
+            got=_few(strange),
+            remedy=f"name or number the classes alike, or leave these pictures out of the {split} split",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def no_split(name: str, split: str) -> UserError:

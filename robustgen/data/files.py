@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from robustgen.data.codec import Jpeg, codec_of
-from robustgen.data.dataset import SPLIT_SEED, Dataset, make, no_split, numbered
+from robustgen.data.dataset import SPLIT_SEED, Dataset, check_classes, make, no_split, numbered
 from robustgen.data.npz import check_room, read_npz
 from robustgen.errors import UserError
 from robustgen.types import Split
@@ -188,16 +188,24 @@ def _class_names(table: Any, labels: np.ndarray) -> list[str]:
 
 
 def image_folder(path: Path, split: Split) -> Dataset:
-    """A folder of pictures, one folder a class; PATH/train and the like where they exist, else test."""
+    """A folder of pictures, one folder a class; or PATH/test, and beside it PATH/train and
+    PATH/calibration, whose classes are the test split's."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import find_classes
 
     _must_exist(path)
-    folder = path / split if (path / split).is_dir() else path
-    if folder == path and split != "test":
+    test = path / "test" if (path / "test").is_dir() else path
+    if test == path:
+        _no_splits(path)
+    folder = test if split == "test" else path / split
+    if split != "test" and (test == path or not folder.is_dir()):
         raise no_split(f"imagefolder:{path}", split)
     expected, remedy = "one folder a class, with pictures in it", "mend the folder: PATH/CLASS/PICTURE.png"
     with _reading("this is no folder of pictures", folder, expected, remedy):
         source = ImageFolder(str(folder), loader=_own_picture)
+        class_names, _ = find_classes(str(test))
+        strange = [name for name in source.classes if name not in class_names]
+        check_classes(path.name, split, strange, class_names, folder)
         decoded = [picture for picture, _ in source]
     pictures = [picture for picture, *_ in decoded]
     sizes = {picture.shape for picture in pictures}
@@ -210,9 +218,27 @@ def image_folder(path: Path, split: Split) -> Dataset:
             remedy="resize them first",
         )
     images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2))
-    labels, provenance = np.asarray(source.targets), f"Image folder, {split}."
-    dataset = make(path.name, images, labels, source.classes, provenance, where=folder)
+    labels = [class_names.index(source.classes[k]) for k in source.targets]
+    dataset = make(
+        path.name, images, np.asarray(labels), class_names, f"Image folder, {split}.", where=folder
+    )
     return replace(dataset, codec=_shared(codec for *_, codec in decoded))
+
+
+def _no_splits(path: Path) -> None:
+    """Splits are not taken for classes: a class holds pictures, a split holds folders."""
+    names = ("train", "calibration", "val")
+    found = [
+        name for name in names if (path / name).is_dir() and any(p.is_dir() for p in (path / name).iterdir())
+    ]
+    if found:
+        raise UserError(
+            "this folder of pictures has splits, but none that is called test",
+            where=path,
+            expected="PATH/test/CLASS/PICTURE.png",
+            got=", ".join(f"{name}/" for name in found),
+            remedy="rename the folder of the pictures to be measured to test/, or name that folder itself",
+        )
 
 
 def _own_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
@@ -230,9 +256,21 @@ def parquet(path: Path, split: Split) -> Dataset:
         raise no_split(str(path), split)
     name = path.resolve().parent.name if path.name == "test.parquet" else path.stem
     found = _parquet(name, path if split == "test" else train, split)
+    class_names = found.class_names if split == "test" else _classes_of_test(path)
+    strange = numbered(found.labels.numpy())[len(class_names) :]
+    check_classes(name, split, strange, class_names, train)
     images = _grey_where_grey(found.images)
-    grey = make(name, images, found.labels, found.class_names, found.provenance, where=path)
+    grey = make(name, images, found.labels, class_names, found.provenance, where=path)
     return replace(grey, codec=found.codec)
+
+
+def _classes_of_test(path: Path) -> Sequence[str]:
+    import pyarrow.parquet as pq
+
+    expected, remedy = "a Hugging Face image parquet with the column label", "fetch the file again"
+    with _reading("the labels of the test split cannot be read", path, expected, remedy):
+        table = pq.read_table(path, columns=["label"])
+        return _class_names(table, np.asarray(table["label"]))
 
 
 def _grey_where_grey(images: Any) -> Any:
@@ -251,8 +289,10 @@ def npz(path: Path, split: Split) -> Dataset:
         if split != "test" and f"{prefix}images" not in arrays:
             raise no_split(str(path), split)
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+        class_names = numbered(arrays["labels"])
+    check_classes(path.stem, split, numbered(labels)[len(class_names) :], class_names, path)
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    return make(path.stem, images, labels, numbered(labels), f"{path.name}, {split}.", where=path)
+    return make(path.stem, images, labels, class_names, f"{path.name}, {split}.", where=path)

@@ -13,7 +13,7 @@ from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Classifier
 from robustgen.config import AttackSpec, DetectedSpec, FixedSpec, TransferSpec
-from robustgen.errors import UserError
+from robustgen.errors import UnknownNameError, UserError
 from robustgen.evaluation import load_data
 from robustgen.perturb import Attack
 from robustgen.plan.planning import Planning
@@ -90,6 +90,8 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     pictures = partial(load_data, planning.dataset.source, "calibration", None, planning.root)
     try:
         fingerprint = pictures().fingerprint
+    except UnknownNameError:
+        raise
     except UserError as error:  # nothing to fit the threshold on
         planning.refuse(f"detected-{spec.score}", error.what)
         return

@@ -33,6 +33,8 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
         train = partial(load_data, planning.dataset.source, "train", None, planning.root)
         try:
             train()
+        except UnknownNameError:
+            raise
         except UserError as error:  # nothing to fit them on; the rest is measured all the same
             planning.refuse("detectors", error.what)
         else:
@@ -46,6 +48,8 @@ def clean(planning: Planning) -> None:
     planning.add("clean", "clean", planning.scored, scores=planning.scores)
     try:
         found = load_data(planning.dataset.source, "calibration", None, planning.root)
+    except UnknownNameError:
+        raise
     except UserError as error:
         planning.refuse("calibration", error.what)
         return

@@ -163,6 +163,60 @@ def test_an_image_folder_with_its_classes(tmp_path: Path):
         data.load(f"imagefolder:{tmp_path}")
 
 
+def folder_of(path: Path, *classes: str) -> Path:
+    """A folder with a picture of each of these, SPLIT/CLASS or CLASS."""
+    for k, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 10 * k).save(path / name / "0.png")
+    return path
+
+
+def test_splits_of_an_image_folder_number_the_classes_of_the_test_split(tmp_path: Path):
+    splits = ("test/cat", "test/cow", "test/dog", "calibration/cow", "calibration/dog", "train/dog")
+    path = folder_of(tmp_path, *splits)
+    found = {split: data.load(f"imagefolder:{path}", split) for split in ("test", "calibration", "train")}
+    assert {one.class_names for one in found.values()} == {("cat", "cow", "dog")}
+    assert {split: one.labels.tolist() for split, one in found.items()} == {
+        "test": [0, 1, 2], "calibration": [1, 2], "train": [2],
+    }  # fmt: skip
+
+
+def test_a_class_that_the_test_split_lacks_is_refused_in_another(tmp_path: Path):
+    path = folder_of(tmp_path, "test/cat", "test/dog", "calibration/cat", "calibration/Dog")
+    with pytest.raises(UserError, match="classes that the test split lacks") as caught:
+        data.load(f"imagefolder:{path}", "calibration")
+    assert caught.value.details["got"] == "Dog"
+    images, labels = np.zeros((3, 1, 4, 4)), np.array([0, 1, 2])
+    arrays = {"calibration_images": images, "calibration_labels": labels + 1}
+    np.savez(tmp_path / "x.npz", images=images, labels=labels, **arrays)
+    with pytest.raises(UserError, match="classes that the test split lacks") as caught:
+        data.load(str(tmp_path / "x.npz"), "calibration")
+    assert caught.value.details["got"] == "3"
+
+
+def test_a_split_of_an_npz_may_lack_classes(tmp_path: Path):
+    images, labels = np.zeros((3, 1, 4, 4)), np.array([0, 1, 2])
+    np.savez(
+        tmp_path / "x.npz", images=images, labels=labels, train_images=images[:2], train_labels=labels[:2]
+    )
+    assert data.load(str(tmp_path / "x.npz"), "train").class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("calibration",), ("val",)])
+def test_splits_are_not_taken_for_classes(tmp_path: Path, splits: tuple[str, ...]):
+    path = folder_of(tmp_path, *(f"{split}/{name}" for split in splits for name in ("cat", "dog")))
+    for split in ("test", "train"):
+        with pytest.raises(UserError, match="none that is called test"):
+            data.load(f"imagefolder:{path}", split)
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path: Path):
+    path = folder_of(tmp_path, "tractor", "train")
+    assert data.load(f"imagefolder:{path}").class_names == ("tractor", "train")
+    with pytest.raises(UserError, match="no train split"):
+        data.load(f"imagefolder:{path}", "train")
+
+
 def _parquet(path: Path, n: int, kind: str) -> None:
     path.parent.mkdir(parents=True)
     encoded = []

@@ -155,3 +155,6 @@ def test_the_other_splits_come_from_the_train_parquet_beside_a_test_parquet(tmp_
     parts["calibration"] = data.load(str(tmp_path / "toys" / "test.parquet"), "calibration")
     assert {split: len(part) for split, part in parts.items()} == {"train": 27, "test": 6, "calibration": 3}
     assert {part.name for part in parts.values()} == {"toys"}
+    _own_parquet(tmp_path / "toys" / "test.parquet", 2)
+    with pytest.raises(UserError, match="classes that the test split lacks"):
+        data.load(str(tmp_path / "toys" / "test.parquet"), "train")
