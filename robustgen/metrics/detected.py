@@ -51,4 +51,8 @@ def _accepted(rows: Rows, judged: Array, threshold: float, ids: Array) -> Array:
 
 def judged_by(score: str, rows: Rows) -> Array:
     """The detector's score of stored rows, (n,), as attacks/detector.py computes it of pictures."""
-    return rows.log_prob if score == "log_prob" else rows.log_probabilities.max(1)
+    if score == "log_prob":
+        return rows.log_prob
+    ordered = np.sort(rows.logits, 1)
+    others = np.exp(ordered[:, :-1] - ordered[:, -1:]).sum(1)
+    return -np.log1p(others).astype(np.float32)

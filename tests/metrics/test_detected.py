@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from doubt_fakes import attack, rows, run
+from torch import Tensor
 
-from robustgen.metrics.detected import detected
+from robustgen.attacks.detector import confidence, fit
+from robustgen.classifiers.base import Classifier
+from robustgen.metrics.detected import detected, judged_by
 from robustgen.metrics.rows import Rows
 
 
@@ -51,6 +55,29 @@ def test_by_confidence_clean_pictures_are_judged_by_the_log_of_the_largest_softm
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4]]))
     aware = judged([T, T], [0.0, 0.0], threshold=float(np.log(0.7)))
     assert shares((CLEAN, rows([T, T], logits=logits)), (of("confidence"), aware))["clean"] == 0.5
+
+
+class Logits(Classifier):
+    """Pictures that are their own logits."""
+
+    num_classes, input_shape = 10, (10, 1, 1)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("bound", [1, 3, 10, 30])
+@pytest.mark.parametrize("steepness", [0.1, 2, 50])
+def test_by_confidence_stored_rows_are_judged_as_the_detector_judges_their_pictures(
+    bound: float, steepness: float
+) -> None:
+    drawn = torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
+    logits = bound * torch.tanh(steepness * (drawn - drawn.topk(2).values.mean(1, keepdim=True)))
+    fitted = fit(Logits(), logits[:, :, None, None], confidence)
+    clean = rows([T] * 500, logits=logits.numpy())
+    accepted = judged_by("confidence", clean) >= fitted.threshold
+    assert accepted.tolist() == (fitted.excess(Logits(), logits[:, :, None, None]) >= 0).tolist()
+    assert accepted.mean() >= 0.95
 
 
 @pytest.mark.parametrize("with_clean", [True, False])
