@@ -141,6 +141,20 @@ def test_temperature_finds_the_one_that_made_the_labels() -> None:
     assert found.value == pytest.approx(3, rel=0.03)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 1e5, 1e8])
+def test_the_temperature_of_scaled_logits_is_scaled(scale: float) -> None:
+    found = calibration.fit_temperature(LOGITS, LABELS)
+    assert calibration.fit_temperature(scale * LOGITS, LABELS) == pytest.approx(scale * np.array(found))
+    shifted = scale * LOGITS + 1e3 * scale * RNG.normal(size=(len(LOGITS), 1))
+    assert calibration.fit_temperature(shifted, LABELS) == pytest.approx(scale * np.array(found))
+
+
+def test_logits_say_nothing_where_no_finite_temperature_is_best() -> None:
+    labels = np.array([0, 1])
+    assert not calibration.says_nothing(np.array([[1.0, 0.0], [0.9, 0.0]]), labels)
+    assert calibration.says_nothing(np.array([[0.9, 0.0], [1.0, 0.0]]), labels)
+
+
 def test_no_temperature_where_all_are_right() -> None:
     assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) == (1, 1, 1)
 
@@ -151,8 +165,10 @@ def test_the_interval_of_a_temperature_that_nothing_fixes_is_all_that_is_sought(
     found = calibration.fit_temperature(
         logits, logits.argmin(1)
     )  # always wrong: ever larger T is ever better
-    assert found.value == pytest.approx(np.exp(8), rel=1e-3)
-    assert (found.low, found.high) == pytest.approx((np.exp(-8), np.exp(8)))
+    spread = (logits - logits.mean(1, keepdims=True)).std()
+    assert found.value == pytest.approx(np.exp(8) * spread, rel=1e-3)
+    assert (found.low, found.high) == pytest.approx((np.exp(-8) * spread, np.exp(8) * spread))
+    assert calibration.says_nothing(logits, logits.argmin(1))
 
 
 # --- foreign pictures --------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def mean(values: Array, versions: int = 1) -> Resampled:
     return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
 
 
-LOG_T = (-8.0, 8.0)
+LOG_T = (-8.0, 8.0)  # of a temperature in units of the logits' spread
 
 
 class Temperature(NamedTuple):
@@ -196,27 +196,38 @@ class Temperature(NamedTuple):
 
 
 def fit_temperature(logits: Array, labels: Array) -> Temperature:
-    """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017), sought in [e^-8, e^8].
+    """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017), sought from e^-8 to e^8
+    times the spread of the logits: the root mean square of their distance from a sample's mean.
 
     The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where every sample
-    is right there is none (ever smaller T is ever better), and T = 1. The interval is Wald's on
-    log T with the sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first
-    and second derivative of a sample's NLL in b; it ends where T is not sought.
+    is right there is none (ever smaller T is ever better), and T = 1; where ``says_nothing``, ever larger
+    T is ever better, and T is the largest that is sought. The interval is Wald's on log T with the
+    sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first and second
+    derivative of a sample's NLL in b; it ends where T is not sought.
     """
     if (logits.argmax(1) == labels).all():
         return Temperature(1.0, 1.0, 1.0)
     from scipy.optimize import minimize_scalar
 
+    spread = float((logits - logits.mean(1, keepdims=True)).std()) or 1.0
+    unit = logits / spread
+
     def loss(log_t: float) -> float:
-        log_p = log_softmax(logits / np.exp(log_t))
+        log_p = log_softmax(unit / np.exp(log_t))
         return float(-np.take_along_axis(log_p, labels[:, None], 1).mean())
 
     found = minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-8})
     t = float(np.exp(found.x))
-    p = np.exp(log_softmax(logits / t))
-    mean_logit = (p * logits).sum(1)
-    gradient = mean_logit - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
-    curvature = (p * (logits - mean_logit[:, None]) ** 2).sum()
+    p = np.exp(log_softmax(unit / t))
+    mean_logit = (p * unit).sum(1)
+    gradient = mean_logit - np.take_along_axis(unit, labels[:, None], 1)[:, 0]
+    curvature = (p * (unit - mean_logit[:, None]) ** 2).sum()
     half = Z95 * float(np.sqrt((gradient**2).sum()) / curvature) * t
     low, high = np.exp(np.clip([found.x - half, found.x + half], *LOG_T))
-    return Temperature(t, float(low), float(high))
+    return Temperature(t * spread, float(low) * spread, float(high) * spread)
+
+
+def says_nothing(logits: Array, labels: Array) -> bool:
+    """Whether labels have logits no larger than other classes have on average: then the NLL falls with
+    T without end (its derivative in 1/T, which rises, is not below 0 at 0)."""
+    return bool(np.take_along_axis(logits, labels[:, None], 1).mean() <= logits.mean())

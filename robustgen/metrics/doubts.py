@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
+from robustgen.metrics.calibration import says_nothing
 from robustgen.metrics.climb_doubts import climb_doubts
 from robustgen.metrics.gradient_doubts import gradient_doubts
 from robustgen.metrics.intervals import wilson
@@ -212,6 +213,12 @@ def _temperature(run: Run) -> Iterator[Flag]:
             run, "calibration", "no_temperature", "info",
             f"All {len(fitted)} calibration samples are right, so the likelihood has no best "
             "temperature; 1 was taken. A larger calibration split would decide.",
+        )  # fmt: skip
+    elif says_nothing(fitted.logits, fitted.labels):
+        yield _flag(
+            run, "calibration", "no_temperature", "warning",
+            "On the calibration split labels have no larger logits than other classes have, so the "
+            "likelihood has no best temperature; the largest that is sought was taken. Look at its labels.",
         )  # fmt: skip
 
 

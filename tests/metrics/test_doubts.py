@@ -49,6 +49,17 @@ def test_probes_are_read() -> None:
     assert found["zero_gradients"].evaluation == "probes"
 
 
+def test_calibration_labels_that_the_logits_do_not_know_are_named() -> None:
+    calibration = {"name": "calibration", "kind": "calibration"}
+    numbers = logits(64)
+    found = {
+        what: flags(run((CLEAN, rows(64)), (calibration, rows([False] * 64, logits=numbers, label=labels))))
+        for what, labels in (("wrong", numbers.argmin(1)), ("some", np.r_[numbers[:60].argmax(1), [0] * 4]))
+    }
+    assert found["wrong"]["no_temperature"].severity == "warning"
+    assert "no_temperature" not in found["some"]
+
+
 def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
     assert "unknown_training" not in flags(whole())
     flag = flags(whole("custom"))["unknown_training"]
