@@ -76,7 +76,10 @@ def report(
     protocol: Annotated[
         str, typer.Option(help="'robustgen list protocols', or a YAML file.", autocompletion=_protocols)
     ] = "quick",
-    n: Annotated[int | None, typer.Option(min=1, help="The first n test samples.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(min=1, help="The first n samples, of the calibration split and foreign sets too."),
+    ] = None,
     out: OutOption = Path("out"),
     data_root: RootOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a call of the model.")] = None,

@@ -76,11 +76,11 @@ def evaluate(
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
     ``source`` is a data set's name, ``NAME:CLASSES``, ``imagefolder:PATH``, an .npz or a .parquet; ``n``
-    takes the first n test samples, all where there are fewer; ``batch`` (default: the protocol's chunk,
-    at most 64) is how many pictures a call of the model takes; ``precision`` (float32, bf16 or auto) that
-    of attacks' gradients; ``limit``: seconds that a chunk may take; ``shard`` computes one part of the
-    chunks; ``progress`` is called as chunks finish. A model that fails is noted and the others go on.
-    Raises UserError if none could be run.
+    takes the first n samples, of the calibration split and foreign sets too, all where there are fewer;
+    ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the model takes;
+    ``precision`` (float32, bf16 or auto) that of attacks' gradients; ``limit``: seconds that a chunk may
+    take; ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish. A model that
+    fails is noted and the others go on. Raises UserError if none could be run.
     """
     job = _Job.plan(
         protocol, source, out, n=n, root=root, batch=batch, device=device, precision=precision,
@@ -270,6 +270,7 @@ def _spec(
             "fingerprint": dataset.fingerprint,
             "provenance": dataset.provenance,
             "class_names": list(dataset.class_names),
+            "class_sizes": torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(),
             "size": len(dataset),
             "shape": list(dataset.shape),
         },

@@ -93,6 +93,11 @@ def test_every_evaluation_of_the_protocol_has_its_rows(reference: RunStore):
     assert all(reference.rows(name).num_rows == 32 for name in names)
 
 
+def test_a_run_says_how_large_the_classes_of_all_test_samples_are(reference: RunStore):
+    labels = data.load("digits").labels.tolist()
+    assert reference.spec["data"]["class_sizes"] == [labels.count(k) for k in range(10)]
+
+
 class Backwards(LocalExecutor):
     def run(self, work, store, chunks):
         return super().run(work, store, list(chunks)[::-1])

@@ -18,6 +18,8 @@ from robustgen.metrics.rows import Run
 from robustgen.types import ADDED, Flag
 
 WIDE = 0.05
+# A class is scarce below a third of its share; flagged are more than 1 of 100,000 random orders would give.
+SCARCE, BY_CHANCE = 1 / 3, 1e-5
 # 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
 MANY_VALUES, FEW_VALUES, DISTINCT = 1000, 20, 0.95
 
@@ -41,6 +43,7 @@ def find_doubts(run: Run) -> list[Flag]:
         _temperature,
         _unknown_training,
         ood_doubts,
+        _unlike_the_data,
         _few,
     )
     found = [flag for part in parts for flag in part(run)]
@@ -229,6 +232,35 @@ def _unknown_training(run: Run) -> Iterator[Flag]:
             "This model is not of the zoo, and calibration pictures may have been among its training "
             "pictures: its numbers with a fitted temperature may be too good. "
             'Train on load_data(NAME, "train") alone to be sure.',
+        )  # fmt: skip
+
+
+def _unlike_the_data(run: Run) -> Iterator[Flag]:
+    """The first samples of data that are sorted by class are of few classes.
+
+    In a random order the classes that turn out scarce are negatively associated, so Hoeffding's bound
+    (1963, theorem 1) on how many there are holds as if they were independent.
+    """
+    sizes = np.array(run.spec.get("data", {}).get("class_sizes", []))  # older runs do not say
+    labels = max((rows.labels for _, rows in run.of_kind("clean", "attack")), default=np.array([]), key=len)
+    n, size, classes = len(labels), int(sizes.sum()), len(sizes)
+    if not 0 < n < size:
+        return
+    from scipy.special import rel_entr
+    from scipy.stats import hypergeom
+
+    few = SCARCE * n * sizes / size
+    scarce = np.flatnonzero(np.bincount(labels, minlength=classes) < few)
+    expected = hypergeom.cdf(np.ceil(few) - 1, size, sizes, n).mean()
+    found = len(scarce) / classes
+    chance = np.exp(-classes * (rel_entr(found, expected) + rel_entr(1 - found, 1 - expected)))
+    if found > expected and chance < BY_CHANCE:
+        named = run.spec["data"]["class_names"][scarce[0]]
+        yield _flag(
+            run, "", "unlike_the_data", "warning",
+            f"Among the first {n} of {size} samples {len(scarce)} of {classes} classes, such as {named!r}, "
+            "have less than a third of their share: the data seem to be sorted by class. Take all "
+            f"(--n {size}), or store them in random order.",
         )  # fmt: skip
 
 

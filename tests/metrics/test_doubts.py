@@ -60,6 +60,40 @@ def test_calibration_labels_that_the_logits_do_not_know_are_named() -> None:
     assert "no_temperature" not in found["some"]
 
 
+def measured(labels: np.ndarray, n: int) -> Run:
+    """A run of the first n samples of data with these labels."""
+    made = run((CLEAN, rows(n, label=labels[:n])))
+    sizes = np.bincount(labels).tolist()
+    names = [f"class {k}" for k in range(len(sizes))]
+    return replace(made, spec=made.spec | {"data": {"class_sizes": sizes, "class_names": names}})
+
+
+@pytest.mark.parametrize(
+    ("classes", "n"),
+    [(10, 20), (10, 25), (10, 50), (10, 900), (2, 50), (2, 550), (100, 50), (100, 300), (100, 500)],
+)
+def test_the_first_samples_of_sorted_data_are_unlike_the_whole(classes: int, n: int) -> None:
+    drawn = np.random.default_rng(0).integers(classes, size=1000)
+    flag = flags(measured(np.sort(drawn), n))["unlike_the_data"]
+    assert flag.severity == "warning"
+    assert f"the first {n} of 1000" in flag.message
+    assert "--n 1000" in flag.message
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.1] * 10, [0.9, 0.09, 0.009, 0.001], [0.01] * 100])
+def test_the_first_samples_of_random_orders_are_like_the_whole(shares: list[float]) -> None:
+    for seed in range(20):
+        labels = np.random.default_rng(seed).choice(len(shares), size=1000, p=shares)
+        for n in (1, 2, 10, 50, 300, 999, 1000):
+            assert "unlike_the_data" not in flags(measured(labels, n)), (seed, n)
+
+
+def test_a_run_that_does_not_say_how_large_the_classes_are_passes() -> None:
+    made = measured(np.repeat(np.arange(10), 100), 20)
+    del made.spec["data"]["class_sizes"]
+    assert "unlike_the_data" not in flags(made)
+
+
 def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
     assert "unknown_training" not in flags(whole())
     flag = flags(whole("custom"))["unknown_training"]
