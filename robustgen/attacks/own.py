@@ -1,9 +1,9 @@
 """Attacks from a user's Python file, by ``FILE.py:NAME`` in a protocol that is named by its own path.
 
 The attack is a function ``NAME(model, x, y, threat, **options)``: ``model`` maps pictures to logits, x
-(batch, channels, height, width) in [0, 1] are right, y their labels, ``threat`` has norm, eps, ``project``
-and ``distance``. It returns pictures of x's shape, and is judged as every attack is: what lies beyond
-the budget is no success, and the model is asked again.
+(batch, channels, height, width) in [0, 1] are right (of a stochastic model: all), y their labels, ``threat``
+has norm, eps, ``project`` and ``distance``. It returns pictures of x's shape, and is judged as every attack
+is: what lies beyond the budget is no success, and the model is asked again.
 """
 
 from __future__ import annotations

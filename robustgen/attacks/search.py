@@ -19,6 +19,7 @@ from torch import Tensor
 from robustgen.attacks.hope import end_hopeless
 from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import Answer, Victim
+from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws, ReferenceDraws
 from robustgen.errors import UserError
 
@@ -148,6 +149,19 @@ class Found:
         rows = rows[best]
         self.images[rows], self.margin[rows] = points[best], margins[best].to(self.margin)
         self.broken[rows] = self.margin[rows] > 0
+
+    def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Tensor, y: Tensor) -> Tensor:
+        """Take in points that no search asked about, one of each of the samples ``rows`` with labels y, by
+        what ``model`` says of them (victims.said). Returns the samples that they break, of a stochastic
+        model those alone in which no point before did so by more."""
+        if model.stochastic:
+            margins = margin(said, y)
+            broken = margins > self.margin[rows].clamp_min(0)
+            self.weigh(rows, points, margins)
+        else:
+            broken = said.argmax(1) != y
+            self.note(rows[broken], points[broken])
+        return rows[broken]
 
 
 def run(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.ood import Fixed
+from robustgen.attacks.search import Found
+from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
@@ -26,6 +28,8 @@ class Transfer(Attack):
     No climb ends at the surrogate's boundary, since what lies just beyond that is seldom beyond the
     victim's. ``surrogates()`` gives models by name, when they are first needed; one that says of the
     pictures what the victim says is the victim itself, and is left out. ``broken_by`` names the surrogate.
+    Of a stochastic victim all samples are attacked, and what is kept is the picture that is most wrong by
+    the mean over its draws.
     """
 
     reference = "Papernot et al. 2016, arXiv:1605.07277; the steps as Madry et al. 2018, arXiv:1706.06083"
@@ -40,10 +44,12 @@ class Transfer(Attack):
         self.name = "transfer" + ("" if steps == 50 else f"-s{steps}")
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        found = x.clone()
+        found = Found.nothing(x)
         broken_by: list[str | None] = [None] * len(x)
-        clean = _logits(model, x)
-        robust = clean.argmax(1) == y
+        clean = said(model, x)
+        found.judge(model, torch.arange(len(x), device=x.device), x, clean, y)
+        # One draw of a stochastic model decides nothing: all of its samples are attacked.
+        robust = ~found.broken | model.stochastic
         for place, (name, surrogate) in enumerate(self.surrogates().items()):
             left = robust.nonzero().squeeze(1)
             if not len(left):
@@ -52,18 +58,13 @@ class Transfer(Attack):
                 surrogate.to(x.device), model.batch if isinstance(model, FixedBatch) else len(x)
             )
             served.begin(len(x), x.device)
-            if torch.allclose(_logits(served, x), clean, atol=1e-3):
+            theirs = said(served, x)
+            if torch.allclose(theirs.log_softmax(1) if model.stochastic else theirs, clean, atol=1e-3):
                 continue
             images = self.climb(served, x[left], y[left], draws.at(left, place)).images
             with serving(model, left):
-                wrong = _logits(model, images).argmax(1) != y[left]
-            found[left[wrong]] = images[wrong]
-            robust[left[wrong]] = False
-            for i in left[wrong].tolist():
+                broken = found.judge(model, left, images, said(model, images), y[left])
+            robust[broken] = False
+            for i in broken.tolist():
                 broken_by[i] = name
-        return Perturbed(found, broken_by)
-
-
-@torch.no_grad()
-def _logits(model: Classifier, x: Tensor) -> Tensor:
-    return model.logits(x)
+        return Perturbed(found.images, broken_by)

@@ -54,6 +54,13 @@ def usual_view(model: Classifier) -> Victim:
     return Averaged(model) if model.stochastic else Victim(model)
 
 
+@torch.no_grad()
+def said(model: Classifier, x: Tensor) -> Tensor:
+    """What a model itself, no copy of it, says of x, (batch, classes): its logits, of a stochastic one the
+    mean of log p(y | x) over its draws."""
+    return Averaged(model).logits(x).logits if model.stochastic else model.logits(x)
+
+
 class View(Victim):
     """Abstract: loss and logits of the point itself, as ``point`` answers; a gradient from elsewhere.
 

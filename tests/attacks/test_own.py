@@ -11,7 +11,7 @@ import torch
 
 from robustgen import attacks, engine, load_protocol, registry
 from robustgen.attacks.own import OwnAttack
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.errors import UserError
@@ -64,8 +64,23 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "mine.py"
 
 
-def attacked(file: Path, name: str, x: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
-    model = FixedBatch(PlainClassifier(Bright(), ("dark", "bright"), (1, 2, 2)), 4)
+class Flickering(Classifier):
+    """The same in a light that changes with every draw: at 0.45 it says 1 of three draws in ten."""
+
+    num_classes, input_shape, stochastic = 2, (1, 2, 2), True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bright, self.generator = Bright(), torch.Generator().manual_seed(0)
+
+    def logits(self, x: torch.Tensor, sigma: float | torch.Tensor | None = None) -> torch.Tensor:
+        return self.bright(x + 0.1 * torch.randn(len(x), 1, 1, 1, generator=self.generator))
+
+
+def attacked(
+    file: Path, name: str, x: torch.Tensor, y: torch.Tensor, victim: Classifier | None = None, **options: Any
+) -> torch.Tensor:
+    model = FixedBatch(victim or PlainClassifier(Bright(), 2, (1, 2, 2)), 4)
     attack = attacks.build(
         AttackSpec(kind="attack", attack=f"{file}:{name}", norm="linf", options=options), LINF
     )
@@ -82,6 +97,14 @@ def test_what_breaks_is_kept_and_what_does_not_stays_clean(file: Path) -> None:
     found = attacked(file, "corner", X, Y)
     assert found[:, 0, 0, 0].tolist() == pytest.approx([0.55, 0.45, 0.3, 0.6])
     assert torch.equal(attacked(file, "corner", X, Y, share=0.1), X)
+
+
+def test_no_draw_of_a_stochastic_model_decides_who_is_attacked_and_what_is_kept(file: Path) -> None:
+    x, y = torch.full((64, 1, 2, 2), 0.45), torch.zeros(64, dtype=torch.int64)
+    found = attacked(file, "corner", x, y, Flickering())
+    assert found == pytest.approx(torch.full_like(x, 0.6))
+    # what the model is more often right about is not taken for the clean picture
+    assert torch.equal(attacked(file, "corner", x, y, Flickering(), share=-1.0), x)
 
 
 def test_what_lies_beyond_the_budget_is_no_success(file: Path) -> None:

@@ -31,6 +31,19 @@ class Line(Classifier):
         return 10 * torch.stack([-lead, lead], 1)
 
 
+class Drawn(Line):
+    """A line whose level is another one in every draw."""
+
+    stochastic = True
+
+    def __init__(self, pixels: list[int]) -> None:
+        super().__init__(pixels)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return super().logits(x + 0.08 * torch.randn(len(x), 1, 1, 1, generator=self.generator))
+
+
 def attack(victim: Classifier, **surrogates: Classifier) -> tuple[Tensor, Tensor, list[str | None]]:
     x = torch.full((6, 1, 2, 2), 0.42)
     x[3:] = 0.3  # out of reach
@@ -55,6 +68,12 @@ def test_the_victim_is_no_surrogate_of_itself() -> None:
     _, images, broken_by = attack(Line([0, 1]), myself=Line([0, 1]))
     assert broken_by == [None] * 6
     assert bool((images.amax((1, 2, 3)) < 0.43).all())
+
+
+def test_a_stochastic_victim_gets_the_worst_picture_by_the_mean_of_its_draws() -> None:
+    x, images, broken_by = attack(Drawn([0, 1]), alike=Line([0, 1]))
+    assert torch.allclose(images[:, 0, 0], x[:, 0, 0] + 0.1)
+    assert broken_by[3:] == [None] * 3
 
 
 def test_only_the_victims_calls_are_counted() -> None:

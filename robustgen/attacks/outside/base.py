@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from robustgen import config
 from robustgen.attacks.options import Options
+from robustgen.attacks.search import Found
+from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UserError
@@ -30,11 +32,12 @@ ROUNDING = 1e-5
 class OutsideAttack(Attack):
     """An attack of another library, within the threat that an evaluation is for.
 
-    It gets the pictures that are classified right, in one batch, inside a fork of the global
-    generators that is seeded by chunk. Many outside attacks look for the nearest wrong picture and
-    know of no budget: one that lies beyond eps, or outside the box, is no success here, and is not
-    projected either, for what that would be nobody has looked for. The clean picture comes back
-    wherever nothing within the budget was found, and where it was wrong from the start.
+    It gets the pictures that are classified right, of a stochastic model all, in one batch, inside a fork
+    of the global generators that is seeded by chunk. Many outside attacks look for the nearest wrong
+    picture and know of no budget: one that lies beyond eps, or outside the box, is no success here, and is
+    not projected either, for what that would be nobody has looked for. The clean picture comes back
+    wherever nothing within the budget was found, and where it was wrong from the start; of a stochastic
+    model, wherever what was found is no more wrong by the mean over draws.
     """
 
     seeded_by_chunk = True
@@ -53,17 +56,18 @@ class OutsideAttack(Attack):
         """What the outside attack makes of pictures x (batch, ...) that a net takes for their labels y."""
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        seed, found = draws.integer(), x.clone()
-        left = (predict(model, x) == y).nonzero().squeeze(1)
+        seed, found = draws.integer(), Found.nothing(x)
+        found.judge(model, torch.arange(len(x), device=x.device), x, said(model, x), y)
+        # One draw of a stochastic model decides nothing: all of its samples are attacked.
+        left = (~found.broken | model.stochastic).nonzero().squeeze(1)
         if len(left) == 0:
-            return Perturbed(found)
+            return Perturbed(found.images)
         clean, labels = x[left], y[left]
         with serving(model, left), forked_generators(seed, x.device):
             images = self._seek(Asked(model, x.device), clean.clamp(*self.threat.box), labels, seed)
             images = self._within(clean, images.detach())
-            broken = predict(model, images) != labels
-        found[left[broken]] = images[broken]
-        return Perturbed(found)
+            found.judge(model, left, images, said(model, images), labels)
+        return Perturbed(found.images)
 
     def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         try:
@@ -141,12 +145,6 @@ def _kind(parameter: inspect.Parameter) -> Any:
 
 def _short(value: object) -> str:
     return format(value, "g") if isinstance(value, float) else str(value)
-
-
-def predict(model: Classifier, x: Tensor) -> Tensor:
-    """The predicted classes, (batch,)."""
-    with torch.no_grad():
-        return model.logits(x).argmax(1)
 
 
 @contextmanager

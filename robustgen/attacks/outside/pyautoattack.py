@@ -26,7 +26,9 @@ from torch import Tensor
 from robustgen import config
 from robustgen.attacks.autoattack import QueryBudget, TargetBudget
 from robustgen.attacks.options import Options
-from robustgen.attacks.outside.base import forked_generators, predict
+from robustgen.attacks.outside.base import forked_generators
+from robustgen.attacks.search import Found
+from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
@@ -59,7 +61,8 @@ class Cascade(Attack):
     """Attacks in order, each from the clean pictures on those samples that are still classified right.
 
     ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
-    did, and where it was wrong from the start.
+    did, and where it was wrong from the start; of a stochastic model all samples are attacked, and what
+    is kept is the picture that is most wrong by the mean over draws.
     """
 
     reference = "Croce and Hein 2020, arXiv:2003.01690; pyautoattack 0.2.0"
@@ -78,9 +81,11 @@ class Cascade(Attack):
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         self._check(model, x)
         seed = draws.integer()
-        found = x.clone()
+        found = Found.nothing(x)
         broken_by: list[str | None] = [None] * len(x)
-        robust = predict(model, x) == y
+        found.judge(model, torch.arange(len(x), device=x.device), x, said(model, x), y)
+        # One draw of a stochastic model decides nothing: all of its samples are attacked.
+        robust = ~found.broken | model.stochastic
         for stage in self.names:
             left = torch.nonzero(robust).squeeze(1)
             if len(left) == 0:
@@ -88,12 +93,11 @@ class Cascade(Attack):
             # Upstream seeds every part with the same number, and so do we.
             with forked_generators(seed, x.device), serving(model, left):
                 x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
-                broken = predict(model, x_adv) != y[left]
-            found[left[broken]] = x_adv[broken].detach()
-            robust[left[broken]] = False
-            for i in left[broken].tolist():
+                broken = found.judge(model, left, x_adv.detach(), said(model, x_adv), y[left])
+            robust[broken] = False
+            for i in broken.tolist():
                 broken_by[i] = stage
-        return Perturbed(found, broken_by)
+        return Perturbed(found.images, broken_by)
 
     def _check(self, model: Classifier, x: Tensor) -> None:
         # Square's first stripes in L2 and L1 are a fifth of a picture's side wide.

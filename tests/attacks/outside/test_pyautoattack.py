@@ -21,7 +21,7 @@ from robustgen.attacks.outside.pyautoattack import (
     Square,
     Standard,
 )
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
@@ -102,6 +102,33 @@ def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dat
     assert threat.contains(part.images, found).all()
     alone = run(ApgdCe(threat), trained, digits).broken_by
     assert [b == "apgd-ce" for b in broken_by] == [b == "apgd-ce" for b in alone or []]
+
+
+class Drawn(Classifier):
+    """Class 1 where the first pixel is above a level that every draw has another one of, 0.5 on average."""
+
+    num_classes, input_shape, stochastic = 2, (1, 8, 8), True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def logits(self, x: torch.Tensor, sigma: float | torch.Tensor | None = None) -> torch.Tensor:
+        lead = x[:, 0, 0, 0] - 0.5 + 0.1 * torch.randn(len(x), generator=self.generator)
+        return 10 * torch.stack([-lead, lead], 1)
+
+
+def test_of_a_stochastic_model_every_sample_is_attacked_and_the_worst_picture_by_the_mean_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for stage, far in zip(STANDARD, (0.05, 0.0, 0.25, -0.1), strict=True):
+        monkeypatch.setitem(PARTS, stage, lambda *_, far=far: lambda x, y: x + far)
+    x = torch.full((64, 1, 8, 8), 0.2)
+    found, broken_by = on(
+        Standard(ThreatModel("linf", 0.25)), FixedBatch(Drawn(), 64), x, torch.zeros(64, dtype=torch.int64)
+    )
+    assert torch.allclose(found, x + 0.25)
+    assert {*broken_by} <= {None, "fab-t"}
 
 
 @pytest.mark.parametrize("stage", STANDARD)
