@@ -20,10 +20,12 @@ from robustgen.threat import ThreatModel
 
 class Perturbed(NamedTuple):
     """Pictures after a perturbation, shape as before; ``broken_by`` names the attack of a cascade
-    that broke each sample (None where it survived), for attacks that know it."""
+    that broke each sample (None where it survived), for attacks that know it. ``strayed`` (batch,): where
+    the attack left its budget and the clean picture stands instead, for attacks that may."""
 
     images: Tensor
     broken_by: list[str | None] | None = None
+    strayed: Tensor | None = None
 
 
 class Perturbation(ABC):

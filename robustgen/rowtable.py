@@ -26,7 +26,7 @@ def row_schema(num_classes: int) -> pa.Schema:
             pa.field("logits", pa.list_(pa.float32(), num_classes), nullable=False),
             pa.field("log_prob", pa.float32()),  # nats; null where the model has no p(x)
             pa.field("distance", pa.float64()),  # in the threat model's norm; null without one
-            pa.field("within_budget", pa.bool_()),  # before verify() projected; null without a budget
+            pa.field("within_budget", pa.bool_()),  # as the attack made it; null without a budget
             pa.field("broken_by", pa.string()),  # which attack of a cascade; null where none did
             pa.field("draws", pa.int32(), nullable=False),  # forwards behind the verdict
             pa.field("draws_correct", pa.int32(), nullable=False),

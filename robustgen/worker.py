@@ -117,6 +117,8 @@ class Worker:
         images = perturbed.images
         if isinstance(perturbation, Attack):
             images, within, distance = verify(perturbation.threat, x, images)
+            if perturbed.strayed is not None:
+                within &= ~perturbed.strayed
             columns |= {"within_budget": within.tolist(), "distance": distance.tolist()}
             adversarial = _picture_table(part.sample_ids, images)
         # A stochastic model draws for a whole batch at once, so its rows depend on their chunk.

@@ -3,7 +3,7 @@
 The attack is a function ``NAME(model, x, y, threat, **options)``: ``model`` maps pictures to logits, x
 (batch, channels, height, width) in [0, 1] are right (of a stochastic model: all), y their labels, ``threat``
 has norm, eps, ``project`` and ``distance``. It returns pictures of x's shape, and is judged as every attack
-is: what lies beyond the budget is no success, and the model is asked again.
+is: what lies beyond the budget is no success and is flagged, and the model is asked again.
 """
 
 from __future__ import annotations

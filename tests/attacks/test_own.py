@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from robustgen import attacks, engine, load_protocol, registry
+from robustgen import attacks, engine, load_model, load_protocol, registry
 from robustgen.attacks.own import OwnAttack
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.errors import UserError
+from robustgen.evaluation import Evaluation
+from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
+from robustgen.worker import Worker
 
 LINF = ThreatModel("linf", 0.15)
 FILE = """
@@ -23,8 +26,8 @@ def corner(model, x, y, threat, share=1.0):
     return (x + share * threat.eps * (1 - 2 * y.view(-1, 1, 1, 1))).clamp(0, 1)
 
 
-def far(model, x, y, threat):
-    return 1 - x
+def far(model, x, y, threat, share=1.01):
+    return corner(model, x, y, threat, share)
 
 
 def fewer(model, x, y, threat):
@@ -107,8 +110,18 @@ def test_no_draw_of_a_stochastic_model_decides_who_is_attacked_and_what_is_kept(
     assert torch.equal(attacked(file, "corner", x, y, Flickering(), share=-1.0), x)
 
 
-def test_what_lies_beyond_the_budget_is_no_success(file: Path) -> None:
+def test_what_lies_beyond_the_budget_is_no_success_and_said_of_its_row(file: Path) -> None:
     assert torch.equal(attacked(file, "far", X, Y), X)
+    attack = attacks.build(AttackSpec(kind="attack", attack=f"{file}:far", norm="linf"), LINF)
+    evaluation = Evaluation("it", "attack", "digits", "test", 300, {}, perturbation=attack)
+    model = load_model("softmax-digits")
+    worker = Worker(model, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"))
+    rows = worker(Chunk("it", 0, 300)).rows
+    right = [row["draws_correct"] == 1 for row in rows.to_pylist()]
+    assert 270 < sum(right) < 300
+    # the picture that is wrong from the start is not attacked
+    assert [not within for within in rows["within_budget"].to_pylist()] == right
+    assert set(rows["distance"].to_pylist()) == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,12 @@ class OutsideAttack(Attack):
     not projected either, for what that would be nobody has looked for. The clean picture comes back
     wherever nothing within the budget was found, and where it was wrong from the start; of a stochastic
     model, wherever what was found is no more wrong by the mean over draws.
+
+    ``bounded``: whether it is given eps. Then to go beyond is a mistake, and said of the samples.
     """
 
     seeded_by_chunk = True
+    bounded = True
 
     def __init__(self, title: str, threat: ThreatModel, options: Options) -> None:
         super().__init__(threat)
@@ -65,9 +68,11 @@ class OutsideAttack(Attack):
         clean, labels = x[left], y[left]
         with serving(model, left), forked_generators(seed, x.device):
             images = self._seek(Asked(model, x.device), clean.clamp(*self.threat.box), labels, seed)
-            images = self._within(clean, images.detach())
+            images, near = self._within(clean, images.detach())
             found.judge(model, left, images, said(model, images), labels)
-        return Perturbed(found.images)
+        strayed = torch.zeros_like(found.broken)
+        strayed[left] = ~near & self.bounded
+        return Perturbed(found.images, strayed=strayed)
 
     def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         try:
@@ -81,12 +86,13 @@ class OutsideAttack(Attack):
                 remedy="the words are the outside package's; other options, or another attack, may do",
             ) from error
 
-    def _within(self, x: Tensor, images: Tensor) -> Tensor:
-        """The pictures that are within the budget but for rounding, and the clean ones for the rest."""
+    def _within(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures that are within the budget but for rounding, and the clean ones for the rest; which
+        were, (batch,)."""
         finite = images.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
         images = torch.where(finite, images, x)
         near = self.threat.distance(x, images) <= self.threat.eps * (1 + ROUNDING)
-        return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x)
+        return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x), near
 
 
 class Asked(nn.Module):

@@ -37,12 +37,13 @@ class FoolboxAttack(OutsideAttack):
             raise UserError(
                 f"{title} needs the package {error.name!r}", remedy=f"pip install {error.name}"
             ) from None
+        self.bounded = isinstance(self.attack, FixedEpsilonAttack)
         self.reference = f"foolbox {version('foolbox')}, {attack}"
 
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         outside = foolbox.PyTorchModel(model, bounds=self.threat.box, device=x.device)
         raw, clipped, _ = self.attack(outside, x, y, epsilons=self.threat.eps)
-        found: Tensor = clipped if isinstance(self.attack, FixedEpsilonAttack) else raw
+        found: Tensor = clipped if self.bounded else raw
         return found
 
 

@@ -14,8 +14,9 @@ from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-# Set by the threat, the run or the model; a budget goes by either of two names.
-OURS = ("model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
+BUDGETS = ("eps", "max_epsilon")  # a budget goes by either name
+# Set by the threat, the run or the model.
+OURS = ("model", *BUDGETS, "norm", "seed", "n_classes", "verbose")
 
 
 class TorchAttack(OutsideAttack):
@@ -25,15 +26,13 @@ class TorchAttack(OutsideAttack):
     def __init__(self, attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
         title = f"torchattacks:{attack}"
         self.kind = getattr(torchattacks, attack)
+        self.bounded = not {*BUDGETS}.isdisjoint(inspect.signature(self.kind).parameters)
         super().__init__(title, threat, options_of(self.kind, OURS, title, options))
         self.reference = f"torchattacks {version('torchattacks')}, {attack}"
 
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
-        eps = self.threat.eps
-        ours = {
-            "eps": eps, "max_epsilon": eps, "norm": NORMS[self.threat.norm], "seed": seed,
-            "n_classes": model.num_classes,
-        }  # fmt: skip
+        ours: dict[str, Any] = dict.fromkeys(BUDGETS, self.threat.eps)
+        ours |= {"norm": NORMS[self.threat.norm], "seed": seed, "n_classes": model.num_classes}
         taken = inspect.signature(self.kind).parameters
         attack = self.kind(model, **{key: ours[key] for key in ours if key in taken}, **self.given)
         images: Tensor = attack(x, y)

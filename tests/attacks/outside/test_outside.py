@@ -78,7 +78,10 @@ def test_a_picture_beyond_eps_is_no_success(softmax: FixedBatch, digits: Dataset
     within = fooled & (distance <= 0.9)
     assert within.sum() > 10
     assert (fooled & (distance > 0.9)).sum() > 10, "the premise: many are found, but too far away"
-    found = run(outside.build("foolbox:L2CarliniWagnerAttack", threat, options), softmax, digits)
+    attack = outside.build("foolbox:L2CarliniWagnerAttack", threat, options)
+    found, _, strayed = attack(softmax, x, y, Draws(0, "test", digits.sample_ids[:64]))
+    assert strayed is not None
+    assert not strayed.any(), "it knows of no budget that it could leave"
     assert torch.equal(found[~within], x[~within])
     assert torch.equal(found[within & (distance > 0)], raw[within & (distance > 0)])
     assert torch.equal(broken(softmax, found, digits), within | broken(softmax, x, digits))
@@ -104,8 +107,10 @@ def test_what_lies_beyond_eps_is_not_drawn_back(softmax: FixedBatch, digits: Dat
     drawn_back = softmax(threat.project(part[0], far)).argmax(1) != part[1]
     assert drawn_back.sum() > 5, "the premise: projected, they would pass for successes"
     softmax.begin(len(far))
-    found = attack(softmax, *part, Draws(0, "test", torch.arange(len(far)))).images
+    found, _, strayed = attack(softmax, *part, Draws(0, "test", torch.arange(len(far))))
     assert torch.equal(found, part[0])
+    assert strayed is not None
+    assert torch.equal(strayed, threat.distance(part[0], far) > 0.6)
 
 
 @pytest.mark.parametrize(
