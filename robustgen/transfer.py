@@ -26,7 +26,7 @@ from robustgen.disk import atomic
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
-from robustgen.metrics.rows import to_rows
+from robustgen.metrics.rows import is_of, to_rows
 from robustgen.registry import ModelRef, code_of, resolve
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
@@ -157,7 +157,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
     shape = store.spec["data"]["shape"]
     found = {}
     for detail in store.spec["evaluations"]:
-        if detail["kind"] != "attack" or str(detail["attack"]).startswith(("noise", ADDED)):
+        if detail["kind"] != "attack" or is_of(detail, "noise", ADDED):
             continue
         rows, pictures = store.rows(detail["name"]), store.adversarial(detail["name"])
         if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):

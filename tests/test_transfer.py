@@ -128,6 +128,16 @@ def test_the_file_and_the_terminal_have_every_pair(report: Path, crossed: tuple[
     assert "transfer_beats_white_box" in printed
 
 
+def test_an_own_attack_is_crossed_whatever_its_file_is_called(tmp_path: Path) -> None:
+    (tmp_path / "noise.py").write_text("def up(model, x, y, threat):\n    return threat.project(x, x + 1)\n")
+    own = {"kind": "attack", "attack": f"{tmp_path}/noise.py:up", "norm": "linf"}
+    content = PROTOCOL.model_dump() | {"n": 4, "evaluations": [{"kind": "clean"}, own]}
+    references = registry.resolve_all(["softmax-digits", "softmax-noise-digits"], "digits")
+    engine.evaluate(references, Protocol.model_validate(content), "digits", tmp_path / "out")
+    found = transfer(tmp_path / "out", Console(file=io.StringIO()))
+    assert {pair.evaluation for pair in found.pairs} == {"noise-up-linf-0.15"}
+
+
 def test_what_cannot_be_crossed_is_refused(report: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs two models"):
         transfer(tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 from robustgen.audit import AUDIT, TARGETED, audited
 from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import wilson
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.rows import Evaluation, Rows, Run, is_of
 from robustgen.types import ADDED, Flag
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
@@ -48,25 +48,20 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
 def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
     """The attacks that seek something on this model: not random noise, nor pictures made elsewhere."""
     for evaluation, rows in run.of_kind("attack"):
-        if not _of(evaluation, NOISE, TRANSFER, ADDED):
+        if not is_of(evaluation.detail, NOISE, TRANSFER, ADDED):
             yield evaluation, rows
-
-
-def _of(evaluation: Evaluation, *attacks: str) -> bool:
-    """Whether an evaluation is of one of these attacks, whatever its options (``noise``, ``apgd-t-i20``)."""
-    name = str(evaluation.detail["attack"])
-    return any(name == attack or name.startswith(f"{attack}-") for attack in attacks)
 
 
 def _targeted(evaluation: Evaluation) -> bool:
     """Whether an attack has the stages that aim at one class after another, which every audit repeats."""
-    return bool(set(TARGETED) & set(evaluation.detail.get("cascade") or [])) or _of(evaluation, *TARGETED)
+    detail = evaluation.detail
+    return bool(set(TARGETED) & set(detail.get("cascade") or [])) or is_of(detail, *TARGETED)
 
 
 def _budget(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
-        if outside and not _of(evaluation, ADDED):
+        if outside and not is_of(evaluation.detail, ADDED):
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
                 f"{outside} of {len(rows)} pictures left the attack's own budget and do not count as they "
@@ -90,7 +85,7 @@ def _easier_than_clean(run: Run) -> Iterator[Flag]:
 def _weaker_than_noise(run: Run) -> Iterator[Flag]:
     """Random noise in a ball that is no larger breaks more than a search does."""
     for noise, noisy in run.of_kind("attack"):
-        if not _of(noise, NOISE):
+        if not is_of(noise.detail, NOISE):
             continue
         for evaluation, rows in _searches(run):
             ids = common_ids([noisy, rows])
@@ -145,7 +140,7 @@ def _transferred(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [r for e, r in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] >= eps]
-        if not _of(evaluation, TRANSFER) or not own:
+        if not is_of(evaluation.detail, TRANSFER) or not own:
             continue
         ids = common_ids([rows, *own])
         left = np.logical_and.reduce([at_ids(r, ids) for r in own])
@@ -206,7 +201,7 @@ def _audit(run: Run) -> Iterator[Flag]:
 def _added(run: Run) -> Iterator[Flag]:
     """Pictures from elsewhere that break what no attack of the run did."""
     for evaluation, rows in run.of_kind("attack"):
-        if not _of(evaluation, ADDED):
+        if not is_of(evaluation.detail, ADDED):
             continue
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [own for e, own in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] <= eps]
@@ -229,7 +224,7 @@ def _few_classes(run: Run) -> Iterator[Flag]:
     asked = [
         int(spec["options"].get("n_target_classes", REFERENCE_TARGETS))
         for spec in run.spec["protocol"]["evaluations"]
-        if any(_of(evaluation, str(spec.get("attack"))) for evaluation in targeted)
+        if any(is_of(evaluation.detail, str(spec.get("attack"))) for evaluation in targeted)
     ]
     wanted = max(asked, default=REFERENCE_TARGETS)
     if not targeted or classes > wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,14 @@ class Evaluation:
     @property
     def name(self) -> str:
         return str(self.detail["name"])
+
+
+def is_of(detail: Mapping[str, Any], *attacks: str) -> bool:
+    """Whether an attack's line of run.json is of one of these attacks of robustgen's, whatever its options
+    (``noise``, ``apgd-t-i20``). An own attack, whose line has its file's digest, is of none: its name is as
+    its author likes."""
+    name = str(detail["attack"])
+    return "code" not in detail and any(name == a or name.startswith(f"{a}-") for a in attacks)
 
 
 @dataclass(frozen=True)

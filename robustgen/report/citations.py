@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from robustgen.metrics.rows import is_of
+
 CASCADE = ("croce2020reliable", "croce2020minimally", "andriushchenko2020square")
 # By the name of an attack; options make it longer (autoattack-q500).
 ATTACKS = {
@@ -76,7 +78,7 @@ def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from ((key, model["name"]) for key in FAMILIES.get(family, ()))
         for detail in model["evaluations"]:
             if detail["kind"] in ("attack", "detected"):
-                yield from _attack(str(detail["attack"]), detail["norm"])
+                yield from _attack(detail)
             yield from ((key, detail["data"]) for key in DATA.get(detail["data"], ()))
     for metric in content["metrics"]:
         yield from ((key, metric["metric"]) for key in METRICS.get(metric["metric"], ()))
@@ -84,11 +86,12 @@ def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((key, f"the score {metric['variant']}") for key in SCORES.get(metric["variant"], ()))
 
 
-def _attack(name: str, norm: str) -> Iterator[tuple[str, str]]:
+def _attack(detail: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    name = str(detail["attack"])
     for known, keys in ATTACKS.items():
-        if name == known or name.startswith(f"{known}-"):
+        if is_of(detail, known):
             yield from ((key, name) for key in keys)
-            if norm == "l1" and "croce2020reliable" in keys:
+            if detail["norm"] == "l1" and "croce2020reliable" in keys:
                 yield SPARSE, f"{name} in L1"
 
 

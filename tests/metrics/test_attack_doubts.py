@@ -34,6 +34,16 @@ def test_noise_is_no_attack_that_could_fail() -> None:
     assert set(flags(run((CLEAN, half), (attack("pgd", 0.5), full)))) == {"easier_than_clean", "attack_fails"}
 
 
+@pytest.mark.parametrize("name", ["noise", "transfer", "added", "apgd-t"])
+def test_an_own_attack_is_one_whatever_its_file_is_called(name: str) -> None:
+    strong, weak = rows(verdicts(20)), rows(verdicts(80))
+    own = attack(f"{name}-strong") | {"code": "ab"}
+    others = [(attack("pgd"), weak), (attack("noise"), rows(verdicts(90)))]
+    specs = [{"kind": "attack", "attack": f"{name}.py:strong", "options": {}}]
+    assert flags(run(*others, (own, strong), precision="bf16", specs=specs)) == {}
+    assert set(flags(run((CLEAN, weak), (own, rows(verdicts(90)))))) == {"easier_than_clean"}
+
+
 @pytest.mark.parametrize(
     ("beaten", "norm", "eps", "flagged"),
     [(2, "linf", 0.1, True), (1, "linf", 0.1, True), (0, "linf", 0.1, False), (9, "l2", 0.1, False),

@@ -33,7 +33,7 @@ def test_entries_are_bibtex(key, entry):
 def test_every_attack_of_our_own_is_somebodys():
     for name in attacks.ATTACKS:
         if name != "noise":
-            assert list(citations._attack(name, "linf")), name
+            assert list(citations._attack({"attack": name, "norm": "linf"})), name
 
 
 def test_a_report_cites_what_it_used_and_nothing_else():
@@ -44,6 +44,7 @@ def test_a_report_cites_what_it_used_and_nothing_else():
                 "evaluations": [
                     {"kind": "clean", "data": "cifar10"},
                     {"kind": "attack", "data": "cifar10", "attack": "apgd-ce-i20", "norm": "l1"},
+                    {"kind": "attack", "data": "cifar10", "attack": "pgd-mine", "norm": "l1", "code": "ab"},
                 ],
             },
             {"name": "cdn-cifar10", "family": "cdn", "evaluations": []},
