@@ -285,6 +285,14 @@ class RunStore:
         """The perturbed pictures: sample_id, image (flattened channels x height x width)."""
         return self._read("adversarial", evaluation, n)
 
+    def chunks(self, evaluation: str) -> list[tuple[int, int]]:
+        """Start and stop of the chunks that ``rows`` are of, in their order."""
+        return [
+            (chunk.start, chunk.stop)
+            for chunk, file in self._chunks(evaluation)
+            if self._ours(evaluation, read_metadata(file))
+        ]
+
     def seconds(self, evaluation: str) -> float:
         """Wall time of an evaluation's chunks, added up."""
         return sum(float(read_metadata(file)[b"seconds"]) for _, file in self._chunks(evaluation))

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from robustgen.audit import audited
+from robustgen.audit import audited, audited_ids
 
 
 @pytest.mark.parametrize(
@@ -13,3 +14,12 @@ def test_every_eighth_survivor_is_audited_and_four_at_least(survivors: int, coun
     assert len(set(chosen)) == len(chosen) == count
     assert all(0 <= i < survivors for i in chosen)
     assert chosen == sorted(chosen)
+
+
+def test_every_chunk_is_audited_by_itself_and_no_sample_twice() -> None:
+    survivors = np.arange(0, 40, 2)
+    assert audited_ids(survivors, [(0, 40)]).tolist() == [0, 10, 20, 30]
+    assert audited_ids(survivors, [(20, 40), (0, 20)]).tolist() == [0, 4, 10, 14, 20, 24, 30, 34]
+    # what a second writer computed again, with other borders, stays as the first one's
+    assert audited_ids(survivors, [(0, 20), (10, 26)]).tolist() == [0, 4, 10, 14, 22]
+    assert audited_ids(survivors[:0], [(0, 40)]).tolist() == []

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from robustgen.audit import AUDIT, TARGETED, audited
+from robustgen.audit import AUDIT, TARGETED
 from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Evaluation, Rows, Run, is_of
@@ -178,9 +178,7 @@ def _audit(run: Run) -> Iterator[Flag]:
         if not (low or early) or not _targeted(evaluation):
             continue
         found = rows.broken_by == AUDIT
-        survivors = rows.ids[rows.correct | found]
-        _, left = np.unique(survivors // run.spec["protocol"]["chunk"], return_counts=True)
-        k, m = int(found.sum()), sum(len(audited(int(count))) for count in left)
+        k, m = int(found.sum()), int(np.isin(rows.ids, evaluation.audited).sum())
         if not m:
             continue
         saved, remedies = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from robustgen.audit import AUDIT, audited_ids
 from robustgen.metrics import verdicts
 from robustgen.store import RunStore
 
 Array = np.ndarray
+NOBODY = np.empty(0, np.int64)
 TABLES = {"gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained",
           "climbs": "climbs"}  # fmt: skip
 """The table beside the rows of an evaluation, by its kind."""
@@ -93,6 +96,8 @@ class Evaluation:
     """How many samples were computed at a smaller batch than the run's, by that batch."""
     lost: int = 0
     """How many samples have rows, and a table no more that was written beside them."""
+    audited: Array = field(default_factory=lambda: NOBODY)
+    """The ids of the samples that an attack's audit was for, if it made one."""
 
     @property
     def name(self) -> str:
@@ -144,16 +149,26 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
     tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in TABLES.values()}
     for detail in store.spec["evaluations"]:
         name, size = detail["name"], int(detail["size"])
-        table = store.rows(name, n)
+        whole = store.rows(name)
+        table = whole if whole is None or n is None else whole.filter(pc.less(whole["sample_id"], n))
         rows = to_rows(table) if table is not None and len(table) else None
+        attacked = whole is not None and detail["kind"] == "attack"
+        audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else NOBODY
         beside = TABLES.get(detail["kind"])
         lost = store.lost(name, n) if beside else 0
-        evaluations[name] = Evaluation(detail, rows, min(n or size, size), store.smaller(name), lost)
+        smaller = store.smaller(name)
+        evaluations[name] = Evaluation(detail, rows, min(n or size, size), smaller, lost, audited)
         if beside and rows is not None:
             found = store.table(name, beside, n)
             if found is not None:
                 tables[beside][name] = numbers_of(found)
     return Run(store.model, store.spec, evaluations, **tables, errors=_errors(store.path / "errors.jsonl"))
+
+
+def audited_in(rows: Rows, chunks: Iterable[tuple[int, int]]) -> Array:
+    """The ids of the samples that an audit was for, of all rows of an evaluation in the chunks that they were
+    computed in: those that stand, or that the audit alone broke, go through it."""
+    return audited_ids(rows.ids[rows.correct | (rows.broken_by == AUDIT)], chunks)
 
 
 def to_rows(table: pa.Table) -> Rows:

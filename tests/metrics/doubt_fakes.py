@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from robustgen.metrics.rows import Evaluation, Rows, Run, to_rows
+from robustgen.metrics.rows import Array, Evaluation, Rows, Run, audited_in, to_rows
 from robustgen.rowtable import row_schema
 
 
@@ -49,4 +49,9 @@ def run(
         "model": said, "kernels": {"precision": precision},
         "protocol": {"chunk": chunk, "evaluations": specs or []},
     }  # fmt: skip
-    return Run("m", spec, {d["name"]: Evaluation(d, found, len(found)) for d, found in evaluations})
+
+    def whole(found: Rows) -> Array:
+        return audited_in(found, [(start, start + chunk) for start in range(0, len(found), chunk)])
+
+    several = {d["name"]: Evaluation(d, r, len(r), audited=whole(r)) for d, r in evaluations}
+    return Run("m", spec, several)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,27 @@ def test_flags_of_attacks(attacked: Attacked) -> None:
     assert "±" in found["few_samples"]
     assert "no_calibration" in found
     assert "incomplete" not in found
+
+
+@pytest.mark.parametrize(
+    ("stops", "n", "counted"),
+    [
+        ([16, 32, 41], None, 12),
+        ([9, 16, 21, 32, 41], None, 20),  # after n = 9, 21 and 41: 4 in each
+        ([16, 32, 41], 9, 3),  # of 0, 4, 8 and 12
+    ],
+)
+def test_the_audit_is_counted_by_the_chunks_that_were_computed(
+    tmp_path: Path, stops: list[int], n: int | None, counted: int
+) -> None:
+    stages = ["apgd-ce", "apgd-t", "fab-t", "square"]
+    detail = fakes.attack("autoattack", "linf", 0.15, stages, size=41) | {"thorough": False}
+    store = RunStore.open(tmp_path, fakes.spec("m", size=41, evaluations=[detail]), {})
+    rows = fakes.make_rows(np.zeros(41, dtype=int), np.eye(10)[np.zeros(41, dtype=int)])
+    for start, stop in pairwise([0, *stops]):
+        store.write(Chunk(detail["name"], start, stop), fakes.part(rows, start, stop))
+    (flag,) = [f for f in find_doubts(read_run(store, n)) if f.flag == "audit"]
+    assert flag.message.startswith(f"0 of {counted} audited survivors")
 
 
 def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
