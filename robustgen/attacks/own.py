@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
+from robustgen.attacks.outside.base import YAML, Asked, OutsideAttack, options_of
 from robustgen.classifiers.user import failure, import_file, neighbours
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
@@ -36,7 +36,7 @@ class OwnAttack(OutsideAttack):
                 "this is no attack", where=reference, got=type(function).__name__,
                 expected=f"a function of ({', '.join(OURS)}, ...) that returns pictures",
             )  # fmt: skip
-        super().__init__(title, threat, options_of(function, OURS, title, options))
+        super().__init__(title, threat, options_of(function, OURS, title, options, YAML))
         files = [self.path, *neighbours(self.path)]
         self.code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 

@@ -39,6 +39,10 @@ def failing(model, x, y, threat):
 
 
 NUMBER = 3
+
+
+def drawing(model, x, y, threat, seed=1):
+    return x
 """
 PROTOCOL = """
 name: mine
@@ -142,6 +146,13 @@ def test_mistakes_are_told_in_one_message(file: Path, name: str, parts: list[str
 def test_options_are_checked_against_the_functions_arguments(file: Path) -> None:
     with pytest.raises(UserError, match="shares"):
         OwnAttack(f"{file}:corner", LINF, {"shares": 1})
+
+
+@pytest.mark.parametrize("seed", [0, -1])
+def test_a_whole_number_may_be_no_count(file: Path, seed: int) -> None:
+    assert OwnAttack(f"{file}:drawing", LINF, {"seed": seed}).given == {"seed": seed}
+    with pytest.raises(UserError, match="seed"):
+        OwnAttack(f"{file}:drawing", LINF, {"seed": 0.5})
 
 
 def test_a_protocol_finds_it_beside_itself_and_rows_depend_on_its_content(

@@ -114,16 +114,24 @@ class Asked(nn.Module):
         return self.model.logits(x)
 
 
+# What YAML can write.
+YAML: dict[Any, Any] = {float: config.Number, int: int, bool: bool, str: str, type(None): None}
+# In the libraries whole numbers are counts of something, or the axis of the channels, which is 1.
+COUNTS = YAML | {int: Annotated[int, Field(gt=0)]}
+
+
 def options_of(
-    outside: Callable[..., Any], ours: Collection[str], title: str, given: Mapping[str, Any]
-) -> Options:
-    """Options of an outside class, validated by its signature; ``ours`` are set by the threat or the run.
+    outside: Callable[..., Any], ours: Collection[str], title: str, given: Mapping[str, Any],
+    kinds: Mapping[Any, Any] = COUNTS,
+) -> Options:  # fmt: skip
+    """Options of an outside class or function, validated by its signature; ``ours`` are set by the threat or
+    the run, ``kinds`` says what each type takes.
 
     Raises UserError for an option that the class does not have, or whose value has the wrong type.
     """
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(outside, eval_str=True).parameters.items():
-        kind = _kind(parameter)
+        kind = _kind(parameter, kinds)
         if kind is not None and name not in ours:
             fields[name] = (kind, ... if parameter.default is parameter.empty else parameter.default)
     model = create_model("OutsideOptions", __base__=Options, **fields)
@@ -132,21 +140,17 @@ def options_of(
 
 # torchattacks writes no types: its defaults give them, but for these, whose defaults are whole numbers.
 REAL = {"c", "kappa", "nsig", "scale"}
-# What YAML can write; whole numbers are counts of something, or the axis of the channels, which is 1.
-YAML: dict[Any, Any] = {
-    float: config.Number, int: Annotated[int, Field(gt=0)], bool: bool, str: str, type(None): None,
-}  # fmt: skip
 
 
-def _kind(parameter: inspect.Parameter) -> Any:
+def _kind(parameter: inspect.Parameter, kinds: Mapping[Any, Any]) -> Any:
     """The type of an option that YAML can write, None for other parameters."""
     kind = parameter.annotation
     if kind is parameter.empty:
         kind = float if parameter.name in REAL else type(parameter.default)
     choices = get_args(kind) if get_origin(kind) is Union else (kind,)
-    if not all(choice in YAML or get_origin(choice) is Literal for choice in choices):
+    if not all(choice in kinds or get_origin(choice) is Literal for choice in choices):
         return None
-    return Union[tuple(YAML.get(choice, choice) for choice in choices)]  # noqa: UP007
+    return Union[tuple(kinds.get(choice, choice) for choice in choices)]  # noqa: UP007
 
 
 def _short(value: object) -> str:
