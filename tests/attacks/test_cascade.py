@@ -77,7 +77,7 @@ def test_each_stage_gets_what_is_left_and_names_what_it_breaks(fixed: bool) -> N
     model = FixedBatch(Grey(), 2) if fixed else Grey()
     if isinstance(model, FixedBatch):
         model.begin(5)
-    images, broken_by = Steps(first=small, second=large, third=none)(model, x, y, draws)
+    images, broken_by, _ = Steps(first=small, second=large, third=none)(model, x, y, draws)
     # the fourth is wrong from the start: it comes back clean, and no stage is named
     assert broken_by == [None, "first", "second", None, "first"]
     torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([0.10, 0.60, 0.55, 0.60, 0.55]))
@@ -103,7 +103,7 @@ def test_stages_draw_from_streams_of_their_own_and_samples_from_theirs() -> None
 def test_of_a_stochastic_model_all_samples_are_attacked_and_the_weakest_point_stays() -> None:
     first, second = Up(0.05), Up(0.10)
     x, y, draws = greys(0.10, 0.47, 0.60)
-    images, broken_by = Steps(first=first, second=second)(Grey(stochastic=True), x, y, draws)
+    images, broken_by, _ = Steps(first=first, second=second)(Grey(stochastic=True), x, y, draws)
     assert broken_by == [None, "first", "first"]
     assert second.rows == [10]
     torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([0.20, 0.52, 0.65]))

@@ -92,7 +92,7 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
 def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dataset, norm: str) -> None:
     threat = ThreatModel(norm, EPS[norm])
     part = digits.slice(0, 32)
-    found, broken_by = run(Standard(threat, **SHORT), trained, digits)
+    found, broken_by, _ = run(Standard(threat, **SHORT), trained, digits)
     assert broken_by is not None
     right_before = trained(part.images).argmax(1) == part.labels
     wrong_after = trained(found).argmax(1) != part.labels
@@ -124,7 +124,7 @@ def test_of_a_stochastic_model_every_sample_is_attacked_and_the_worst_picture_by
     for stage, far in zip(STANDARD, (0.05, 0.0, 0.25, -0.1), strict=True):
         monkeypatch.setitem(PARTS, stage, lambda *_, far=far: lambda x, y: x + far)
     x = torch.full((64, 1, 8, 8), 0.2)
-    found, broken_by = on(
+    found, broken_by, _ = on(
         Standard(ThreatModel("linf", 0.25)), FixedBatch(Drawn(), 64), x, torch.zeros(64, dtype=torch.int64)
     )
     assert torch.allclose(found, x + 0.25)
