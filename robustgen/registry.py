@@ -216,7 +216,7 @@ def code_of(reference: ModelRef) -> Path | None:
 
 def given(module: nn.Module) -> ObjectModel:
     """A live module as a model, under the name of its class."""
-    return ObjectModel(slug(type(module).__name__) or "model", module)
+    return ObjectModel(slug(type(module).__name__), module)
 
 
 def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
@@ -276,7 +276,6 @@ def _classifiers(models: Iterable[ZooModel]) -> Iterator[ZooModel]:
 
 
 def slug(text: str) -> str:
-    """The text as a name of a folder: [a-z0-9._-] alone."""
-    return "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in text.lower()).strip(
-        "-."
-    )
+    """The text as a name of a folder: [a-z0-9._-] alone; "model" where nothing is left of it."""
+    kept = (c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in text.lower())
+    return "".join(kept).strip("-.") or "model"

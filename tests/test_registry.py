@@ -68,6 +68,12 @@ def test_a_file_reference(tmp_path: Path):
         registry.resolve(f"{tmp_path / 'other.py'}:make")
 
 
+def test_a_name_of_which_no_folders_name_is_left_is_model(tmp_path: Path):
+    (tmp_path / "модель.py").write_text("Сеть = 1")
+    (found,) = registry.resolve(f"{tmp_path / 'модель.py'}:Сеть")
+    assert found.name == "model"
+
+
 def test_outside_models_and_unknown_sources():
     (model,) = registry.resolve("robustbench:cifar10/Linf/Standard")
     assert model == registry.OutsideModel(

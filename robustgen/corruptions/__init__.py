@@ -101,7 +101,16 @@ def refusal(type_: str, shape: tuple[int, ...]) -> str | None:
     if channels not in ((3,) if kind.colour or family == IMAGENET_C else (1, 3)):
         needed = "3 channels (colour)" if kind.colour or family == IMAGENET_C else "1 or 3 channels"
         return f"{type_} needs {needed}, and these pictures have {channels}"
-    return imagenet_c.missing() if family == IMAGENET_C else kind.missing()
+    missing = imagenet_c.missing() if family == IMAGENET_C else kind.missing()
+    if missing or family == IMAGENET_C or kind.formula is not weather.frost:
+        return missing
+    most = weather.frost_size(TABLES[family]["frost"][0][2])
+    if height > most[0] or width > most[1]:
+        return (
+            f"the photographs of frost that {type_} is made from have {most[0]}x{most[1]} pixels, and these "
+            f"pictures have {height}x{width}"
+        )
+    return None
 
 
 def evaluation_name(type_: str, severity: int) -> str:

@@ -76,6 +76,12 @@ def frost_pictures(scale: float = SHRUNK) -> list[Tensor]:
     return found
 
 
+def frost_size(scale: float) -> tuple[int, int]:
+    """The height and width that every scaled photograph has at least."""
+    heights, widths = zip(*(picture.shape[1:] for picture in frost_pictures(scale)), strict=True)
+    return min(heights), min(widths)
+
+
 def frost_folder() -> Path | None:
     """Where the photographs of frost lie; None where imagecorruptions is not installed."""
     package = importlib.util.find_spec("imagecorruptions")

@@ -99,7 +99,7 @@ def _attack_gallery(
         return None
     moved = [np.abs(p[i] - clean[i].ravel()).max() for p in stored.values() for i in samples if i in p]
     scale = float(max(moved)) or 1.0
-    rows = [("clean", [[_labelled(run, clean[i], i, names) for run in runs[:1]] for i in samples])]
+    rows = [("clean", [[_labelled(runs, clean[i], i, names)] for i in samples])]
     for run in runs:
         found = stored[run.model]
         cells = [_attacked(run, evaluation, i, clean[i], found.get(i), names, scale) for i in samples]
@@ -133,9 +133,8 @@ def _samples(runs: list[Run], evaluation: str, stored: list[dict[int, Array]]) -
     """The samples with pictures everywhere that the attack turns for the most models, the first of them."""
     if not stored:
         return []
-    turned = Counter(
-        i for run in runs for rows in [run.evaluations[evaluation].rows] if rows for i in _turned(run, rows)
-    )
+    attacked = [(run, run.evaluations[evaluation].rows) for run in runs if evaluation in run.evaluations]
+    turned = Counter(i for run, rows in attacked if rows for i in _turned(run, rows))
     ids = set.intersection(*(set(pictures) for pictures in stored))
     return sorted(sorted(ids, key=lambda i: (-turned[i], i))[:SAMPLES])
 
@@ -147,9 +146,10 @@ def _turned(run: Run, rows: Rows) -> list[int]:
     return [i for i in rows.ids[~rows.correct].tolist() if i in before]
 
 
-def _labelled(run: Run, picture: Array, sample: int, names: list[str]) -> Picture:
+def _labelled(runs: list[Run], picture: Array, sample: int, names: list[str]) -> Picture:
     labels = {
         int(i): int(y)
+        for run in runs
         for _, rows in run.of_kind("attack")
         for i, y in zip(rows.ids, rows.labels, strict=True)
     }

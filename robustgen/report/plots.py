@@ -51,9 +51,9 @@ class Chart:
 
     def svg(self) -> str:
         """The chart as an <svg> element."""
-        xs = self.x_range or _range([x for s in self.series for x in s.x])
+        xs = _open(self.x_range or _range([x for s in self.series for x in s.x]))
         ends = [v for s in self.series for v in (*s.y, *s.low, *s.high)] + ([0.0] if self.zero_line else [])
-        frame = _Frame(xs, self.y_range or _range(ends, 0.05), self.width, self.height)
+        frame = _Frame(xs, _open(self.y_range or _range(ends, 0.05)), self.width, self.height)
         steps = log_ticks(*xs) if self.x_powers else [(x, _number(x)) for x in ticks(*xs)]
         parts = [frame.axes(self.x_label, self.y_label, steps)]
         if self.zero_line:
@@ -66,6 +66,12 @@ class Chart:
             lines.append(_draw(frame, series, 1.2 * (place - (len(self.series) - 1) / 2)))
         parts.append(frame.clipped("".join(lines)))
         return element(self.title, self.described, self.width, self.height, "".join(parts))
+
+
+def _open(ends: tuple[float, float]) -> tuple[float, float]:
+    """A range that has a length: figures that are all 0 make none."""
+    low, high = ends
+    return (low, high) if high > low else (low, low + 1)
 
 
 def element(title: str, described: str, width: int, height: int, content: str, name: str = "chart") -> str:

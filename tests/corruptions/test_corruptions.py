@@ -95,6 +95,15 @@ def test_refusals_come_with_a_reason() -> None:
         Corruption("fogg", 1)
 
 
+def test_pictures_larger_than_a_photograph_of_frost_are_refused() -> None:
+    assert refusal("frost", (3, 63, 105)) is None
+    for shape in ((3, 64, 64), (3, 63, 113)):
+        assert "photographs of frost" in str(refusal("frost", shape))
+    assert refusal("imagenet-constants:frost", (3, 224, 224)) is None
+    largest = torch.rand(20, 3, 63, 105)  # 20 draws have the smallest of five photographs
+    assert corrupt("frost", 2, largest).shape == largest.shape
+
+
 def test_what_a_machine_lacks_is_a_refusal_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("frost", (3, 32, 32)) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -34,6 +34,15 @@ def test_clean_pictures_are_those_of_the_runs_data_root(
     assert asked == [str(tmp_path), None, None]
 
 
+def test_a_first_model_without_attacks_takes_no_picture_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "clean_pictures", lambda *_: np.zeros((60, *fakes.SHAPE), np.float32))
+    clean = fakes.write_run(tmp_path, "clean-alone", evaluations=fakes.evaluations()[:1])
+    summarise(tmp_path, [clean, fakes.write_run(tmp_path, "attacked")], None, "")
+    assert "What the attack did" in render(tmp_path).read_text(encoding="utf-8")
+
+
 def test_the_data_root_is_handed_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits, roots = data.load("digits"), []
     monkeypatch.setattr(data, "load", lambda name, root=None: roots.append(root) or digits)

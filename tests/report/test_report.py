@@ -130,6 +130,12 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     assert low - 1e-9 <= min(found) <= max(found) <= high + 1e-9
 
 
+def test_a_chart_of_figures_that_are_all_0_has_a_range() -> None:
+    flat = plots.Series("masked", 0, [0.1, 0.2], [0.0, 0.0])
+    chart = plots.Chart("Gain", "", "sigma", "%", [flat], y_range=(0.0, 0.0), zero_line=True)
+    assert "<polyline" in chart.svg()
+
+
 def test_png_has_the_pixels() -> None:
     import base64
     import io
