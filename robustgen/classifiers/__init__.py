@@ -99,11 +99,8 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
     What the model has beyond them starts at 0, so that it begins as the network that it continues: an
     energy whose heads came random would be off by a thousand nats. A tensor without a place is a UserError.
     """
-    folder = registry.model_folders().get(name)
-    if folder is None:
-        raise unknown_name("model of the zoo", name, registry.model_folders(), where=where)
     own = model.state_dict()
-    taken = load(folder).state_dict()
+    taken = load(zoo_folder(name, where=where)).state_dict()
     for key, value in taken.items():
         if key not in own or own[key].shape != value.shape:
             raise UserError(
@@ -114,6 +111,14 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
                 remedy="give both recipes the same options, or leave warm_start out",
             )
     model.load_state_dict({key: taken.get(key, torch.zeros_like(value)) for key, value in own.items()})
+
+
+def zoo_folder(name: str, *, where: object) -> Path:
+    """The folder of the zoo's model ``name``; ``where`` says who names it, should there be none."""
+    folders = registry.model_folders()
+    if name not in folders:
+        raise unknown_name("model of the zoo", name, folders, where=where)
+    return folders[name]
 
 
 def _denoiser_folder(name: str, where: Path) -> Path:

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from robustgen import classifiers
 from robustgen.disk import atomic
 from robustgen.errors import DiskFullError, UserError
+from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
 FILE = "checkpoint.pt"
@@ -23,12 +25,17 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     """The folder of one training's checkpoints, by all that its recipe and its own code say of the weights.
 
     Another recipe of the same name has another folder, and so has the same recipe beside another
-    ``model.py``; what such a file imports is not looked at. ``folder``: where the recipe lies.
+    ``model.py`` or after its warm start was trained anew; what such a file imports is not looked at.
+    ``folder``: where the recipe lies.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = recipe.code_file
     code = None if file is None else _sha256(folder / file)
-    return cache / "robustgen" / "training" / f"{recipe.name}-{recipe.fingerprint(code)}"
+    start = None
+    if recipe.warm_start is not None:
+        model = classifiers.zoo_folder(recipe.warm_start, where=f"{recipe.name}: warm_start")
+        start = classifiers.fingerprint_model(ZooModel(recipe.warm_start, model))
+    return cache / "robustgen" / "training" / f"{recipe.name}-{recipe.fingerprint(code, start)}"
 
 
 def _sha256(path: Path) -> str:

@@ -191,8 +191,10 @@ class Recipe(Strict):
         file, _, attribute = self.arch.partition(":")
         return file if attribute and file.endswith(".py") else None
 
-    def fingerprint(self, code: str | None = None) -> str:
+    def fingerprint(self, code: str | None = None, start: str | None = None) -> str:
         """sha256 of what decides the weights; ``code`` is the sha256 of ``code_file``.
+
+        ``start`` is the fingerprint of the model that ``warm_start`` names, as it lies in the zoo now.
 
         Words are left out, and so is the rhythm of checkpoints, unless there may be ``restarts``:
         a training that diverged goes back to its last checkpoint.
@@ -203,4 +205,5 @@ class Recipe(Strict):
         if self.warm_start is None:
             left_out.add("warm_start")
         content = self.model_dump(mode="json", exclude=left_out)
-        return fingerprint(content if code is None else content | {"code": code})
+        outside = {"code": code, "start": start}
+        return fingerprint(content | {key: value for key, value in outside.items() if value is not None})

@@ -268,3 +268,14 @@ def test_recipes_without_a_warm_start_keep_their_checkpoints(tmp_path):
     plain = config.validate(Recipe, tiny(), where="test")
     assert plain.fingerprint() == config.validate(Recipe, tiny(warm_start=None), where="test").fingerprint()
     assert plain.fingerprint() != config.validate(Recipe, tiny(warm_start="a"), where="test").fingerprint()
+
+
+def test_a_training_begins_anew_where_its_warm_start_was_trained_anew(tmp_path, monkeypatch, cache):
+    published(tmp_path, monkeypatch)
+    second = write(tmp_path / "second", tiny(name="second", warm_start="first"))
+    before = sha256(train(second))
+    first = published(tmp_path, monkeypatch, seed=1)
+    assert sha256(train(second)) != before
+    card = first / "card.yaml"
+    card.write_text(card.read_text().replace("A network for tests.", "Other words."))
+    assert begin(second.parent, yaml.safe_load(second.read_text())).done == 30, "words are no weights"
