@@ -45,6 +45,8 @@ def _affine(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
     angle, size = draw[0] * math.radians(spec.rotate), 1 + draw[1] * spec.scale
     # grid_sample's coordinates run from -1 to 1 over the picture
     right, down = draw[2] * spec.subpixel * 2 / x.shape[3], draw[3] * spec.subpixel * 2 / x.shape[2]
-    rows = [angle.cos() / size, -angle.sin() / size, right, angle.sin() / size, angle.cos() / size, down]
+    tall = x.shape[2] / x.shape[3]  # in those coordinates a pixel is square only where the picture is
+    turn, side = angle.cos() / size, angle.sin() / size
+    rows = [turn, -side * tall, right, side / tall, turn, down]
     grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, padding_mode="zeros", align_corners=False)

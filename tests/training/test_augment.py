@@ -48,3 +48,18 @@ def test_rotation_and_scale_leave_the_centre_and_the_range():
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
     assert bool((x[:, :, 4, 4] > 0.9).all())
+
+
+def test_rotation_turns_pictures_that_are_not_square_by_its_angle():
+    for height, width in ((33, 33), (17, 65), (65, 17)):
+        x = torch.zeros(20, 1, height, width)
+        rows, columns = torch.meshgrid(
+            torch.arange(height) - height // 2, torch.arange(width) - width // 2, indexing="ij"
+        )
+        x[:, :, height // 2, width // 2 - 6 : width // 2 + 7] = 1
+        x = augment(x, Augment(rotate=30), generator())[:, 0]
+        # the main axis of what was a horizontal line, from its second moments
+        xx, yy, xy = ((x * m).sum((1, 2)) for m in (columns**2, rows**2, rows * columns))
+        found = torch.rad2deg(torch.atan2(2 * xy, xx - yy) / 2)
+        drawn = (torch.rand(4, 20, generator=generator()) * 2 - 1)[0] * 30
+        assert torch.all((found + drawn).abs() < 1)
