@@ -112,7 +112,10 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
     return thing
 
 
-def failure(what: str, error: Exception | SystemExit, path: Path, *, where: object = None) -> UserError:
+def failure(
+    what: str, error: Exception | SystemExit, path: Path, *, where: object = None,
+    remedy: str = "mend the file; run it with python for the whole traceback",
+) -> UserError:  # fmt: skip
     """A UserError for an exception of a user's file, naming the line of that file it came through."""
     if isinstance(error, UserError):
         return error
@@ -123,7 +126,7 @@ def failure(what: str, error: Exception | SystemExit, path: Path, *, where: obje
         what,
         where=place if line is None else f"{place}, line {line}",
         got=f"{type(error).__name__}: {error}",
-        remedy="mend the file; run it with python for the whole traceback",
+        remedy=remedy,
     )
 
 

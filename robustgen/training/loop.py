@@ -14,7 +14,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from robustgen import classifiers, config, data
-from robustgen.classifiers.base import threads_for
+from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, threads_for
+from robustgen.classifiers.user import failure
 from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
@@ -55,7 +56,7 @@ def train(
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
-    publish.publish(run.average, card, folder, recipe_path, half=recipe.storage == "float16")
+    publish.publish(run.trained, card, folder, recipe_path, half=recipe.storage == "float16")
     return folder
 
 
@@ -99,6 +100,9 @@ class Run:
         _check_augment(recipe, samples.shape)
         if recipe.warm_start is not None:
             classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
+        self.plain = not isinstance(self.model, Classifier | Denoiser)
+        if self.plain:
+            self.model = PlainClassifier(self.model, len(samples.class_names), samples.shape)
         self.model.to(device)
         self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
         self.model.to(memory_format=self.layout)
@@ -111,12 +115,18 @@ class Run:
         self.x, self.y = samples.images.to(device), samples.labels.to(device)
         self.total = recipe.total_steps(len(samples))
         self.done, self.restarts = 0, 0  # steps; times that it went back after the loss diverged
+        self.code = None if recipe.code_file is None else (folder / recipe.code_file).resolve()
         self.folder = checkpoint.cache_folder(recipe, folder)
         self.file = self.folder / checkpoint.FILE
         if self.restore() and self.done < self.total:
             step = f"step {self.done} of {self.total}"
             console.print(f"{recipe.name}: going on from {step} ({self.file})")
         self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network as its architecture builds it, with the averaged weights."""
+        return self.average.module if self.plain else self.average
 
     def finish(self) -> None:
         """Run the remaining steps, back to the last checkpoint where the loss diverges."""
@@ -133,8 +143,10 @@ class Run:
                 except Diverged as error:
                     self.recover(error)
                     continue
-                except (RuntimeError, ValueError, IndexError) as error:
-                    if self.done:  # what torch raises at a width of 0, it raises at once
+                except Exception as error:
+                    # what torch raises at a width of 0, it raises at once; a user's code may raise anything
+                    unfit = isinstance(error, RuntimeError | ValueError | IndexError) or self.code is not None
+                    if self.done or not unfit:
                         raise
                     raise self._unfit(error) from None
                 if self.done % LOG_EVERY == 0 or self.done == self.total:
@@ -146,8 +158,12 @@ class Run:
 
     def _unfit(self, error: Exception) -> UserError:
         """What to say where the first step fails: the network of these options cannot take the pictures."""
+        what = "the network of this recipe fails on its first pictures"
+        if self.code is not None:
+            remedy = f"mend the file, or the options: {self.options}"
+            return failure(f"{what}, of shape {self.data.shape}", error, self.code, remedy=remedy)
         return UserError(
-            "the network of this recipe fails on its first pictures", where=self.recipe.name,
+            what, where=self.recipe.name,
             expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",
             got=": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200],
             remedy=f"mend the options: {self.recipe.options}",

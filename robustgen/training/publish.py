@@ -35,7 +35,8 @@ def publish(
     ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the
     same bits, and dropped otherwise.
     """
-    tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+    # copies: a safetensors file has no tensors that share memory, as tied weights do
+    tensors = {key: value.contiguous().cpu().clone() for key, value in model.state_dict().items()}
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)

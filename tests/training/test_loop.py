@@ -163,6 +163,25 @@ def test_a_recipe_that_fits_no_pictures_is_refused_in_words(tmp_path, changes, s
         train(write(tmp_path, tiny(**changes)), tmp_path / "tiny")
 
 
+@pytest.mark.parametrize("fault", ["self.relu(x, 1, 2, 3)", "self.rellu(x)", "{}[1]", "x.view(3, 5)"])
+def test_own_code_that_fails_on_the_first_pictures_is_told_by_its_line(tmp_path, fault):
+    recipe = write(tmp_path, tiny(arch="model.py:Net", options={}))
+    (tmp_path / "model.py").write_text(f"""
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, num_classes, input_shape):
+        super().__init__(64, num_classes)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return {fault}
+""")
+    with pytest.raises(UserError, match="fails on its first pictures") as raised:
+        train(recipe, tmp_path / "tiny")
+    assert raised.value.details["where"] == f"{tmp_path.resolve() / 'model.py'}, line 10"
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     spec = Optimiser(lr=1.0, warm_up=10)
     rates = [learning_rate(spec, step, 110) for step in range(111)]

@@ -1,11 +1,13 @@
 import hashlib
 
+import pytest
 import torch
 import yaml
 from recipes import TINY, tiny, write
 
-from robustgen import classifiers
+from robustgen import classifiers, data
 from robustgen.classifiers import build
+from robustgen.errors import UserError
 from robustgen.training import publish
 from robustgen.training.loop import train
 from robustgen.training.recipe import Recipe
@@ -32,6 +34,35 @@ def test_architecture_of_a_users_own_file(tmp_path):
     folder = train(path, tmp_path / "mine")
     assert (folder / "model.py").read_text() == (source / "model.py").read_text()
     assert classifiers.load(folder).num_classes == 10
+
+
+PLAIN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, input_shape):
+        super().__init__()
+        self.inner, self.again = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.again.weight = self.inner.weight
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.head(self.again(self.inner(x.flatten(1)).relu()).relu())
+"""
+
+
+def test_plain_module_with_tied_weights_is_trained_and_loads_by_its_card(tmp_path):
+    recipe = tiny(arch="model.py:Net", options={}, steps=100, ema=0.9)
+    path = write(tmp_path / "source", recipe)
+    (path.parent / "model.py").write_text(PLAIN)
+    folder = train(path, tmp_path / "plain")
+    net = classifiers.load(folder)
+    assert {"inner.weight", "again.weight", "head.bias"} < net.state_dict().keys()
+    assert net.again.weight is net.inner.weight
+    digits = data.load("digits", "train")
+    assert float((net(digits.images).argmax(1) == digits.labels).float().mean()) > 0.7
+    with pytest.raises(UserError, match="has no log p"):
+        train(write(path.parent, recipe | {"objective": {"kind": "sgld"}}), tmp_path / "joint")
 
 
 def test_published_folder_loads_as_the_model_that_was_given(tmp_path):
