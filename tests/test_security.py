@@ -78,7 +78,7 @@ def test_a_report_that_names_a_python_file_does_not_run_it(tmp_path: Path):
             ask(out)
         assert f"--code {file}" in str(caught.value)
     assert not mark.exists()
-    with pytest.raises(SystemExit):  # named, it runs: so it is the name that decides
+    with pytest.raises(UserError, match="SystemExit"):  # named, it runs: so it is the name that decides
         verify_report(out, code=[file])
     assert mark.exists()
 
