@@ -293,9 +293,15 @@ class RunStore:
             if self._ours(evaluation, read_metadata(file))
         ]
 
-    def seconds(self, evaluation: str) -> float:
-        """Wall time of an evaluation's chunks, added up."""
-        return sum(float(read_metadata(file)[b"seconds"]) for _, file in self._chunks(evaluation))
+    def seconds(self, evaluation: str, n: int | None = None) -> float:
+        """Wall time of an evaluation's chunks, added up; of one that goes beyond ``n``, its share below."""
+        found = 0.0
+        for chunk, file in self._chunks(evaluation):
+            below = min(n or chunk.stop, chunk.stop) - chunk.start
+            metadata = read_metadata(file)
+            if below > 0 and self._ours(evaluation, metadata):
+                found += float(metadata[b"seconds"]) * (below / (chunk.stop - chunk.start))
+        return found
 
     def smaller(self, evaluation: str) -> dict[int, int]:
         """How many samples were computed at a smaller batch than the run's, by that batch."""

@@ -64,6 +64,15 @@ def test_rows_come_in_the_order_of_samples_and_up_to_n(run: RunStore):
     assert run.rows("other") is None
 
 
+def test_seconds_are_those_of_the_samples_up_to_n_and_of_this_run(run: RunStore):
+    run.write(Chunk("clean", 0, 2), rows(0, 1), seconds=2.0)
+    run.write(Chunk("clean", 2, 6), rows(2, 3, 4, 5), seconds=8.0)
+    assert [run.seconds("clean", n) for n in (1, 2, 3, 6, 9, None)] == [1.0, 2.0, 4.0, 10.0, 10.0, 10.0]
+    stray = RunStore(run.path, SPEC | {"identity": {"model": "b"}}, {})
+    stray.write(Chunk("clean", 6, 8), rows(6, 7), seconds=5.0)
+    assert run.seconds("clean") == 10.0
+
+
 def test_the_same_identity_goes_on_and_another_is_refused_with_what_changed(run: RunStore):
     RunStore.open(run.path, SPEC, {})
     changed = SPEC | {"identity": {"model": "b", "kernels": {"batch": 32}}}

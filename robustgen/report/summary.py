@@ -55,7 +55,7 @@ def summarise(
         "data": spec["data"],
         "protocol": spec["protocol"],
         "models": [
-            _model(out, store, run) | {"estimate": (estimates or {}).get(store.model)}
+            _model(out, store, run, n) | {"estimate": (estimates or {}).get(store.model)}
             for store, run in zip(runs, read, strict=True)
         ],
         "metrics": [asdict(estimate.metric) for estimate in kept],
@@ -164,7 +164,7 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.replace("-", "\n") for name in names)], rows
 
 
-def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
+def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any]:
     return {
         **store.spec["model"],
         "path": relative(store.path, out),
@@ -177,7 +177,7 @@ def _model(out: Path, store: RunStore, run: Run) -> dict[str, Any]:
                 "n": len(evaluation.rows),
                 "forwards": float(evaluation.rows.forwards.mean()),
                 "backwards": float(evaluation.rows.backwards.mean()),
-                "seconds": store.seconds(evaluation.name),
+                "seconds": store.seconds(evaluation.name, n),
             }
             for evaluation in run.evaluations.values()
             if evaluation.rows is not None

@@ -81,6 +81,14 @@ def test_the_first_n_samples_only(tmp_path: Path) -> None:
     assert {e.metric.n for e in measure(read_run(store, 20)) if e.metric.metric == "accuracy"} == {20}
 
 
+def test_a_picture_takes_the_same_time_in_a_report_of_fewer_samples(tmp_path: Path) -> None:
+    store = fakes.write_run(tmp_path, "m", size=60)
+    for n in (10, 40, None):
+        costs = summarise(tmp_path, [store], n, "")["models"][0]["costs"]
+        (clean,) = [cost for cost in costs if cost["evaluation"] == "clean"]
+        assert clean["seconds"] / clean["n"] == pytest.approx(1 / 60)
+
+
 def test_log_prob_and_bits_only_where_they_mean_something(tmp_path: Path) -> None:
     joint = fakes.write_run(tmp_path, "joint", joint=True, density="unnormalised")
     exact = fakes.write_run(tmp_path, "exact", joint=True, density="exact")
