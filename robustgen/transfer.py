@@ -28,6 +28,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import is_of, to_rows
 from robustgen.registry import ModelRef, code_of, resolve
+from robustgen.report.summary import gather
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
 from robustgen.work import fingerprint_weights
@@ -76,10 +77,11 @@ class _Attacked(NamedTuple):
 def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Transfer:
     """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
 
-    Random noise is left out: it is the same picture for every model. So are pictures from elsewhere.
-    Raises UserError where there is no report of two models on the same data.
+    The models are those that summary.json names. Random noise is left out: it is the same picture for every
+    model. So are pictures from elsewhere and those of ``kind: transfer``, which no model's own attack made.
+    Raises UserError where there is no report of two models.
     """
-    stores = [RunStore.read(path) for path in sorted(out.glob("runs/*"))]
+    stores, _ = gather([out], out)
     _check(out, stores)
     stored = {store.model: _attacked(store) for store in stores}
     pairs: list[Pair] = []
@@ -141,15 +143,8 @@ def _check(out: Path, stores: list[RunStore]) -> None:
     if len(stores) < 2:
         raise UserError(
             "a transfer needs two models", where=out, expected="the --out of 'robustgen report' with several",
-            got=", ".join(store.model for store in stores) or "no run",
+            got=", ".join(store.model for store in stores),
         )  # fmt: skip
-    for store in stores[1:]:
-        ours, theirs = (s.spec["data"]["fingerprint"] for s in (stores[0], store))
-        if ours != theirs:
-            raise UserError(
-                "these runs are on other data, so their pictures cannot be exchanged", where=store.path,
-                expected=f"fingerprint {ours}, as in {stores[0].path}", got=theirs,
-            )  # fmt: skip
 
 
 def _attacked(store: RunStore) -> dict[str, _Attacked]:
@@ -157,7 +152,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
     shape = store.spec["data"]["shape"]
     found = {}
     for detail in store.spec["evaluations"]:
-        if detail["kind"] != "attack" or is_of(detail, "noise", ADDED):
+        if detail["kind"] != "attack" or is_of(detail, "noise", "transfer", ADDED):
             continue
         rows, pictures = store.rows(detail["name"]), store.adversarial(detail["name"])
         if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):

@@ -28,6 +28,7 @@ from robustgen.config import Protocol, fingerprint
 from robustgen.data import npz
 from robustgen.errors import UserError
 from robustgen.report import robustbench
+from robustgen.report.summary import summarise
 from robustgen.store import Chunk, RunStore
 from robustgen.training import checkpoint
 from robustgen.transfer import transfer
@@ -85,7 +86,8 @@ def test_a_report_that_names_a_python_file_does_not_run_it(tmp_path: Path):
 
 def transfer_two(out: Path) -> None:
     """A transfer of the report with a second run, since one model has nobody to exchange pictures with."""
-    (out / "runs" / "again").symlink_to(out / "runs" / "softmax-digits")
+    others = engine.evaluate(registry.resolve("softmax-noise-digits"), PROTOCOL, "digits", out).runs
+    summarise(out, [RunStore.read(out / "runs" / "softmax-digits"), *others], None, "")
     transfer(out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from robustgen import data, engine, load_model, registry
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
+from robustgen.report.summary import summarise
 from robustgen.store import RunStore
 from robustgen.transfer import Pair, Transfer, transfer
 
@@ -64,7 +66,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(MASKED)
     out = tmp_path_factory.mktemp("report")
     references = registry.resolve_all(["softmax-digits", "softmax-noise-digits", f"{file}:Masked"], "digits")
-    assert engine.evaluate(references, PROTOCOL, "digits", out).failures == {}
+    outcome = engine.evaluate(references, PROTOCOL, "digits", out)
+    assert outcome.failures == {}
+    summarise(out, outcome.runs, None, "")
     return out
 
 
@@ -131,34 +135,54 @@ def test_the_file_and_the_terminal_have_every_pair(report: Path, crossed: tuple[
 def test_an_own_attack_is_crossed_whatever_its_file_is_called(tmp_path: Path) -> None:
     (tmp_path / "noise.py").write_text("def up(model, x, y, threat):\n    return threat.project(x, x + 1)\n")
     own = {"kind": "attack", "attack": f"{tmp_path}/noise.py:up", "norm": "linf"}
-    content = PROTOCOL.model_dump() | {"n": 4, "evaluations": [{"kind": "clean"}, own]}
+    assert evaluations_crossed(tmp_path / "out", own) == {"noise-up-linf-0.15"}
+
+
+def test_pictures_made_for_others_are_not_crossed_as_own_attacks(tmp_path: Path) -> None:
+    transferred = {"kind": "transfer", "norm": "linf", "steps": 2}
+    assert evaluations_crossed(tmp_path, PGD, transferred) == {NAME}
+
+
+def evaluations_crossed(out: Path, *evaluations: dict[str, Any]) -> set[str]:
+    content = PROTOCOL.model_dump() | {"n": 4, "evaluations": [{"kind": "clean"}, *evaluations]}
     references = registry.resolve_all(["softmax-digits", "softmax-noise-digits"], "digits")
-    engine.evaluate(references, Protocol.model_validate(content), "digits", tmp_path / "out")
-    found = transfer(tmp_path / "out", Console(file=io.StringIO()))
-    assert {pair.evaluation for pair in found.pairs} == {"noise-up-linf-0.15"}
+    outcome = engine.evaluate(references, Protocol.model_validate(content), "digits", out)
+    assert outcome.failures == {}
+    summarise(out, outcome.runs, None, "")
+    return {pair.evaluation for pair in transfer(out, Console(file=io.StringIO())).pairs}
+
+
+def test_models_that_left_the_report_are_not_crossed(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(report / "runs")
+    summarise(tmp_path, [RunStore.read(report / "runs" / name) for name in MODELS[:2]], None, "")
+    found = transfer(tmp_path, Console(file=io.StringIO()))
+    assert {pair.target for pair in found.pairs} == {pair.source for pair in found.pairs} == {*MODELS[:2]}
 
 
 def test_what_cannot_be_crossed_is_refused(report: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"summary\.json"):
+        transfer(tmp_path)
+    one, two = (RunStore.read(report / "runs" / name) for name in MODELS[:2])
+    summarise(tmp_path, [one], None, "")
     with pytest.raises(UserError, match="needs two models"):
         transfer(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "one").symlink_to(report / "runs" / "softmax-digits")
-    with pytest.raises(UserError, match="needs two models"):
-        transfer(tmp_path)
-    other = RunStore.read(report / "runs" / "softmax-digits")
-    spec = other.spec | {"data": other.spec["data"] | {"fingerprint": "beef"}}
-    RunStore.open(tmp_path / "runs" / "two", spec, other.environment)
-    with pytest.raises(UserError, match="on other data"):
+    spec = two.spec | {"data": two.spec["data"] | {"fingerprint": "beef"}}
+    summarise(tmp_path, [one, copied(two, spec, tmp_path / "two")], None, "")
+    with pytest.raises(UserError, match="another data"):
         transfer(tmp_path)
 
 
 def test_a_model_that_was_changed_since_is_refused(report: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "one").symlink_to(report / "runs" / "softmax-digits")
-    other = RunStore.read(report / "runs" / "softmax-noise-digits")
-    spec = other.spec | {"model": other.spec["model"] | {"fingerprint": "beef"}}
-    store = RunStore.open(tmp_path / "runs" / "two", spec, other.environment)
-    for folder in ("samples", "adversarial"):
-        (store.path / folder).symlink_to(other.path / folder)
+    one, two = (RunStore.read(report / "runs" / name) for name in MODELS[:2])
+    spec = two.spec | {"model": two.spec["model"] | {"fingerprint": "beef"}}
+    summarise(tmp_path, [one, copied(two, spec, tmp_path / "two")], None, "")
     with pytest.raises(UserError, match="not the one of the run"):
         transfer(tmp_path)
+
+
+def copied(run: RunStore, spec: dict[str, Any], path: Path) -> RunStore:
+    """A run's rows and pictures under another specification."""
+    store = RunStore.open(path, spec, run.environment)
+    for folder in ("samples", "adversarial"):
+        (store.path / folder).symlink_to(run.path / folder)
+    return store
