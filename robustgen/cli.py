@@ -232,15 +232,14 @@ def verify(
 def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     """Add pictures to a run, and write the report anew."""
     from robustgen.added import add
-    from robustgen.disk import read_json
     from robustgen.report import render, summary
 
     for name in add(folder, file, model, code=code):
         console.print(f"added: {name}")
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n = summary.gather([out], out)
-    command = str(read_json(out / "summary.json")["command"])
-    print_table(summary.summarise(out, runs, n, command))
+    earlier = summary.read_summary(out / "summary.json")
+    print_table(summary.summarise(out, runs, n, str(earlier["command"]), earlier=[earlier]))
     say_where(render.render(out))
 
 
@@ -256,7 +255,7 @@ def compare(
     from robustgen.report import render, summary
 
     runs, n = summary.gather(folders, out)
-    content = summary.summarise(out, runs, n, _command())
+    content = summary.summarise(out, runs, n, _command(), earlier=summary.summaries(folders))
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     else:

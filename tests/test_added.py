@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from robustgen import data, engine, registry
 from robustgen.added import add, read
 from robustgen.classifiers import load_model
+from robustgen.cli import app
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.metrics import find_doubts, measure, read_run
+from robustgen.report.summary import summarise
 from robustgen.store import RunStore
 from robustgen.verify import verify_report
 
@@ -83,6 +87,16 @@ def test_what_they_break_is_lowered_with_its_source(report, tmp_path, one_step):
     flags = {f.flag: f for f in find_doubts(read_run(RunStore.read(path), None)) if f.evaluation == names[1]}
     assert "fgsm.npz" in flags["broken_elsewhere"].message
     assert "outside_budget" not in flags
+
+
+def test_the_report_written_anew_still_says_of_which_model_there_is_nothing(report, tmp_path, one_step):
+    (path,) = report.glob("runs/*")
+    summarise(report, [RunStore.read(path)], None, "", {"gone": "cannot be loaded"})
+    file = save(tmp_path / "fgsm.npz", one_step[0])
+    result = CliRunner().invoke(app, ["verify", str(report), "--add", str(file)])
+    assert result.exit_code == 0, result.output
+    flags = json.loads((report / "summary.json").read_text())["flags"]
+    assert [flag["model"] for flag in flags if flag["flag"] == "not_evaluated"] == ["gone"]
 
 
 def test_a_picture_outside_the_budget_is_brought_into_it(report, tmp_path, one_step):

@@ -47,6 +47,10 @@ def test_a_dry_run_foretells_the_calls_exactly_and_computes_no_rows(tmp_path: Pa
     assert "2 estimated" in (tmp_path / "out" / "index.html").read_text()  # of each kind, a picture
     assert "were estimated" in line
     assert "forwards 96 and 96" in line
+    both = tmp_path / "both"
+    compared = CliRunner().invoke(app, ["compare", str(tmp_path / "out"), "--out", str(both)])
+    assert compared.exit_code == 0, compared.output
+    assert json.loads((both / "summary.json").read_text())["models"][0]["estimate"] == guess
 
 
 def test_errors_of_evaluations_add_up_to_the_interval() -> None:

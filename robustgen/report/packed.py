@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from robustgen.disk import atomic, read_json, write_json
+from robustgen.disk import atomic, write_json
 from robustgen.errors import UserError
 from robustgen.report.render import render
 from robustgen.report.summary import gather, read_summary, summarise
@@ -91,7 +91,8 @@ def rebuild(published: Path, workplace: Path) -> int:
     """Summary and page of a published report from its rows; returns the report's size in bytes."""
     laid = unpack(published, workplace / published.name)
     runs, n = gather([laid], laid)
-    summarise(laid, runs, n, str(read_json(published / "summary.json")["command"]))
+    earlier = read_summary(published / "summary.json")
+    summarise(laid, runs, n, str(earlier["command"]), earlier=[earlier])
     render(laid)
     for name in ("summary.csv", "summary.json", "index.html"):
         shutil.copyfile(laid / name, published / name)

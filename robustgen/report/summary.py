@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +29,14 @@ def summarise(
     command: str,
     failures: Mapping[str, str] | None = None,
     estimates: Mapping[str, dict[str, Any]] | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Compute every metric, paired test and flag of the runs; write OUT/summary.csv, then summary.json.
 
     ``n``: samples asked for (None: all); ``command``: how to run it again; ``failures``: what went wrong
     by model, of which those without a run are flagged here; ``estimates``: what was foretold of a model's
-    cost, to stand beside what it was. Returns what summary.json holds.
+    cost, to stand beside what it was; ``earlier``: the summaries that the runs are from, whose flags of
+    models without a run stay, and estimates for as many samples. Returns what summary.json holds.
     """
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
@@ -44,7 +46,12 @@ def summarise(
         found[estimate.metric.model].append(estimate)
     flags = [flag for run in read for flag in find_doubts(run)]
     flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
-    flags += [_absent(*pair) for pair in (failures or {}).items() if pair[0] not in found]
+    absent = [flag for summary in earlier for flag in _not_evaluated(summary)]
+    absent += [_absent(*failure) for failure in (failures or {}).items()]
+    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
+    foretold = {model: e for s in earlier if s["n"] == n for model, e in _estimates(s)} | {
+        **(estimates or {})
+    }
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
     content = {
@@ -55,7 +62,7 @@ def summarise(
         "data": spec["data"],
         "protocol": spec["protocol"],
         "models": [
-            _model(out, store, run, n) | {"estimate": (estimates or {}).get(store.model)}
+            _model(out, store, run, n) | {"estimate": foretold.get(store.model)}
             for store, run in zip(runs, read, strict=True)
         ],
         "metrics": [asdict(estimate.metric) for estimate in kept],
@@ -80,9 +87,9 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
 
     Reports on other data or under another protocol are a UserError, as are two runs of one name.
     """
-    summaries = [(folder, *_runs_of(read_summary(folder / "summary.json"))) for folder in folders]
+    reports = [(folder, *_runs_of(read_summary(folder / "summary.json"))) for folder in folders]
     runs: dict[str, RunStore] = {}
-    for folder, paths, _ in summaries:
+    for folder, paths, _ in reports:
         for path in paths:
             store = RunStore.read(within(folder, path))
             if store.model in runs:
@@ -93,7 +100,7 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
                 )
             runs[store.model] = store
     _check_alike(list(runs.values()))
-    asked = [n for _, _, n in summaries if n is not None]
+    asked = [n for _, _, n in reports if n is not None]
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
     return list(runs.values()), min(asked, default=None)
@@ -104,6 +111,11 @@ def _runs_of(content: dict[str, Any]) -> tuple[list[str], int | None]:
     return [str(model["path"]) for model in content["models"]], content["n"]
 
 
+def summaries(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """What the summary.json of several reports hold."""
+    return [read_summary(folder / "summary.json") for folder in folders]
+
+
 def read_summary(file: Path) -> dict[str, Any]:
     """What a report's summary.json holds; UserError where it is none."""
     content = read_json(file)
@@ -111,6 +123,7 @@ def read_summary(file: Path) -> dict[str, Any]:
         _runs_of(content)
         for key in ("data", "protocol", "metrics", "flags"):
             content[key]
+        _not_evaluated(content), _estimates(content)
         return dict(content)
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -188,8 +201,19 @@ def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any
 def _absent(model: str, message: str) -> Flag:
     return Flag(
         model, "", "not_evaluated", "error",
-        f"Nothing of this model is in this report: {message.splitlines()[0]}. The same command tries again.",
+        f"Nothing of this model is in this report: {message.splitlines()[0]}. The command 'robustgen report' "
+        "that named it tries again.",
     )  # fmt: skip
+
+
+def _not_evaluated(content: dict[str, Any]) -> list[Flag]:
+    """The flags of a summary that ``_absent`` raised."""
+    return [Flag(**flag) for flag in content["flags"] if flag["flag"] == "not_evaluated"]
+
+
+def _estimates(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a summary has of estimates, with the names of their models."""
+    return [(str(m["name"]), m["estimate"]) for m in content["models"] if m.get("estimate") is not None]
 
 
 def _not_finite(metric: Metric) -> Flag:

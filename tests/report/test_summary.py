@@ -17,7 +17,7 @@ import report_fakes as fakes
 from robustgen.errors import UserError
 from robustgen.metrics import find_doubts, measure, read_run
 from robustgen.metrics.rows import TABLES
-from robustgen.report.summary import gather, headline, summarise
+from robustgen.report.summary import gather, headline, summaries, summarise
 from robustgen.store import Chunk, RunStore
 
 Attacked = Callable[..., RunStore]
@@ -224,6 +224,24 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
     assert "seed 0" in str(error.value)
     assert "got:      seed 7" in str(error.value)
     assert "words" not in str(error.value)
+
+
+def test_models_of_which_there_is_nothing_and_estimates_stay_in_a_summary_of_summaries(
+    tmp_path: Path,
+) -> None:
+    foretold = {"seconds": 1.0, "evaluations": []}
+    failures = {"one": "cannot be loaded", "model-b": "neither"}
+    run = fakes.write_run(tmp_path / "a", "model-a")
+    summarise(tmp_path / "a", [run], 40, "", failures, {"model-a": foretold})
+    summarise(tmp_path / "b", [fakes.write_run(tmp_path / "b", "model-b")], 40, "", {"one": "here neither"})
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runs, n = gather(folders, tmp_path / "both")
+    found = summarise(tmp_path / "both", runs, n, "", earlier=summaries(folders))
+    (flag,) = [flag for flag in found["flags"] if flag["flag"] == "not_evaluated"]
+    assert (flag["model"], flag["severity"]) == ("one", "error"), "model-b has rows by now"
+    assert [model["estimate"] for model in found["models"]] == [foretold, None]
+    fewer = summarise(tmp_path / "both", runs, 20, "", earlier=summaries(folders))
+    assert fewer["models"][0]["estimate"] is None, "it was of 40 samples"
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"models": [{}], "n": 3}', '{"models": []}', "null"])
