@@ -20,6 +20,8 @@ Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 ADDED = "added"
 """What the attack of pictures from elsewhere is called, and the key of what is known of them."""
 UNLABELLED = -1
+LEVELS = 12
+"""The fewest noise levels that an integral is taken over."""
 
 
 @dataclass(frozen=True)

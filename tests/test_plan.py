@@ -125,3 +125,16 @@ def test_an_integral_over_few_levels_is_an_error() -> None:
 def test_a_reference_denoiser_that_is_none_is_refused_before_anything_is_computed() -> None:
     with pytest.raises(UserError, match="denoises nothing by itself"):
         planned({"kind": "gradients"}, sigmas=[0.1], denoiser="softmax-digits")
+
+
+def test_the_reference_is_asked_for_some_classes_by_their_numbers_in_the_whole_set() -> None:
+    explained = {"kind": "explained"}
+
+    def numbers(source: str) -> list[int] | None:
+        (found,) = planned(explained, source=source, sigmas=[0.1], denoiser="denoiser-digits").evaluations
+        return found.detail.get("denoiser_classes")
+
+    assert numbers("digits:2-9") == [*range(2, 10)]
+    assert numbers("digits:0-7") is numbers("digits") is None
+    other = planned(explained, source="digits:2-9", sigmas=[0.1], denoiser="denoiser-mnist")
+    assert "does not know the classes" in refused(other)["explained"]

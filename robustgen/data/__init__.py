@@ -16,14 +16,15 @@ from pathlib import Path
 
 from robustgen.data import carried, classes, files
 from robustgen.data.classes import HELD_OUT
+from robustgen.data.classes import numbers as class_numbers
 from robustgen.data.dataset import Dataset, make, no_split
 from robustgen.data.foreign import DERIVED, Foreign, derive, matched
 from robustgen.errors import UserError, unknown_name
 from robustgen.types import Split
 
 __all__ = [
-    "DERIVED", "HELD_OUT", "SOURCES", "Dataset", "Foreign", "Source", "data_root", "holds_out", "load",
-    "load_foreign", "make",
+    "DERIVED", "HELD_OUT", "SOURCES", "Dataset", "Foreign", "Source", "class_numbers", "data_root",
+    "holds_out", "load", "load_foreign", "make",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
 from robustgen.classifiers.diffusion import DiffusionClassifier
+from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.classifiers.score import ScoreClassifier
 from robustgen.gradients.guidance import class_gradient, in_batches, squares, within_levels
 from robustgen.gradients.nearest import Nearest, nearest_wrong
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from robustgen.draws import Draws
 
-INTEGRATED = (DiffusionClassifier, ScoreClassifier)
+INTEGRATED = (DiffusionClassifier, PipelineClassifier, ScoreClassifier)
 """Their margin integrates over noise levels, so that no gradient at one level is its slope; and a search
 for the nearest wrong picture takes thousands of passes of a network that they call a hundred times."""
 PICTURES = ("noisy", "reference", "perturbation", "right", "other", "own_right", "own_other")
@@ -37,15 +38,20 @@ class Explained(Readout):
     """Reads out the nearest wrong picture, one row a (sample, sigma).
 
     ``sigmas``: noise levels in pixel units; ``reference``: a denoiser that knows labels; ``pictures``:
-    samples of a smaller id than this also get their pictures stored; ``steps`` of the search.
+    samples of a smaller id than this also get their pictures stored; ``steps`` of the search;
+    ``numbers``: what the reference calls the classes, where these are not its first ones.
     """
 
     name = "explained"
 
-    def __init__(self, sigmas: Sequence[float], reference: Denoiser, pictures: int, steps: int = 20) -> None:
+    def __init__(
+        self, sigmas: Sequence[float], reference: Denoiser, pictures: int,
+        steps: int = 20, numbers: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.reference = reference
         self.pictures = pictures
+        self.numbers = numbers
         self.steps = steps
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
@@ -108,7 +114,7 @@ class Explained(Readout):
         each = torch.stack(
             [
                 in_batches(self.reference, noisy, sigma, model, torch.full_like(y, k)).flatten(1)
-                for k in range(model.num_classes)
+                for k in self.numbers or range(model.num_classes)
             ],
             1,
         )

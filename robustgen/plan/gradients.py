@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from robustgen import data
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Denoiser
 from robustgen.config import ClimbsSpec, ExplainedSpec, GradientsSpec
@@ -15,9 +16,7 @@ from robustgen.perturb import Readout
 from robustgen.plan.planning import Planning
 from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
-
-LEVELS = 12
-"""The fewest noise levels that an integral is taken over."""
+from robustgen.types import LEVELS
 
 
 def guidance(planning: Planning, spec: GradientsSpec) -> None:
@@ -58,22 +57,48 @@ def explained(planning: Planning, spec: ExplainedSpec) -> None:
     ordered = sorted(planning.settings.sigmas)
     three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if len(ordered) > 2 else ordered
 
+    numbers = _numbers(planning)
+    if numbers == []:
+        reason = f"the reference denoiser does not know the classes of {planning.dataset.name!r}"
+        planning.refuse("explained", reason)
+        return
+
     def readout(reference: Denoiser) -> Readout:
         from robustgen.gradients import Explained
 
-        return Explained(three, reference, spec.pictures)
+        return Explained(three, reference, spec.pictures, numbers=numbers)
 
-    _guided(planning, "explained", three, readout)
+    _guided(planning, "explained", three, readout, {"denoiser_classes": numbers} if numbers else {})
+
+
+def _numbers(planning: Planning) -> list[int] | None:
+    """What the reference denoiser calls the classes: None where they are its first ones, [] where it does
+    not know them.
+
+    Some of a set's classes are numbered anew, and their reference may be of the whole set.
+    """
+    dataset, denoiser = planning.dataset, planning.settings.denoiser
+    folder = model_folders().get(denoiser or "")
+    if folder is None or not data.holds_out(dataset):
+        return None
+    known, (whole, _, chosen) = load_card(folder).data, dataset.source.partition(":")
+    if known == dataset.source:
+        return None
+    if known != whole:
+        return []
+    found = data.class_numbers(load_data(whole, "test", None, planning.root), chosen)
+    return None if found == [*range(len(found))] else found
 
 
 def _guided(
-    planning: Planning, name: str, sigmas: list[float], readout: Callable[[Denoiser], Readout]
-) -> None:
+    planning: Planning, name: str, sigmas: list[float], readout: Callable[[Denoiser], Readout],
+    more: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """A readout against the protocol's reference denoiser at noise levels."""
     denoiser, folders = planning.settings.denoiser, model_folders()
     if not denoiser or not sigmas:
-        data = planning.dataset.name
-        planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {data!r}")
+        where = planning.dataset.name
+        planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {where!r}")
         return
     if denoiser not in folders:
         raise unknown_name("model", denoiser, folders, where="the protocol's reference denoiser")
@@ -91,7 +116,7 @@ def _guided(
         return found
 
     fingerprint = fingerprint_model(ZooModel(folder.name, folder))
-    detail = {"sigmas": sigmas, "denoiser": denoiser, "denoiser_fingerprint": fingerprint}
+    detail = {"sigmas": sigmas, "denoiser": denoiser, "denoiser_fingerprint": fingerprint} | (more or {})
     reference()  # a mistake of the protocol's is one of the whole run, and none of a chunk
     planning.add(name, name, detail, readouts=cache(lambda: (readout(reference()),)))
 

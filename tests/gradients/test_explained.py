@@ -10,9 +10,10 @@ from gaussian_mixture import Bent, D, Exact, K, Mixture, Round, right_ones
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.denoisers import EDMDenoiser
 from robustgen.classifiers.diffusion import DiffusionClassifier
+from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.draws import Draws
 from robustgen.gradients import Explained
-from robustgen.gradients.explained import by_construction, schema, share
+from robustgen.gradients.explained import INTEGRATED, by_construction, schema, share
 from robustgen.types import ConditionalNoise
 
 
@@ -64,6 +65,22 @@ def test_an_attack_beside_the_span_has_no_share_of_it():
     np.testing.assert_allclose(table["distance"], 0.05, rtol=1e-2)
 
 
+def test_classes_that_are_not_the_references_first_are_asked_for_by_their_numbers_there():
+    mixture = Round()
+
+    class LastTwo(Classifier):
+        num_classes, input_shape = 2, (1, 2, 3)
+
+        def logits(self, x, sigma=None):
+            return mixture.logits(x)[:, 1:]
+
+    x, y = right_ones(mixture, 60)
+    x, y = x[y > 0], y[y > 0] - 1
+    readout = Explained((0.3,), Exact(mixture), 0, numbers=[1, 2])
+    table = readout(LastTwo(), x, y, Draws(0, "explained", torch.arange(len(x)))).to_pandas()
+    np.testing.assert_allclose(table["share"], 1, atol=1e-4)
+
+
 def test_share_is_pythagoras():
     generator = torch.Generator().manual_seed(1)
     vectors, span = (torch.randn(5, *s, generator=generator, dtype=torch.float64) for s in ((6,), (2, 6)))
@@ -101,6 +118,7 @@ def test_a_margin_that_integrates_over_noise_has_no_radius():
     table = Explained((0.3,), denoiser, 2)(model, x, y, Draws(0, "explained", torch.arange(3))).to_pandas()
     assert table[["first_order", "distance", "share", "perturbation"]].isna().all().all()
     assert table["agreement_dot"].notna().all()
+    assert issubclass(PipelineClassifier, INTEGRATED)
     assert [v is not None for v in table["own_right"]] == [True, True, False]
 
 
