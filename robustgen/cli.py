@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +18,6 @@ from robustgen import __version__
 from robustgen.errors import UserError
 from robustgen.places import place
 from robustgen.terminal import Commands, Progress, console, examples, print_table, say_where
-
-if TYPE_CHECKING:
-    from robustgen.engine import Outcome
 
 app = typer.Typer(
     name="robustgen",
@@ -116,16 +113,17 @@ def report(
         "limit": time_limit, "executor": executors.by_name(executor),
     }  # fmt: skip
     if dry_run:
-        estimates = engine.estimate(references, chosen, data, out, **options)
+        estimates, failures = engine.estimate(references, chosen, data, out, **options)
         cost.write(out, estimates, n or chosen.n, chosen.name)
         as_words = "\n".join(cost.lines(estimates))
-        return typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else as_words)
+        typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else as_words)
+        return _finish(failures)
     with Progress(quiet, verbose) as show:
         outcome = engine.evaluate(references, chosen, data, out, **options, shard=part, progress=show)
     if part is not None:  # the other jobs' chunks may not be there yet
         if not quiet:
             console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
-        return _finish(outcome)
+        return _finish(outcome.failures)
     foretold = cost.written(out, n or chosen.n, chosen.name)
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, foretold)
     page = render.render(out)
@@ -141,7 +139,7 @@ def report(
         for line in cost.beside(content):
             console.print(line, markup=False, soft_wrap=True)
         say_where(page)
-    _finish(outcome)
+    _finish(outcome.failures)
 
 
 @app.command(epilog=examples("train"))
@@ -310,10 +308,10 @@ def _command() -> str:
     return redact(shlex.join(["robustgen", *sys.argv[1:]]))
 
 
-def _finish(outcome: Outcome) -> None:
-    for model, message in outcome.failures.items():
+def _finish(failures: dict[str, str]) -> None:
+    for model, message in failures.items():
         console.print(f"\n{model} was not finished: {message}", style="red", markup=False, soft_wrap=True)
-    if outcome.failures:
+    if failures:
         console.print("\nThe same command tries again what is missing.")
         raise typer.Exit(1)
 

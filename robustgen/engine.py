@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -48,6 +48,7 @@ class Step(NamedTuple):
 
 
 Progress: TypeAlias = Callable[[Step], None]
+Result = TypeVar("Result")
 
 
 class Outcome(NamedTuple):
@@ -86,31 +87,37 @@ def evaluate(
         protocol, source, out, n=n, root=root, batch=batch, device=device, precision=precision,
         limit=limit, executor=executor, shard=shard, progress=progress,
     )  # fmt: skip
-    outcome = Outcome([], {})
-    errors: list[UserError] = []
-    for reference in models:
-        try:
-            store, failed = job.run(reference)
-        except DiskFullError:
-            raise
-        except Exception as error:  # whatever loading a model raises, too, or a disk that does not answer
-            errors.append(error if isinstance(error, UserError) else _unknown(reference, error))
-            outcome.failures[reference.name] = str(errors[-1])
-            continue
-        outcome.runs.append(store)
-        if failed:
-            outcome.failures[store.model] = failed
-    if not outcome.runs and errors:
-        raise errors[0]
-    return outcome
+    found, failures = _each(models, job.run)
+    failures |= {store.model: failed for store, failed in found if failed}
+    return Outcome([store for store, _ in found], failures)
 
 
 def estimate(
     models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Any
-) -> list[Estimate]:
-    """What ``evaluate`` with the same arguments will take, from a few pictures; nothing is stored."""
+) -> tuple[list[Estimate], dict[str, str]]:
+    """What ``evaluate`` with the same arguments will take, from a few pictures, and what went wrong with
+    which model; nothing is stored. Raises UserError if none could be estimated."""
     job = _Job.plan(protocol, source, out, **options)
-    return [job.estimate(reference) for reference in models]
+    return _each(models, job.estimate)
+
+
+def _each(
+    models: Iterable[ModelRef], of_one: Callable[[ModelRef], Result]
+) -> tuple[list[Result], dict[str, str]]:
+    """What comes of each model, and what went wrong with which; raises the first error if none could be."""
+    found: list[Result] = []
+    errors: dict[str, UserError] = {}
+    for reference in models:
+        try:
+            found.append(of_one(reference))
+        except DiskFullError:
+            raise
+        except Exception as error:  # whatever loading a model raises, too, or a disk that does not answer
+            known = error if isinstance(error, UserError) else _unknown(reference, error)
+            errors[reference.name] = known
+    if errors and not found:
+        raise next(iter(errors.values()))
+    return found, {name: str(error) for name, error in errors.items()}
 
 
 def _unknown(reference: ModelRef, error: Exception) -> UserError:

@@ -71,3 +71,15 @@ def test_a_duration_in_words(seconds: float, words: str) -> None:
 
 def test_the_operations_of_an_imagenet_denoiser_are_those_that_its_paper_states() -> None:
     assert imagenet.operations() / 2e9 == pytest.approx(118.64, rel=0.01)  # Gflops of DiT-XL/2, table 4
+
+
+def test_a_model_that_fails_is_named_and_the_others_are_foretold(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "import torch\nclass Bad(torch.nn.Flatten):\n    def forward(self, x): raise KeyError(7)\n"
+    )
+    found = run(tmp_path, f"{bad}:Bad", "--dry-run")
+    assert found.exit_code == 1
+    assert "softmax-digits: " in found.output
+    assert "bad-bad was not finished" in found.output
+    assert [*json.loads((tmp_path / "out" / cost.FILE).read_text())["models"]] == ["softmax-digits"]
