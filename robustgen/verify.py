@@ -22,13 +22,16 @@ from robustgen.worker import Verdict, ask
 
 ATTACKED = ("attack", "detected", "fixed")
 """The kinds of evaluations that store an attack's pictures."""
+CHANCE = 4.0
+"""Standard errors: two shares of draws that are further apart than this are not taken for chance."""
 
 
 class Finding(NamedTuple):
     """What was found for one attack on one model: how many pictures were checked, and each breach.
 
     ``asked``: whether the model was asked again. Pictures made of a foreign set have no clean ones in
-    the run's data, so of these the files alone are checked.
+    the run's data, so of these the files alone are checked. ``repeats``: whether it answers alike on the
+    same draws; where a model draws from a generator that nobody can seed, chance is no breach.
     """
 
     model: str
@@ -37,12 +40,14 @@ class Finding(NamedTuple):
     broken: int
     breaches: list[str]
     asked: bool = True
+    repeats: bool = True
 
     @property
     def sentence(self) -> str:
         """The finding in words."""
         head = f"{self.model}, {self.evaluation}: {self.checked} pictures"
         head += f", {self.broken} misclassified" if self.asked else ", foreign, not asked again"
+        head += "" if self.repeats else ", its draws cannot be repeated, so no logits are compared"
         if not self.breaches:
             right = "all inside box and budget, every verdict confirmed" if self.asked else "files unchanged"
             return f"{head}; {right}"
@@ -103,10 +108,12 @@ def _verify_attack(
     images = torch.from_numpy(np.stack(stored["image"].to_numpy(zero_copy_only=False)).astype(np.float32))
     images = images.view(-1, *dataset.shape)
     labels = dataset.labels[torch.tensor(ids)]
-    verdict = _ask_again(store, name, model, images, labels, torch.tensor(ids))
+    asked = store, name, model, images, labels, torch.tensor(ids)
+    verdict = _ask_again(*asked)
+    repeats = not model.stochastic or bool(_alike(verdict.logits, _ask_again(*asked).logits).all())
     threat = ThreatModel(evaluation["norm"], evaluation["eps"])
-    found, broken = _compare(rows, images, verdict, dataset, threat)
-    return Finding(store.model, name, len(ids), broken, breaches + found)
+    found, broken = _compare(rows, images, verdict, dataset, threat, repeats)
+    return Finding(store.model, name, len(ids), broken, breaches + found, repeats=repeats)
 
 
 def _ask_again(
@@ -123,21 +130,33 @@ def _ask_again(
     return Verdict(found[0].draws, correct, logits, None)
 
 
+def _alike(some: Tensor, others: Tensor) -> Tensor:
+    """Which rows of logits are the same, (batch,)."""
+    # Other kernels move the last bits of a logit, no more; NaN is close to nothing.
+    return torch.isclose(some, others, rtol=1e-4, atol=1e-4).all(1)
+
+
 def _compare(
-    rows: pa.Table, images: Tensor, verdict: Verdict, dataset: data.Dataset, threat: ThreatModel
-) -> tuple[list[str], int]:
+    rows: pa.Table, images: Tensor, verdict: Verdict, dataset: data.Dataset, threat: ThreatModel,
+    repeats: bool,
+) -> tuple[list[str], int]:  # fmt: skip
     """What is wrong with the pictures, sample by sample, and how many are misclassified."""
     ids = torch.tensor(rows["sample_id"].to_pylist())
     labels = dataset.labels[ids]
     said = torch.tensor(rows["logits"].to_pylist())
-    said_right = torch.tensor(rows["draws_correct"].to_pylist()) * 2 > torch.tensor(rows["draws"].to_pylist())
-    right = verdict.correct * 2 > verdict.draws
-    # Other kernels move the last bits of a logit, no more; NaN is close to nothing.
-    same = torch.isclose(verdict.logits, said, rtol=1e-4, atol=1e-4).all(1)
+    draws = torch.tensor(rows["draws"].to_pylist())
+    said_share = torch.tensor(rows["draws_correct"].to_pylist()) / draws
+    share = verdict.correct / verdict.draws
+    said_right, right = said_share > 0.5, share > 0.5
+    same = _alike(verdict.logits, said)
+    changed = said_right != right
+    if not repeats:  # other draws have other logits, and a verdict is one of chance near a half
+        same = torch.ones_like(same)
+        changed &= (said_share - share).abs() > CHANCE * (0.25 / draws + 0.25 / verdict.draws).sqrt()
     doubts = {
         "is outside the box or the budget": ~threat.contains(dataset.images[ids], images),
-        "is stored as misclassified and is not": ~said_right & right,
-        "is stored as right and is misclassified": said_right & ~right,
+        "is stored as misclassified and is not": changed & right,
+        "is stored as right and is misclassified": changed & ~right,
         "has other logits than are stored": ~same,
         "has another label than the data": torch.tensor(rows["label"].to_pylist()) != labels,
     }

@@ -172,3 +172,40 @@ def test_a_report_without_attacks_is_not_passed_in_silence(tmp_path: Path):
     engine.evaluate(registry.resolve("softmax-digits"), clean, "digits", tmp_path)
     with pytest.raises(UserError, match="nothing to verify"):
         verify_report(tmp_path)
+
+
+OWN_GENERATOR = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(64, 10)
+        self.own = torch.Generator().manual_seed(1)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(x + 0.3 * torch.randn(x.shape, generator=self.own))
+"""
+
+
+def test_chance_that_cannot_be_repeated_is_no_breach(tmp_path: Path):
+    code = tmp_path / "own.py"
+    code.write_text(OWN_GENERATOR)
+    engine.evaluate(registry.resolve(f"{code}:Net"), PROTOCOL, "digits", tmp_path)
+    for finding in verify_report(tmp_path, code=[code]):
+        assert finding.breaches == []
+        assert "cannot be repeated" in finding.sentence
+    # what no chance explains is still one
+    (run,) = map(RunStore.read, tmp_path.glob("runs/*"))
+    (chunk,) = (chunk for chunk in run.done() if "-linf-" in chunk.evaluation)
+    table, images = run.rows(chunk.evaluation), run.adversarial(chunk.evaluation)
+    right = table["draws_correct"].to_pylist()
+    sure = right.index(0)
+    right[sure] = 32
+    field = table.schema.field("draws_correct")
+    false = table.set_column(table.column_names.index(field.name), field, pa.array(right, field.type))
+    run.write(chunk, false, adversarial=images)
+    (finding,) = [f for f in verify_report(tmp_path, code=[code]) if "-linf-" in f.evaluation]
+    assert finding.breaches == [f"sample {sure} is stored as right and is misclassified"]
