@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.intervals import resampled_sums, resamples
+from robustgen.types import LEVELS
 
 Array = np.ndarray
 FEWEST = 10
@@ -29,7 +30,7 @@ class Information(NamedTuple):
 
 
 def information(table: pd.DataFrame) -> Information | None:
-    """From the table of the sweep; None without at least two levels.
+    """From the table of the sweep; None with fewer than LEVELS of its levels that the model knows.
 
     The integral is the trapezoid rule over log gamma, where G gamma d log gamma = G d gamma: levels are
     spaced by their ratios, and G gamma changes slowly between them.
@@ -37,7 +38,7 @@ def information(table: pd.DataFrame) -> Information | None:
     errors = table.pivot(index="sample_id", columns="sigma", values=["reference_error", "guided_error"])
     entropy = table.pivot(index="sample_id", columns="sigma", values="cross_entropy").dropna()
     sigmas = entropy.columns.to_numpy(np.float64)
-    if len(sigmas) < 2 or not len(entropy):
+    if len(sigmas) < LEVELS or not len(entropy):
         return None
     errors = errors.loc[entropy.index]
     gain = (errors["reference_error"] - errors["guided_error"])[sigmas].to_numpy(np.float64)
@@ -66,7 +67,7 @@ def relative_error(table: pd.DataFrame) -> Resampled:
     squares = table["gradient_square"] + table["difference_square"] - 2 * table["agreement_dot"]
     whole = table["difference_square"].to_numpy(np.float64)
     found = ratio(squares.to_numpy(np.float64), whole, np.arange(len(whole)))
-    return Resampled(found.value**0.5, np.sqrt(found.replicates.clip(0)))
+    return Resampled(max(found.value, 0.0) ** 0.5, np.sqrt(found.replicates.clip(0)))
 
 
 def rank_correlation(table: pd.DataFrame) -> Resampled:

@@ -88,4 +88,9 @@ def test_levels_outside_the_models_own_are_left_out_and_rows_belong_to_samples()
     fixed = FixedBatch(Mixture(), 8)
     whole, part = swept(fixed, 12, [0.3]), swept(fixed, 12, [0.3], start=5)
     pd.testing.assert_frame_equal(whole[5:].reset_index(drop=True), part)
-    assert explaining.information(swept(Mixture(), 8, [0.3])) is None
+
+
+def test_a_model_that_knows_few_levels_of_the_sweep_has_no_integral():
+    low, high = SIGMAS[:11], [2.0, 3.0, 4.0]  # the model's levels end at 1
+    assert explaining.information(swept(Mixture(), 8, low + high)) is None
+    assert explaining.information(swept(Mixture(), 8, SIGMAS[:12])) is not None

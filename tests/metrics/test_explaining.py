@@ -65,3 +65,10 @@ def test_agreement_of_vectors() -> None:
     assert explaining.cosine(table).value == pytest.approx(each.mean())
     expected = np.sqrt(((g - d) ** 2).sum() / (d**2).sum())
     assert explaining.relative_error(table).value == pytest.approx(expected)
+
+
+def test_vectors_that_are_one_have_no_relative_error() -> None:
+    table = pd.DataFrame(
+        {"agreement_dot": [1.0 + 1e-15] * N, "gradient_square": 1.0, "difference_square": 1.0}
+    )
+    assert explaining.relative_error(table).value == 0
