@@ -125,12 +125,18 @@ def class_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> Ten
 
 
 def scored_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """log p(y | x) (batch,) in nats, and ``class_gradient``."""
+    """log p(y | x) (batch,) in nats, and ``class_gradient``.
+
+    Where nothing leads from the logits back to the pixels, the gradient is 0.
+    """
     level = sigma if isinstance(model.noise, ConditionalNoise) else None
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         chosen = model.logits(x, level).log_softmax(1).gather(1, y[:, None])[:, 0]
-        return chosen.detach(), torch.autograd.grad(chosen.sum(), x)[0]
+        if not chosen.requires_grad:
+            return chosen, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(chosen.sum(), x, allow_unused=True)
+    return chosen.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
 def within_levels(model: Classifier, sigma: float) -> bool:

@@ -127,3 +127,18 @@ def test_denoisers_too_are_called_at_the_fixed_batch_size(mixture):
 
     read(FixedBatch(mixture, 8), 21, reference=Spy(mixture), wiener=Spy(mixture))
     assert set(sizes) == {8}
+
+
+@pytest.mark.parametrize("way_back", [False, True])
+def test_a_model_that_nothing_leads_back_from_has_the_gradient_0(way_back):
+    class Cut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(K), requires_grad=way_back)
+
+        def forward(self, x):
+            return x.detach().flatten(1)[:, :K] + self.bias
+
+    table = read(PlainClassifier(Cut(), K, SHAPE), 8)
+    assert table["guidance_norm"].to_pylist() == [0] * 8
+    assert table["guided_error"] == table["reference_error"]
