@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robustgen.classifiers.base import Denoiser, check_level
 from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, Stage, per_sample, scale_of
-from robustgen.errors import UnsupportedError
+from robustgen.errors import UnsupportedError, UserError
 from robustgen.types import ConditionalNoise
 
 
@@ -59,7 +59,8 @@ class EDMDenoiser(Denoiser):
     the mean over labels.
 
     The mean picture m and sigma_data, the standard deviation of pixels around it, are measured on
-    the training pictures (``fit_scale``) and kept with the weights. ``widths`` and ``blocks``: see UNet.
+    the training pictures (``fit_scale``) and kept with the weights. ``widths``, ``blocks`` and ``patch``:
+    see UNet.
     """
 
     mean: Tensor
@@ -72,16 +73,24 @@ class EDMDenoiser(Denoiser):
         *,
         widths: tuple[int, ...] = (32, 64),
         blocks: int = 2,
+        patch: int = 1,
         low: float = 0.01,
         high: float = 1.0,
     ) -> None:
         super().__init__()
+        if patch < 1 or any(side % patch for side in input_shape[1:]):
+            raise UserError(
+                "pictures cannot be cut into such patches",
+                expected=f"a patch of 1 or more that divides {input_shape[1]} and {input_shape[2]}",
+                got=patch,
+                remedy="another patch in the options of the denoiser",
+            )  # fmt: skip
         self.num_classes = num_classes
         self.input_shape = input_shape
         self.levels = ConditionalNoise(low, high)
         self.register_buffer("mean", torch.full(input_shape, 0.5))
         self.register_buffer("sigma_data", torch.tensor(0.25))
-        self.net = UNet(input_shape[0], num_classes + 1, widths, blocks)
+        self.net = UNet(input_shape[0], num_classes + 1, widths, blocks, patch)
 
     def fit_scale(self, images: Tensor) -> None:
         """Measure the mean picture and sigma_data on the training pictures."""
@@ -104,10 +113,16 @@ class UNet(nn.Module):
     """Stages at halving picture sizes and back, with additive skips; labels join the noise embedding.
 
     (batch, channels, height, width) to the same shape; ``labels``: how many, the null label included.
+    ``patch``: side of the squares whose pixels enter as channels of one place and leave so. At 2 the
+    net spends nothing on the full size: what tells classes apart is seen at half of it.
     """
 
-    def __init__(self, channels: int, labels: int, widths: tuple[int, ...], blocks: int) -> None:
+    def __init__(
+        self, channels: int, labels: int, widths: tuple[int, ...], blocks: int, patch: int = 1
+    ) -> None:
         super().__init__()
+        self.patch = patch
+        channels *= patch**2
         self.embed = NoiseEmbedding()
         self.label = nn.Embedding(labels, EMBEDDING)
         nn.init.normal_(self.label.weight, std=0.1)  # at first a label must not drown the noise level
@@ -120,7 +135,7 @@ class UNet(nn.Module):
 
     def forward(self, u: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         embedding = self.embed(sigma) + self.label(labels)
-        h = self.down[0](u, embedding)
+        h = self.down[0](F.pixel_unshuffle(u, self.patch), embedding)
         skips = [h]
         for stage in list(self.down)[1:]:
             h = stage(F.avg_pool2d(h, 2), embedding)
@@ -129,4 +144,4 @@ class UNet(nn.Module):
         for stage in reversed(self.up):
             skip = skips.pop()
             h = skip + stage(F.interpolate(h, skip.shape[2:]), embedding)
-        return self.out(F.silu(h))
+        return F.pixel_shuffle(self.out(F.silu(h)), self.patch)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustgen.classifiers.denoisers import EDMDenoiser, Wiener
-from robustgen.errors import UnsupportedError
+from robustgen.errors import UnsupportedError, UserError
 
 SHAPE = (1, 3, 4)
 D = 12
@@ -100,3 +100,24 @@ def test_detail_passes_the_unet_by_its_skips():
     moved[0, 0, 1, 1] += 1
     change = model.net(moved, levels, labels) - model.net(u, levels, labels)
     assert float(change[0, 0, 1, 1].detach().abs()) > 1e-3
+
+
+def test_pixels_enter_and_leave_in_patches():
+    torch.manual_seed(0)
+    model = EDMDenoiser(3, (3, 8, 8), widths=(8, 8), blocks=1, patch=2)
+    seen = []
+    model.net.down[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(model(x, 1.0), EDMDenoiser(3, (3, 8, 8))(x, 1.0))  # untrained: scalar Wiener both
+    assert seen[0].shape == (2, 12, 4, 4)
+    with torch.no_grad():
+        model.net.out.bias.copy_(torch.arange(12.0))  # channel c, row i, column j of a patch: 4 c + 2 i + j
+        out = model.net(x, torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(out[0, :, 2:4, 4:6], torch.arange(12.0).view(3, 2, 2))
+
+
+@pytest.mark.parametrize("patch", [0, 3])
+def test_a_patch_must_divide_the_picture(patch):
+    with pytest.raises(UserError, match="patches") as error:
+        EDMDenoiser(3, (3, 8, 8), patch=patch)
+    assert "8 and 8" in str(error.value)
