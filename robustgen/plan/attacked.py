@@ -13,7 +13,7 @@ from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Classifier
 from robustgen.config import AttackSpec, DetectedSpec, FixedSpec, TransferSpec
-from robustgen.errors import UnknownNameError, UserError
+from robustgen.errors import UserError
 from robustgen.evaluation import load_data
 from robustgen.perturb import Attack
 from robustgen.plan.planning import Planning
@@ -88,12 +88,8 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     if eps is None:
         return
     pictures = partial(load_data, planning.dataset.source, "calibration", None, planning.root)
-    try:
-        fingerprint = pictures().fingerprint
-    except UnknownNameError:
-        raise
-    except UserError as error:  # nothing to fit the threshold on
-        planning.refuse(f"detected-{spec.score}", error.what)
+    found = planning.at_hand(f"detected-{spec.score}", pictures)
+    if found is None:  # nothing to fit the threshold on
         return
     fitted = Fitted(spec.score, spec.rejection, pictures)
     made = DetectorAware(ThreatModel(spec.norm, eps), fitted, n_iter=spec.n_iter)
@@ -101,7 +97,7 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     marks = "".join(f"-{letter}{value:g}" for letter, (value, usual) in changed.items() if value != usual)
     detail = {
         "attack": made.name, "norm": spec.norm, "eps": eps, "cascade": list(made.names),
-        "score": spec.score, "rejection": spec.rejection, "calibration": fingerprint,
+        "score": spec.score, "rejection": spec.rejection, "calibration": found.fingerprint,
     }  # fmt: skip
     name = f"detected-{slug(spec.score)}{marks}-{made.threat.slug}"
     planning.add(name, "detected", detail, perturbation=made, scores=(Judged(fitted),))

@@ -11,7 +11,6 @@ from robustgen.config import CorruptionsSpec, OodSpec, Protocol
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
 from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
-from robustgen.errors import UnknownNameError, UserError
 from robustgen.evaluation import load_data, load_foreign
 from robustgen.plan.planning import Planning
 from robustgen.registry import slug
@@ -31,13 +30,7 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
         planning.refuse("detectors", "the detectors need pytorch-ood: pip install 'robustgen[pytorch-ood]'")
     elif chosen:
         train = partial(load_data, planning.dataset.source, "train", None, planning.root)
-        try:
-            train()
-        except UnknownNameError:
-            raise
-        except UserError as error:  # nothing to fit them on; the rest is measured all the same
-            planning.refuse("detectors", error.what)
-        else:
+        if planning.at_hand("detectors", train) is not None:  # what they are fitted on
             scores.append(detectors.Detectors(chosen, train))
             scored |= {"detectors": chosen, "pytorch_ood": library}
     planning.scores, planning.scored = tuple(scores), scored
@@ -46,12 +39,9 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
 def clean(planning: Planning) -> None:
     """The test pictures, and the calibration split for a fitted temperature."""
     planning.add("clean", "clean", planning.scored, scores=planning.scores)
-    try:
-        found = load_data(planning.dataset.source, "calibration", None, planning.root)
-    except UnknownNameError:
-        raise
-    except UserError as error:
-        planning.refuse("calibration", error.what)
+    load = partial(load_data, planning.dataset.source, "calibration", None, planning.root)
+    found = planning.at_hand("calibration", load)
+    if found is None:
         return
     detail = {"fingerprint": found.fingerprint}
     planning.add("calibration", "calibration", detail, split="calibration", size=len(found))
@@ -86,12 +76,9 @@ def foreign(planning: Planning) -> None:
     dataset, root = planning.dataset, planning.root
     held_out = [data.HELD_OUT] if data.holds_out(dataset) else []
     for source in [*planning.settings.foreign, *held_out]:
-        try:
-            found = load_foreign(source, dataset.source, root)
-        except UnknownNameError:
-            raise
-        except UserError as error:  # not at hand here and now, or not to be made of this data
-            planning.refuse(f"ood-{slug(source)}", error.what)
+        load = partial(load_foreign, source, dataset.source, root)
+        found = planning.at_hand(f"ood-{slug(source)}", load)
+        if found is None:
             continue
         for suffix, part in (("", found.matched), ("-raw", found.raw)):
             if part is None:
@@ -99,10 +86,10 @@ def foreign(planning: Planning) -> None:
             detail = {"provenance": part.provenance, "fingerprint": part.fingerprint}
             if suffix:
                 detail["confounded"] = f"{dataset.name} came through {dataset.codec}, and this set did not"
-            load = partial(_part, source, dataset.source, root, bool(suffix))
+            load_part = partial(_part, source, dataset.source, root, bool(suffix))
             planning.add(
                 f"ood-{slug(part.name)}{suffix}", "ood", detail | planning.scored, data=source,
-                size=len(part), scores=planning.scores, foreign=load,
+                size=len(part), scores=planning.scores, foreign=load_part,
             )  # fmt: skip
 
 

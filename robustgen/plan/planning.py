@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robustgen.config import DataSettings
 from robustgen.data import Dataset
+from robustgen.errors import UnknownNameError, UserError
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Identity, Perturbation
 from robustgen.scores import Score
 from robustgen.types import Norm
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -47,6 +51,19 @@ class Planning:
     def refuse(self, evaluation: str, reason: str) -> None:
         """Leave an evaluation out, and say why."""
         self.refused.append({"evaluation": evaluation, "reason": reason})
+
+    def at_hand(self, evaluation: str, load: Callable[[], Found]) -> Found | None:
+        """What ``load`` returns; None, and the evaluation refused, where it is not at hand here and now.
+
+        A slip in a name remains an error.
+        """
+        try:
+            return load()
+        except UnknownNameError:
+            raise
+        except UserError as error:
+            self.refuse(evaluation, error.what)
+            return None
 
     def eps(self, norm: Norm, own: float | None, evaluation: str) -> float | None:
         """An evaluation's own eps or the data's for that norm; where there is none, it is refused."""
