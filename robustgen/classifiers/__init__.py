@@ -25,7 +25,6 @@ from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel
 # Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
 ARCHITECTURES: dict[str, str] = {
     "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
-    "convnet-softmax": "robustgen.classifiers.softmax:ConvSoftmax",
     "jem": "robustgen.classifiers.jem:JEM",
     "gmmc": "robustgen.classifiers.gmmc:GMMC",
     "cdn": "robustgen.classifiers.cdn:CDN",

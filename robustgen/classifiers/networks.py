@@ -1,12 +1,10 @@
-"""Plain networks for small pictures, from 8x8 grey to 32x32 colour: a residual one, and a fast learner."""
+"""A plain residual network for small pictures, from 8x8 grey to 32x32 colour."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from robustgen.errors import UserError
@@ -91,50 +89,3 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # pixels centred on 0; a constant, not the mean of the data: the box [0, 1] becomes [-1, 1]
         return self.head(self.features(2 * x - 1))
-
-
-class ConvNet(nn.Module):
-    """A network that learns in few epochs (after Jordan 2024, arXiv 2404.00498).
-
-    Pictures (batch, channels, height, width) in [0, 1] to (batch, outputs). Each of ``widths`` is two
-    convolutions, of which the first is pooled to half of the picture; sides of 2^len(widths) + 1 pixels
-    and more. It sees squares of 2x2 pixels decorrelated and scaled to variance 1, with both signs. The
-    paper takes their principal components from the data; here it is a cosine transform, which is
-    nearly that for natural pictures, and batch-norm's statistics.
-    """
-
-    def __init__(
-        self, outputs: int, input_shape: tuple[int, int, int], *, widths: tuple[int, ...] = (64, 256, 256)
-    ) -> None:
-        super().__init__()
-        kernels = _cosines(input_shape[0])
-        self.squares = nn.Conv2d(input_shape[0], len(kernels), 2, bias=False)
-        self.squares.weight = nn.Parameter(kernels, requires_grad=False)
-        # eps: detail that lossy files have left out, of a standard deviation below 0.03, stays small
-        self.scale = nn.BatchNorm2d(len(kernels), eps=1e-3, affine=False)
-        layers: list[nn.Module] = []
-        inputs = 2 * len(kernels)
-        for width in widths:
-            layers += [
-                nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.MaxPool2d(2),
-                nn.BatchNorm2d(width), nn.GELU(),
-                nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.GELU(),
-            ]  # fmt: skip
-            inputs = width
-        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.head = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        squares = self.scale(self.squares(2 * x - 1))
-        return self.head(self.features(nn.functional.gelu(torch.cat([squares, -squares], 1))))
-
-
-def _cosines(channels: int) -> Tensor:
-    """An orthonormal basis (4 channels, channels, 2, 2) of squares of 2x2 pixels: cosines along each axis."""
-
-    def basis(n: int) -> Tensor:
-        order, place = torch.arange(n)[:, None], torch.arange(n) + 0.5
-        rows = (math.pi / n * order * place).cos()
-        return rows / rows.norm(dim=1, keepdim=True)
-
-    return torch.einsum("ac,di,ej->adecij", basis(channels), basis(2), basis(2)).flatten(0, 2)

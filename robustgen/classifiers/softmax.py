@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustgen.classifiers.base import Classifier
-from robustgen.classifiers.networks import ConvNet, ResNet
+from robustgen.classifiers.networks import ResNet
 
 
 class Softmax(Classifier):
-    """p(y | x) = softmax(f(x))[y] for a network f, here a residual one.
+    """p(y | x) = softmax(f(x))[y] for a residual network f.
 
     f maps (batch, channels, height, width) to (batch, classes). It models no density: log_joint,
-    log_prob and denoise are not offered. ``options`` are those of the network's class.
+    log_prob and denoise are not offered. ``options`` are those of ``networks.ResNet``.
     """
-
-    network: ClassVar[type[nn.Module]] = ResNet
 
     def __init__(self, num_classes: int, input_shape: tuple[int, int, int], **options: Any) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.net = self.network(num_classes, input_shape, **options)
+        self.net = ResNet(num_classes, input_shape, **options)
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return self.net(x)
-
-
-class ConvSoftmax(Softmax):
-    """The same for the network that learns fast."""
-
-    network = ConvNet

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from robustgen.classifiers.networks import ACTIVATIONS, NORMS, ConvNet, ResNet
+from robustgen.classifiers.networks import ACTIVATIONS, NORMS, ResNet
 from robustgen.errors import UserError
 
 
@@ -48,23 +48,3 @@ def test_parameters_by_hand():
     net = ResNet(10, (1, 8, 8), width=4, blocks=(1,), pool=2)
     stem, block, head = 4 * 9 + 4, 2 * (4 * 4 * 9 + 4), 16 * 10 + 10
     assert sum(p.numel() for p in net.parameters()) == stem + block + head
-
-
-def test_squares_are_decorrelated_by_an_orthonormal_basis():
-    net = ConvNet(10, (3, 32, 32), widths=(8,))
-    kernels = net.squares.weight.flatten(1)
-    torch.testing.assert_close(kernels @ kernels.T, torch.eye(12))
-    assert not net.squares.weight.requires_grad
-    # the first is grey, the same everywhere, and the only one that grey pictures answer to
-    grey = net.squares(torch.full((1, 3, 4, 4), 0.5))[0, :, 0, 0]
-    torch.testing.assert_close(grey, 0.5 * 12**0.5 * torch.eye(12)[0])
-
-
-def test_the_fast_net_learns_all_but_its_basis_and_sees_rows_alone():
-    net = ConvNet(5, (3, 9, 9), widths=(8, 8, 16))
-    x = torch.rand(4, 3, 9, 9)
-    net(x).square().sum().backward()
-    learned = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert learned == {name for name, _ in net.named_parameters()} - {"squares.weight"}
-    net = net.eval().double()
-    torch.testing.assert_close(net(x.double())[:1], net(x[:1].double()))
