@@ -47,7 +47,8 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
             # averaging, not skipping, pixels: every pixel keeps an equal share in the gradient
-            pool = nn.AvgPool2d(stride) if stride != 1 else nn.Identity()
+            # an odd last row or column is kept, as the strided convolution keeps it
+            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor) -> Tensor:

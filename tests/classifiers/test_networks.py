@@ -8,7 +8,7 @@ from robustgen.errors import UserError
 
 
 @pytest.mark.parametrize(("norm", "activation"), list(itertools.product(NORMS, ACTIVATIONS)))
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 7, 9)])
 def test_every_variant_maps_pictures_to_outputs(norm, activation, shape):
     net = ResNet(7, shape, width=8, blocks=(1, 2), norm=norm, activation=activation, pool=2)
     out = net(torch.rand(3, *shape))
