@@ -64,6 +64,18 @@ def test_an_attack_without_an_eps_is_a_mistake_of_the_protocol() -> None:
     assert "'attack' of the protocol 'mine'" in str(raised.value)
 
 
+def test_calibration_pictures_of_another_shape_are_refused(tmp_path) -> None:
+    file, digits = tmp_path / "two.npz", data.load("digits")
+    images, labels = digits.images[:30].numpy(), digits.labels[:30].numpy()
+    wide = {"calibration_images": images.repeat(2, axis=3), "calibration_labels": labels}
+    np.savez(file, images=images, labels=labels, **wide)
+    detected = {"kind": "detected", "score": "confidence", "norm": "linf"}
+    found = planned({"kind": "clean"}, detected, source=str(file), eps={"linf": 0.1})
+    assert [e.name for e in found.evaluations] == ["clean"]
+    assert set(refused(found)) == {"calibration", "detected-confidence"}
+    assert "(1, 8, 16)" in refused(found)["calibration"]
+
+
 def test_what_the_data_do_not_have_is_refused_with_its_reason(tmp_path) -> None:
     file = tmp_path / "few.npz"
     digits = data.load("digits")

@@ -199,9 +199,10 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def no_split(name: str, split: str) -> UserError:
-    """The error for a split that a data set does not have."""
+def no_split(name: str, split: str, expected: str | None = None) -> UserError:
+    """The error for a split that a data set does not have; ``expected``: where a user's own would lie."""
+    named = "name a data set that has one ('robustgen list data')"
     return UserError(
-        f"data set {name!r} has no {split} split", where=name, expected="another data set", got=split,
-        remedy="name a data set that has one ('robustgen list data')",
+        f"data set {name!r} has no {split} split", where=name, expected=expected or "another data set",
+        got=split, remedy=f"put its pictures there, or {named}" if expected else named,
     )  # fmt: skip

@@ -189,7 +189,7 @@ def _class_names(table: Any, labels: np.ndarray) -> list[str]:
 
 def image_folder(path: Path, split: Split) -> Dataset:
     """A folder of pictures, one folder a class; or PATH/test, and beside it PATH/train and
-    PATH/calibration, whose classes are the test split's."""
+    PATH/calibration, whose classes and channels are the test split's."""
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import find_classes
 
@@ -199,7 +199,7 @@ def image_folder(path: Path, split: Split) -> Dataset:
         _no_splits(path)
     folder = test if split == "test" else path / split
     if split != "test" and (test == path or not folder.is_dir()):
-        raise no_split(f"imagefolder:{path}", split)
+        raise no_split(f"imagefolder:{path}", split, f"{path / split}/CLASS/ beside {path / 'test'}/CLASS/")
     expected, remedy = "one folder a class, with pictures in it", "mend the folder: PATH/CLASS/PICTURE.png"
     with _reading("this is no folder of pictures", folder, expected, remedy):
         source = ImageFolder(str(folder), loader=_own_picture)
@@ -217,7 +217,8 @@ def image_folder(path: Path, split: Split) -> Dataset:
             got=", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes)[:4]),
             remedy="resize them first",
         )
-    images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2))
+    tested = () if split == "test" else ImageFolder(str(test), loader=_own_picture)
+    images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2), (found[0] for found, _ in tested))
     labels = [class_names.index(source.classes[k]) for k in source.targets]
     dataset = make(
         path.name, images, np.asarray(labels), class_names, f"Image folder, {split}.", where=folder
@@ -253,13 +254,13 @@ def parquet(path: Path, split: Split) -> Dataset:
     _must_exist(path)
     train = path.with_name("train.parquet")
     if split != "test" and not (path.name == "test.parquet" and train.is_file()):
-        raise no_split(str(path), split)
+        raise no_split(str(path), split, "train.parquet beside a test.parquet")
     name = path.resolve().parent.name if path.name == "test.parquet" else path.stem
     found = _parquet(name, path if split == "test" else train, split)
     class_names = found.class_names if split == "test" else _classes_of_test(path)
     strange = numbered(found.labels.numpy())[len(class_names) :]
     check_classes(name, split, strange, class_names, train)
-    images = _grey_where_grey(found.images)
+    images = _grey_where_grey(found.images, () if split == "test" else _pictures_of_test(name, path))
     grey = make(name, images, found.labels, class_names, found.provenance, where=path)
     return replace(grey, codec=found.codec)
 
@@ -273,9 +274,15 @@ def _classes_of_test(path: Path) -> Sequence[str]:
         return _class_names(table, np.asarray(table["label"]))
 
 
-def _grey_where_grey(images: Any) -> Any:
-    """One channel of grey pictures that were opened as colour."""
-    return images[:, :1] if (images == images[:, :1]).all() else images
+def _pictures_of_test(name: str, path: Path) -> Iterator[Any]:
+    yield from _parquet(name, path, "test").images.permute(0, 2, 3, 1)
+
+
+def _grey_where_grey(images: Any, tested: Iterable[Any] = ()) -> Any:
+    """One channel of grey pictures that were opened as colour, unless one of the test split's, ``tested``
+    (height, width, 3), has colours: all splits have its channels."""
+    grey = (images == images[:, :1]).all() and all((picture == picture[..., :1]).all() for picture in tested)
+    return images[:, :1] if grey else images
 
 
 def npz(path: Path, split: Split) -> Dataset:
@@ -287,7 +294,7 @@ def npz(path: Path, split: Split) -> Dataset:
     with _reading("cannot read the data set", path, expected, remedy):
         arrays = read_npz(path)
         if split != "test" and f"{prefix}images" not in arrays:
-            raise no_split(str(path), split)
+            raise no_split(str(path), split, f"the arrays {prefix}images and {prefix}labels")
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
         class_names = numbered(arrays["labels"])
     check_classes(path.stem, split, numbered(labels)[len(class_names) :], class_names, path)

@@ -55,15 +55,20 @@ class Planning:
     def at_hand(self, evaluation: str, load: Callable[[], Found]) -> Found | None:
         """What ``load`` returns; None, and the evaluation refused, where it is not at hand here and now.
 
-        A slip in a name remains an error.
+        Nor is another split whose pictures have another shape. A slip in a name remains an error.
         """
         try:
-            return load()
+            found = load()
         except UnknownNameError:
             raise
         except UserError as error:
             self.refuse(evaluation, error.what)
             return None
+        if isinstance(found, Dataset) and found.shape != self.dataset.shape:
+            wanted, got = self.dataset.shape, found.shape
+            self.refuse(evaluation, f"pictures of shape {got} cannot stand in for the test split's {wanted}")
+            return None
+        return found
 
     def eps(self, norm: Norm, own: float | None, evaluation: str) -> float | None:
         """An evaluation's own eps or the data's for that norm; where there is none, it is refused."""

@@ -181,6 +181,34 @@ def test_splits_of_an_image_folder_number_the_classes_of_the_test_split(tmp_path
     }  # fmt: skip
 
 
+def test_a_split_that_is_not_there_is_told_with_the_place_where_it_would_be(tmp_path: Path):
+    path = folder_of(tmp_path, "test/cat", "test/dog")
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 1, 4, 4)), labels=np.array([0, 1]))
+    named = {f"imagefolder:{path}": f"{path}/train/CLASS/", str(tmp_path / "x.npz"): "arrays train_images"}
+    for name, where in named.items():
+        with pytest.raises(UserError, match="no train split") as caught:
+            data.load(name, "train")
+        assert where in str(caught.value.details["expected"])
+
+
+def test_a_grey_split_of_a_coloured_folder_has_the_test_splits_channels(tmp_path: Path):
+    path = folder_of(tmp_path, "test/cat", "test/dog", "train/cat", "train/dog")
+    assert data.load(f"imagefolder:{path}", "train").shape == (1, 8, 8)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path / "test" / "dog" / "colour.png")
+    train = data.load(f"imagefolder:{path}", "train")
+    assert train.shape == data.load(f"imagefolder:{path}").shape == (3, 8, 8)
+    assert train.images.unique(return_counts=True)[1].tolist() == [3 * 64, 3 * 64]
+
+
+def test_a_grey_split_beside_a_coloured_parquet_has_its_channels(tmp_path: Path):
+    _parquet(tmp_path / "x" / "test.parquet", 20, "PNG")
+    encoded = io.BytesIO()
+    Image.new("L", (32, 32), 7).save(encoded, "PNG")
+    rows = {"img": [{"bytes": encoded.getvalue(), "path": None}] * 20, "label": [0] * 20}
+    pq.write_table(pa.table(rows), tmp_path / "x" / "train.parquet")
+    assert data.load(str(tmp_path / "x" / "test.parquet"), "train").shape == (3, 32, 32)
+
+
 def test_a_class_that_the_test_split_lacks_is_refused_in_another(tmp_path: Path):
     path = folder_of(tmp_path, "test/cat", "test/dog", "calibration/cat", "calibration/Dog")
     with pytest.raises(UserError, match="classes that the test split lacks") as caught:
