@@ -336,7 +336,8 @@ def fingerprint_model(ref: ModelRef) -> str:
             content.append(fingerprint_model(ZooModel(card.over, folder)))
         file, _, attribute = card.arch.partition(":")
         if attribute:
-            content.append(_sha256(ref.folder / file))
+            path = ref.folder / file
+            content += [_sha256(path), *map(_sha256, neighbours(path))]
     elif isinstance(ref, FileModel):
         content += [_sha256(ref.path), ref.attribute, *map(_sha256, neighbours(ref.path))]
     elif isinstance(ref, ObjectModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.util
@@ -35,14 +36,15 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
 def neighbours(path: Path) -> list[Path]:
     """The files in the folder of a user's file, and below it, that it imports, and those that they import.
 
-    Found by what stands in a module: other modules, classes and functions. Installed packages are left out.
+    Found by what stands in a module, other modules, classes and functions, and by its import statements:
+    a number does not say where it is from. Installed packages are left out.
     """
     path = path.resolve()
     module = _imported(path)
     found, waiting = {path}, [module]
     while waiting:
         module = waiting.pop()
-        names = {module.__package__ or "", *map(_home, vars(module).values())}
+        names = {module.__package__ or "", *map(_home, vars(module).values()), *_imports(module)}
         for name in names & sys.modules.keys():
             file = Path(getattr(sys.modules[name], "__file__", None) or "/")
             installed = bool({"site-packages", "dist-packages"} & {*file.parts})
@@ -57,6 +59,20 @@ def _home(value: object) -> str:
     """The name of the module that a value is, or that made it."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
     return name if isinstance(name, str) else ""
+
+
+def _imports(module: ModuleType) -> Iterator[str]:
+    """The names that its import statements bring: modules, and what is taken from them, which may be one."""
+    try:
+        tree = ast.parse(Path(str(module.__file__)).read_bytes())
+    except (OSError, SyntaxError, ValueError):  # not of Python
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (module.__package__ or not node.level):
+            whole = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            yield from (whole, *(f"{whole}.{alias.name}" for alias in node.names))
 
 
 def _imported(path: Path) -> ModuleType:

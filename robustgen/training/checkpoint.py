@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from robustgen import classifiers
+from robustgen.classifiers.user import neighbours
 from robustgen.disk import atomic
 from robustgen.errors import DiskFullError, UserError
 from robustgen.registry import ZooModel
@@ -25,12 +26,14 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     """The folder of one training's checkpoints, by all that its recipe and its own code say of the weights.
 
     Another recipe of the same name has another folder, and so has the same recipe beside another
-    ``model.py`` or after its warm start was trained anew; what such a file imports is not looked at.
-    ``folder``: where the recipe lies.
+    ``model.py``, after a file that this one imports from there was changed, or after its warm start was
+    trained anew. ``folder``: where the recipe lies.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = recipe.code_file
-    code = None if file is None else _sha256(folder / file)
+    code = None
+    if file is not None:
+        code = _sha256(folder / file) + "".join(map(_sha256, neighbours(folder / file)))
     start = None
     if recipe.warm_start is not None:
         model = classifiers.zoo_folder(recipe.warm_start, where=f"{recipe.name}: warm_start")

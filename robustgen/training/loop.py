@@ -254,7 +254,7 @@ class Run:
                 where=self.file,
                 expected=f"{self.data.name} with the fingerprint {self.data.fingerprint}",
                 got=content.get("data"),
-                remedy="name the data root that it was begun with, or delete the file",
+                remedy="--fresh starts anew; or name the data root that it was begun with",
             )
         try:
             self.model.load_state_dict(content["model"])

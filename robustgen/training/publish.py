@@ -11,6 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from robustgen import config
+from robustgen.classifiers.user import neighbours
 from robustgen.config import ModelCard, Weights
 from robustgen.training.checkpoint import write_bytes
 from robustgen.training.recipe import Recipe
@@ -30,7 +31,7 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def publish(
     model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: Path, *, half: bool = False
 ) -> None:
-    """Write weights.safetensors, recipe.yaml and card.yaml, the card last: it describes what is there.
+    """Write weights.safetensors, the recipe, its own code and card.yaml, the card last: it describes them.
 
     ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the
     same bits, and dropped otherwise.
@@ -52,7 +53,10 @@ def publish(
     _copy(recipe_path, folder / "recipe.yaml")
     code, _, attribute = card["arch"].partition(":")
     if attribute:
-        _copy(recipe_path.parent / code, folder / code)
+        source = recipe_path.parent / code
+        _copy(source, folder / code)
+        for beside in neighbours(source):  # what it imports from its folder goes with it
+            _copy(beside, folder / beside.relative_to(source.resolve().parent))
     write_bytes(file, text.encode())
 
 

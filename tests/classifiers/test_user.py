@@ -114,6 +114,17 @@ def test_neighbours_are_what_a_file_imports_from_its_folder_and_what_that_import
     assert neighbours(path) == [package / "__init__.py", package / "deep.py", package / "net.py"]
 
 
+def test_a_file_that_only_gives_a_number_is_a_neighbour_too(tmp_path):
+    (tmp_path / "numbers_of_mine").mkdir()
+    (tmp_path / "numbers_of_mine" / "width.py").write_text("from . import more\nWIDTH = more.WIDTH\n")
+    (tmp_path / "numbers_of_mine" / "more.py").write_text("WIDTH = 4\n")
+    path = write_file(
+        tmp_path,
+        "from numbers_of_mine.width import WIDTH\ntry:\n    from . import x\nexcept ImportError:\n    pass\n",
+    )
+    assert [file.name for file in neighbours(path)] == ["more.py", "width.py"]
+
+
 def test_file_that_failed_can_be_mended_in_the_same_process(tmp_path):
     path = write_file(tmp_path, "net = missing")
     for _ in range(2):

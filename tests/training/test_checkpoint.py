@@ -23,6 +23,8 @@ def test_other_data_under_the_same_recipe_is_refused(tmp_path, cache):
         train(recipe, tmp_path / "tiny")
     assert "begun on other data" in str(error.value)
     assert "0123456789abcdef" in str(error.value)
+    assert "--fresh" in str(error.value)
+    train(recipe, tmp_path / "tiny", fresh=True)
 
 
 def test_damaged_checkpoint_is_explained(tmp_path, cache):
@@ -57,6 +59,10 @@ def test_code_and_rhythm_that_decide_the_weights_have_checkpoints_of_their_own(t
     own = {"arch": "model.py:Net"}
     assert folder("x = 1", **own) == folder("x = 1", checkpoint_every=7, **own)
     assert folder("x = 1", **own) != folder("x = 2", **own)
+    (tmp_path / "beside_it.py").write_text("y = 1")
+    of_two = folder("import beside_it", **own)
+    (tmp_path / "beside_it.py").write_text("y = 2")
+    assert folder("import beside_it", **own) != of_two
 
 
 def test_edited_architecture_begins_anew(tmp_path):

@@ -1,4 +1,6 @@
 import hashlib
+import shutil
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from recipes import TINY, tiny, write
 from robustgen import classifiers, data
 from robustgen.classifiers import build
 from robustgen.errors import UserError
+from robustgen.registry import ZooModel
 from robustgen.training import publish
 from robustgen.training.loop import train
 from robustgen.training.recipe import Recipe
@@ -34,6 +37,25 @@ def test_architecture_of_a_users_own_file(tmp_path):
     folder = train(path, tmp_path / "mine")
     assert (folder / "model.py").read_text() == (source / "model.py").read_text()
     assert classifiers.load(folder).num_classes == 10
+
+
+def test_what_own_code_imports_from_its_folder_is_published_with_it(tmp_path, cache, monkeypatch):
+    source = tmp_path / "source"
+    path = write(source, tiny(arch="model.py:Mine"))
+    (source / "model.py").write_text("from layers_of_mine.net import Mine\n")
+    (source / "layers_of_mine").mkdir()
+    net = "from robustgen.classifiers.softmax import Softmax as Mine\n"
+    (source / "layers_of_mine" / "net.py").write_text(net)
+    folder = train(path, tmp_path / "mine")
+    assert (folder / "layers_of_mine" / "net.py").read_text() == net
+    # another process, which finds what lies beside the published model.py
+    monkeypatch.delitem(sys.modules, "layers_of_mine")
+    monkeypatch.delitem(sys.modules, "layers_of_mine.net")
+    shutil.rmtree(source / "layers_of_mine")
+    assert classifiers.load(folder).num_classes == 10
+    before = classifiers.fingerprint_model(ZooModel("mine", folder))
+    (folder / "layers_of_mine" / "net.py").write_text(f"{net}# changed\n")
+    assert classifiers.fingerprint_model(ZooModel("mine", folder)) != before
 
 
 PLAIN = """
