@@ -98,10 +98,33 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
         with _importable(path.parent):
             # not by the loader: it would take stale bytecode for a file edited within a second
             exec(compile(content, str(path), "exec"), module.__dict__)
+        _check_namesakes(module, path.parent)
     except (Exception, SystemExit) as error:  # the user's code: anything may come, a parser of arguments too
         del sys.modules[name]
         raise failure("this file cannot be imported", error, path) from None
     return module
+
+
+def _check_namesakes(module: ModuleType, folder: Path) -> None:
+    """UserError where a file imports a neighbour, and Python gave it another file of that name: it has one
+    module a name in a process, be it of another model or of a package."""
+    seen, waiting = {module.__name__}, [module]
+    while waiting:
+        for name in {*_imports(waiting.pop())} & sys.modules.keys() - seen:
+            seen.add(name)
+            place = folder.joinpath(*name.split("."))
+            meant = next((p for p in (place / "__init__.py", place.with_suffix(".py")) if p.is_file()), None)
+            got = getattr(sys.modules[name], "__file__", None)
+            if meant is None or got is None or name.partition(".")[0] == "robustgen":
+                continue
+            if Path(got).resolve() != meant and Path(got).read_bytes() != meant.read_bytes():
+                raise UserError(
+                    f"two files are imported as {name!r}, and a process has room for one",
+                    where=folder, expected=meant, got=got,
+                    remedy="rename one of them, or measure each model in a report of its own and put these "
+                    "on one page by 'robustgen compare'",
+                )  # fmt: skip
+            waiting.append(sys.modules[name])
 
 
 def construct(thing: Any, *, where: str, **options: Any) -> Any:

@@ -125,6 +125,21 @@ def test_a_file_that_only_gives_a_number_is_a_neighbour_too(tmp_path):
     assert [file.name for file in neighbours(path)] == ["more.py", "width.py"]
 
 
+def test_two_files_that_would_be_imported_under_one_name_are_refused(tmp_path):
+    for folder, width in (("one", 1), ("two", 2), ("copy", 1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "width_of_mine.py").write_text(f"WIDTH = {width}\n")
+    one, two, copy = (
+        write_file(tmp_path / folder, "from width_of_mine import WIDTH\n")
+        for folder in ("one", "two", "copy")
+    )
+    assert import_file(one, "WIDTH") == import_file(copy, "WIDTH") == 1
+    for _ in range(2):
+        with pytest.raises(UserError, match="two files are imported as 'width_of_mine'") as caught:
+            import_file(two, "WIDTH")
+        assert caught.value.details["got"] == str(tmp_path / "one" / "width_of_mine.py")
+
+
 def test_file_that_failed_can_be_mended_in_the_same_process(tmp_path):
     path = write_file(tmp_path, "net = missing")
     for _ in range(2):
