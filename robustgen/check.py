@@ -19,6 +19,10 @@ from robustgen.registry import ModelRef
 
 # Rounding that is forgiven when outputs are taken for probabilities.
 TOLERANCE = 1e-6
+LEAST = 8
+"""Pictures that a model is asked about, however many network calls each of them costs."""
+AT_ONCE = 2**20
+"""Pixel values in one call of a model: with its gradients, 256 large pictures would not fit into memory."""
 
 
 class Problem(NamedTuple):
@@ -30,7 +34,11 @@ class Problem(NamedTuple):
 
 
 def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
-    """Look for the usual mistakes on the first n pictures of a data set; an empty list is good news."""
+    """Look for the usual mistakes on n pictures of a data set; an empty list is good news.
+
+    They are taken from all over it, since those of a folder come class by class; fewer of them where a
+    picture costs many network calls.
+    """
     module = instantiate(reference, dataset.class_names, dataset.shape)
     if isinstance(module, Denoiser):
         raise UserError(f"{reference.name!r} is a denoiser, not a classifier", remedy="name a classifier")
@@ -39,7 +47,9 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
         model = module
     else:
         model = PlainClassifier(module, len(dataset.class_names), dataset.shape)
-    x, y = dataset.images[:n], dataset.labels[:n]
+    n = min(len(dataset), max(LEAST, n // getattr(model, "calls_per_image", 1)))
+    chosen = torch.arange(n) * len(dataset) // n
+    x, y = dataset.images[chosen], dataset.labels[chosen]
     found = list(_mode(model, x))
     model.eval()
     answer = _answer(model, x, len(dataset.class_names))
@@ -49,11 +59,21 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     return [*found, *_normalisation(model, x, y, answer)]
 
 
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(max(1, AT_ONCE // x[0].numel()))
+
+
+def _logits(model: Classifier, x: Tensor) -> Tensor:
+    """The model's logits, in calls that fit into memory; whatever else it returns, of the first call."""
+    found = [model.logits(part) for part in _parts(x)]
+    return torch.cat(found) if all(isinstance(part, Tensor) and part.ndim for part in found) else found[0]
+
+
 def _answer(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
     """The logits, or why there are none that the other checks could look at."""
     try:
         with torch.no_grad():
-            logits = model.logits(x)
+            logits = _logits(model, x)
     except Exception as error:  # the user's code: anything may come
         wanted = f"float32 pictures of shape {tuple(x.shape)} in [0, 1]"
         return Problem(
@@ -110,7 +130,7 @@ def _probabilities(logits: Tensor) -> Iterator[Problem]:
 
 def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
     with torch.no_grad():
-        again = [model.logits(x) for _ in range(3)]
+        again = [_logits(model, x) for _ in range(3)]
     if not model.stochastic and any(not torch.equal(logits, other) for other in again):
         gap = max((logits - other).abs().max().item() for other in again)
         yield Problem(
@@ -123,14 +143,17 @@ def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
 
 def _gradient(model: Classifier, x: Tensor, y: Tensor) -> Iterator[Problem]:
     remedy = "no detach(), no_grad(), numpy or rounding between the picture and the logits"
-    x = x.clone().requires_grad_()
+    found: list[Tensor] = []
     try:
-        with torch.enable_grad():
-            loss = nn.functional.cross_entropy(model.logits(x), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x)
+        for part, labels in zip(_parts(x), y.split(len(_parts(x)[0])), strict=True):
+            part = part.clone().requires_grad_()
+            with torch.enable_grad():
+                loss = nn.functional.cross_entropy(model.logits(part), labels, reduction="sum")
+                found += torch.autograd.grad(loss, part)
     except RuntimeError as error:
         yield Problem("error", f"there is no gradient from logits to pixels ({error})", remedy)
         return
+    gradient = torch.cat(found)
     if not bool(torch.isfinite(gradient).all()):
         yield Problem(
             "error", "the gradient in pixels has NaN or infinite values", "look for sqrt(0) or log(0)"
@@ -152,7 +175,7 @@ def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> I
     by_range = {"[0, 1]": right}
     for name, z in ranges.items():
         with contextlib.suppress(Exception), torch.no_grad():  # a model may refuse what is not in [0, 1]
-            by_range[name] = model.logits(z).argmax(1) == y
+            by_range[name] = _logits(model, z).argmax(1) == y
     best = max(by_range, key=lambda name: by_range[name].sum().item())
     gained = int((by_range[best] & ~right).sum())
     lost = int((right & ~by_range[best]).sum())

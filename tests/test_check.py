@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from robustgen import check, data, registry
+from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.user import import_file
 
 HEAD = '''
@@ -146,3 +149,43 @@ def test_a_model_that_refuses_what_is_not_in_0_to_1_is_in_order(tmp_path):
 def test_an_untrained_net_is_near_chance(tmp_path):
     net = "\nuntrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()\n"
     assert any("near chance" in p.what for p in problems(tmp_path, extra=net, name="untrained"))
+
+
+class Counting(PlainClassifier):
+    """Right about every picture, by its first pixel; it remembers the pictures that it is asked about."""
+
+    calls_per_image = 1
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__(nn.Flatten(), 10, tuple(images.shape[1:]))
+        self.asked: list[Tensor] = []
+
+    def logits(self, x: Tensor, sigma: object = None) -> Tensor:
+        self.asked.append(x.detach())
+        return -(20 * x[:, 0, 0, :1] - torch.arange(10)).square() + 1e-3 * x.mean((1, 2, 3))[:, None]
+
+
+def asked(monkeypatch, images: Tensor, calls: int = 1) -> list[Tensor]:
+    """What a model in order is asked about, of pictures that are sorted by class."""
+    labels = torch.arange(len(images)) * 10 // len(images)
+    images[:, 0, 0, 0] = labels / 20
+    dataset = data.make("sorted", images, labels, [str(k) for k in range(10)], "")
+    model = Counting(images)
+    model.calls_per_image = calls
+    monkeypatch.setattr(check, "instantiate", lambda *_: model)
+    assert check.check(registry.given(model), dataset) == []
+    return model.asked
+
+
+def test_pictures_of_all_classes_are_asked_about_where_they_come_class_by_class(monkeypatch):
+    first = asked(monkeypatch, torch.rand(2000, 1, 4, 4))[0]
+    assert len(first) == 256
+    assert (first[:, 0, 0, 0] * 20).round().unique().tolist() == list(range(10))
+
+
+def test_large_pictures_are_asked_about_a_few_at_once(monkeypatch):
+    assert max(part.numel() for part in asked(monkeypatch, torch.rand(20, 3, 224, 224))) <= 2**20
+
+
+def test_a_dear_model_is_asked_about_few_pictures(monkeypatch):
+    assert len(asked(monkeypatch, torch.rand(2000, 1, 4, 4), calls=160)[0]) == 8
