@@ -46,13 +46,17 @@ def corruption_charts(content: dict[str, Any]) -> list[Figure]:
     details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "corruption"}
     kinds, numbers = _kinds(content), by_key(content)
     made = {d["type"]: d.get("pictures", "").partition(",")[0] for d in details.values()}
-    return [_corruption(content, numbers, kind, severities, made[kind]) for kind, severities in kinds.items()]
+    charts = (_corruption(content, numbers, kind, sizes, made[kind]) for kind, sizes in kinds.items())
+    return [chart for chart in charts if chart is not None]
 
 
 def _corruption(
     content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str], made: str
-) -> Figure:
-    """``made``: whether the pictures are the published ones or were regenerated, where there is a choice."""
+) -> Figure | None:
+    """``made``: whether the pictures are the published ones or were regenerated, where there is a choice.
+
+    None where no model has a number.
+    """
     lines, words = [], []
     for index, model in enumerate(names_of(content)):
         points = [(0, numbers.get((model, "clean", "", "accuracy")))]
@@ -64,6 +68,8 @@ def _corruption(
             lines.append(line_of(model, index, [s for s, _ in known], [m for _, m in known], 100))
             said = ", ".join(f"{100 * m['value']:.1f} at {s}" for s, m in known)
             words.append(f"{model}: {said}")
+    if not lines:
+        return None
     title = kind.replace("_", " ")
     low = min((y for line in lines for y in line.low), default=0)
     chart = Chart(

@@ -62,10 +62,10 @@ def guarded(content: dict[str, Any]) -> list[str]:
 
 def corruptions(heat: Heat | None) -> list[str]:
     """Which type is hardest and which easiest, on average over models and severities."""
-    if heat is None or len(heat.rows) < 2:
+    means = [(float(np.mean([c for c in cells if c is not None])), kind)
+             for kind, cells in (heat.rows if heat else []) if any(c is not None for c in cells)]  # fmt: skip
+    if heat is None or len(means) < 2:
         return []
-    means = [(float(np.mean([c for c in cells if c is not None])), kind) for kind, cells in heat.rows
-             if any(c is not None for c in cells)]  # fmt: skip
     (low, hardest), (high, easiest) = min(means), max(means)
     worst = [(value, name) for kind, cells in heat.rows if kind == hardest
              for name, value in zip(heat.models, cells, strict=True) if value is not None]  # fmt: skip
@@ -118,7 +118,7 @@ def costs(points: list[tuple[str, int, float, dict[str, Any]]], what: str) -> li
     """What the best by ``what`` costs beside the cheapest; points as ``sections.cost_points`` has them."""
     if len(points) < 2:
         return []
-    best = max(points, key=lambda p: p[3]["value"])
+    best = max(points, key=lambda p: (p[3]["value"], -p[2]))  # of equals the cheaper one
     cheap = min(points, key=lambda p: p[2])
     if best[0] == cheap[0]:
         return [f"{best[0]} is the best by {what} and the cheapest: {short(best[2])} ms a picture."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import report_fakes as fakes
 
 from robustgen.errors import UserError
-from robustgen.report import pictures, plots
+from robustgen.report import pictures, plots, sentences
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
 
@@ -123,6 +124,17 @@ def test_clean_alone_is_a_page_too(tmp_path: Path) -> None:
     assert 'data-metric="accuracy"' in page
 
 
+@pytest.mark.parametrize("kind", ["", "clean", "attack", "corruption", "ood", "gradients", "detected"])
+def test_a_page_is_written_where_no_evaluation_of_a_kind_was_finished(tmp_path: Path, kind: str) -> None:
+    run = fakes.write_run(tmp_path, "m", joint=True)
+    for detail in fakes.evaluations():
+        if kind in ("", detail["kind"]):
+            shutil.rmtree(run.path / "samples" / detail["name"])
+    page = page_of(tmp_path, run)
+    assert ('data-metric="accuracy"' in page) == (kind not in ("", "clean"))
+    assert ("Corrupted pictures" in page) == (kind not in ("", "corruption"))
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 0.4), (0, 400), (12.1, 12.2)])
 def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     found = plots.ticks(low, high)
@@ -145,3 +157,9 @@ def test_png_has_the_pixels() -> None:
     picture = np.array([[[0, 0.5], [1, 2]]])
     with Image.open(io.BytesIO(base64.b64decode(pictures.png(picture).split(",")[1]))) as image:
         assert np.asarray(image).tolist() == [[0, 128], [255, 255]]
+
+
+def test_of_equally_good_models_the_cheaper_is_called_the_best() -> None:
+    points = [(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))]
+    (said,) = sentences.costs(points, "clean accuracy")
+    assert said == "cheap is the best by clean accuracy and the cheapest: 3.0 ms a picture."
