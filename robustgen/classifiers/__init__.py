@@ -185,7 +185,8 @@ def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
 
 
 def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    own = model.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in own.items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
@@ -196,7 +197,8 @@ def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
                 got=f"shape {found[key]}" if key in found else "no such tensor",
                 remedy="the card's arch and options must be those of the training",
             )
-        if tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
+        finite = bool(own[key].isfinite().all())  # a mask may hold -inf by right
+        if finite and tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
             raise UserError(
                 "these weights are no weights", where=f"{path}: {key}", expected="finite numbers",
                 got="NaN or infinity", remedy=REMEDY,

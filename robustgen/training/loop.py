@@ -103,6 +103,9 @@ class Run:
         self.plain = not isinstance(self.model, Classifier | Denoiser)
         if self.plain:
             self.model = PlainClassifier(self.model, len(samples.class_names), samples.shape)
+        # a mask may hold -inf by right
+        self.infinite = {key for key, t in self.model.state_dict().items() if not bool(t.isfinite().all())}
+        self.finite = [bool(t.isfinite().all()) for t in _tensors(self.model)]
         self.model.to(device)
         self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
         self.model.to(memory_format=self.layout)
@@ -211,8 +214,8 @@ class Run:
     def update_average(self) -> None:
         """Move the averaged weights; early on the average is short, so that it forgets the start."""
         decay = min(self.recipe.ema or 0.0, self.done / (self.done + 10))
-        for mean, now in zip(_tensors(self.average), _tensors(self.model), strict=True):
-            if mean.is_floating_point():
+        for mean, now, finite in zip(_tensors(self.average), _tensors(self.model), self.finite, strict=True):
+            if finite and mean.is_floating_point():
                 mean.lerp_(now, 1 - decay)
             else:
                 mean.copy_(now)
@@ -234,11 +237,12 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, unless a weight is no number: that is divergence too."""
-        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values()):
+        state = self.model.state_dict()
+        if not all(bool(state[key].isfinite().all()) for key in state.keys() - self.infinite):
             raise Diverged("the weights have diverged", expected="finite numbers", remedy=REMEDY)
         content = {
             "data": self.data.fingerprint, "step": self.done, "restarts": self.restarts,
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "model": state, "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(), "objective": self.objective.state_dict(),
         }  # fmt: skip
         checkpoint.save(self.file, content)

@@ -100,3 +100,25 @@ def test_published_folder_loads_as_the_model_that_was_given(tmp_path):
     assert (written["name"], written["tried"], written["claims"]) == ("my-tiny", ["nothing"], [])
     digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
     assert written["weights"]["sha256"] == digest
+
+
+MASKED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, input_shape):
+        super().__init__()
+        self.head = nn.Linear(8, num_classes)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(8))
+
+    def forward(self, x):
+        rows = nn.functional.scaled_dot_product_attention(x[:, 0], x[:, 0], x[:, 0], attn_mask=self.mask)
+        return self.head(rows.mean(1))
+"""
+
+
+def test_a_mask_of_infinities_is_no_divergence_and_no_damage(tmp_path):
+    path = write(tmp_path / "source", tiny(arch="model.py:Net", options={}))
+    (path.parent / "model.py").write_text(MASKED)
+    assert classifiers.load(train(path, tmp_path / "masked")).mask.isinf().any()
