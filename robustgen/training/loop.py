@@ -103,8 +103,7 @@ class Run:
         self.plain = not isinstance(self.model, Classifier | Denoiser)
         if self.plain:
             self.model = PlainClassifier(self.model, len(samples.class_names), samples.shape)
-        # a mask may hold -inf by right
-        self.infinite = {key for key, t in self.model.state_dict().items() if not bool(t.isfinite().all())}
+        # a mask may hold -inf by right, and from its start
         self.finite = [bool(t.isfinite().all()) for t in _tensors(self.model)]
         self.model.to(device)
         self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
@@ -237,12 +236,12 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, unless a weight is no number: that is divergence too."""
-        state = self.model.state_dict()
-        if not all(bool(state[key].isfinite().all()) for key in state.keys() - self.infinite):
+        now = zip(_tensors(self.model), self.finite, strict=True)
+        if not all(bool(t.isfinite().all()) for t, finite in now if finite):
             raise Diverged("the weights have diverged", expected="finite numbers", remedy=REMEDY)
         content = {
             "data": self.data.fingerprint, "step": self.done, "restarts": self.restarts,
-            "model": state, "average": self.average.state_dict(),
+            "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(), "objective": self.objective.state_dict(),
         }  # fmt: skip
         checkpoint.save(self.file, content)
