@@ -1,6 +1,7 @@
 """The parity table: attacks of this package beside the reference's, pyautoattack, sample by sample.
 
-    python benchmarks/parity.py MODEL [--data NAME] [--n N] [--norms linf l2 l1] [--eps E E E] [--json]
+    python benchmarks/parity.py MODEL [--data NAME] [--n N] [--norms linf l2 l1] [--eps E E E]
+        [--attacks apgd-ce apgd-t fab-t square cascade] [--itself] [--json]
 
 For each norm the four parts of AutoAttack run alone, from the clean pictures that the model gets
 right: ours as ``search.replay`` runs them (the reference's order, counts and draws) with the float32
@@ -9,6 +10,9 @@ all pictures, ours as users run it, with its own draws and skips. Robust accurac
 pictures for a part, of all for the cascade.
 
 On digits the test split's 400 pictures are followed by those of the calibration split.
+
+``--itself`` puts the reference in our place, with what parity leaves open changed: a part's eps is the
+next larger number of float32, so that last bits differ, and the cascade has another seed.
 
 ``--eps`` gives one number a norm; without it, that of a grid at which a short APGD of the
 reference leaves nearest to half. Every cell is kept in the user's cache folder by the hash of all that
@@ -25,15 +29,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyautoattack import AutoAttack as Reference
 from pyautoattack.autopgd_base import APGDAttack
 from splits import first
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from robustgen import load_model
@@ -56,6 +61,8 @@ GRID: dict[Norm, list[float]] = {
     "l2": [0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.3, 1.6, 2.0],
     "l1": [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0],
 }
+ATTACKS = [*STANDARD, "cascade"]
+Side = Literal["reference", "itself", "ours"]
 SEED = 0
 
 
@@ -96,9 +103,10 @@ def _code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def reference(model: nn.Module, norm: Norm, eps: float, budget: Budget) -> Reference:
-    """pyautoattack's standard version with this budget."""
-    attack = Reference(model, norm=NORMS[norm], eps=eps, seed=SEED, device="cpu")
+def reference(subject: Subject, norm: Norm, eps: float, seed: int = SEED) -> Reference:
+    """pyautoattack's standard version with the subject's budget."""
+    budget = subject.budget
+    attack = Reference(subject.model, norm=NORMS[norm], eps=eps, seed=seed, device="cpu")
     for one in (attack.apgd, attack.apgd_targeted):
         one.n_iter = one.n_iter_orig = budget.n_iter
         one.n_iter_2 = max(int(0.22 * budget.n_iter), 1)
@@ -133,40 +141,45 @@ def right(subject: Subject) -> Tensor:
     return torch.cat(predicted) == subject.y
 
 
-def alone(subject: Subject, name: str, norm: Norm, eps: float, *, theirs: bool) -> list[bool]:
+def alone(subject: Subject, name: str, norm: Norm, eps: float, side: Side) -> list[bool]:
     """Whether one part leaves each picture that was right standing."""
     chosen = right(subject)
     x, y = subject.x[chosen], subject.y[chosen]
     standing: list[bool] = []
     for a, b in zip(x.split(subject.batch), y.split(subject.batch), strict=True):
-        if theirs:
-            attack = reference(subject.model, norm, eps, subject.budget)
+        if side == "ours":
+            images = replay(search(name, norm, eps, subject), Victim(subject.model), a, b, SEED).images
+        else:
+            attack = reference(subject, norm, next_eps(eps) if side == "itself" else eps)
             attack.attacks_to_run = [name]
             images = attack.run_standard_evaluation(a, b, batch_size=len(a))[0]
-        else:
-            images = replay(search(name, norm, eps, subject), Victim(subject.model), a, b, SEED).images
         with torch.no_grad():
             standing += (subject.model.logits(images).argmax(1) == b).tolist()
     return standing
 
 
-def cascade(subject: Subject, norm: Norm, eps: float, *, theirs: bool) -> list[bool]:
+def cascade(subject: Subject, norm: Norm, eps: float, side: Side) -> list[bool]:
     """Whether each picture is right and stands the standard cascade."""
     x, y = subject.x, subject.y
-    if theirs:
-        attack = reference(subject.model, norm, eps, subject.budget)
-        images = attack.run_standard_evaluation(x, y, batch_size=subject.batch)[0]
-    else:
+    if side == "ours":
         model = FixedBatch(subject.model, subject.batch)
         model.begin(len(x))
         ours = AutoAttack(ThreatModel(norm, eps), **subject.budget.model_dump(exclude_defaults=True))
         images = ours(model, x, y, Draws(SEED, "parity", torch.arange(len(x)))).images
+    else:
+        attack = reference(subject, norm, eps, seed=SEED + (side == "itself"))
+        images = attack.run_standard_evaluation(x, y, batch_size=subject.batch)[0]
     with torch.no_grad():
         return [
             bool(right)
             for a, b in zip(images.split(subject.batch), y.split(subject.batch), strict=True)
             for right in subject.model.logits(a).argmax(1) == b
         ]
+
+
+def next_eps(eps: float) -> float:
+    """The next larger number of float32."""
+    return float(torch.nextafter(torch.tensor(eps), torch.tensor(torch.inf)))
 
 
 def find_eps(subject: Subject, norm: Norm) -> float:
@@ -182,47 +195,49 @@ def find_eps(subject: Subject, norm: Norm) -> float:
     return min(GRID[norm], key=lambda eps: abs(left(eps) - 0.5))
 
 
-def row(name: str, eps: float, theirs: list[bool], ours: list[bool]) -> dict[str, Any]:
-    """One line of the table; shares in %."""
+def row(name: str, eps: float, theirs: list[bool], other: Side, found: list[bool]) -> dict[str, Any]:
+    """One line of the table, the reference beside ``other``; shares in %."""
     n = len(theirs)
-    equal = sum(a == b for a, b in zip(theirs, ours, strict=True))
+    equal = sum(a == b for a, b in zip(theirs, found, strict=True))
     return {
         "attack": name,
         "eps": eps,
         "n": n,
         "reference": 100 * sum(theirs) / n,
-        "ours": 100 * sum(ours) / n,
+        other: 100 * sum(found) / n,
         "equal": 100 * equal / n,
         "interval": [100 * v for v in wilson(equal, n)],
-        "ours_alone": sum(a and not b for a, b in zip(theirs, ours, strict=True)),
-        "reference_alone": sum(b and not a for a, b in zip(theirs, ours, strict=True)),
+        f"{other}_alone": sum(a and not b for a, b in zip(theirs, found, strict=True)),
+        "reference_alone": sum(b and not a for a, b in zip(theirs, found, strict=True)),
     }
 
 
 def measure(
-    subject: Subject, norm: Norm, eps: float | None, say: Callable[[str], None]
+    subject: Subject,
+    norm: Norm,
+    eps: float | None,
+    attacks: list[str],
+    other: Side,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """The lines of one norm."""
+    """The lines of one norm: the reference beside ``other``."""
     at = cached(subject, "eps", norm, compute=lambda: find_eps(subject, norm)) if eps is None else eps
     lines = []
-    for name in (*STANDARD, "cascade"):
+    for name in attacks:
         began, pair = time.perf_counter(), []
-        for theirs in (True, False):
-
-            def compute(name: str = name, theirs: bool = theirs) -> list[bool]:
-                if name == "cascade":
-                    return cascade(subject, norm, at, theirs=theirs)
-                return alone(subject, name, norm, at, theirs=theirs)
-
-            code = "" if theirs else _code()
-            pair.append(cached(subject, name, norm, at, theirs, code, compute=compute))
-        lines.append(row(name, at, *pair))
+        for side in ("reference", other):
+            kind = cascade if name == "cascade" else partial(alone, name=name)
+            run = partial(kind, subject, norm=norm, eps=at, side=side)
+            code = _code() if side == "ours" else ""
+            pair.append(cached(subject, name, norm, at, side, code, compute=run))
+        lines.append(row(name, at, pair[0], other, pair[1]))
         line = lines[-1]
         seconds = time.perf_counter() - began
+        alone_by = f"{other} alone {line[f'{other}_alone']}, by the reference alone {line['reference_alone']}"
         say(
-            f"{norm:<5} {at:<8.4g} {name:<8} left standing: reference {line['reference']:6.2f} %, ours "
-            f"{line['ours']:6.2f} %; equal verdicts {line['equal']:6.2f} % of {line['n']} (broken by ours "
-            f"alone {line['ours_alone']}, by the reference alone {line['reference_alone']}; {seconds:.0f} s)"
+            f"{norm:<5} {at:<8.4g} {name:<8} left standing: reference {line['reference']:6.2f} %, {other} "
+            f"{line[other]:6.2f} %; equal verdicts {line['equal']:6.2f} % of {line['n']} (broken by "
+            f"{alone_by}; {seconds:.0f} s)"
         )
     return lines
 
@@ -237,6 +252,8 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
     parser.add_argument("--eps", nargs="+", type=float, help="one number a norm")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
+    parser.add_argument("--itself", action="store_true", help="the reference in place of ours")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--n-iter", type=int, default=100)
     parser.add_argument("--n-queries", type=int, default=5000)
@@ -252,8 +269,9 @@ def main() -> int:
     subject = Subject(model.eval().requires_grad_(False), x, y, a.batch, budget)
     stream = sys.stderr if a.json else sys.stdout
     warnings.simplefilter("ignore", Warning)  # of the reference, about gradients that are 0
+    say = partial(print, file=stream, flush=True)
     table = {
-        norm: measure(subject, norm, eps, lambda line: print(line, file=stream, flush=True))
+        norm: measure(subject, norm, eps, a.attacks, "itself" if a.itself else "ours", say)
         for norm, eps in zip(a.norms, a.eps or [None] * len(a.norms), strict=True)
     }
     if a.json:
