@@ -126,6 +126,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--model", help="the diffusion classifier (default: diffusion-DATA)")
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="sizes of the full noise set")
     parser.add_argument("--split", default="test", choices=["test", "calibration"])
     parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--n-more", type=int, default=100, help="pictures for the dearer flows")
@@ -137,7 +139,8 @@ def main() -> int:
     result: dict[str, Any] = {"data": arguments.data, "split": arguments.split, "n": len(x)}
     began = time.perf_counter()
     if arguments.only != "score":
-        result["diffusion"] = diffusion(load_model(f"diffusion-{arguments.data}"), x, y, LEVELS)
+        model = load_model(arguments.model or f"diffusion-{arguments.data}")
+        result["diffusion"] = diffusion(model, x, y, tuple(arguments.levels))
     if arguments.only != "diffusion":
         result["score"] = score(load_model(f"score-{arguments.data}"), x, y, arguments.n_more)
     result["seconds"] = round(time.perf_counter() - began, 1)
