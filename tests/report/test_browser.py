@@ -152,6 +152,17 @@ def test_light_and_dark_are_switched(page: Any) -> None:
     assert paper() == before
 
 
+def test_what_is_closed_is_printed(page: Any) -> None:
+    def seen() -> list[bool]:
+        parts = page.locator("main details:not(.picker) > :not(summary)")
+        return parts.evaluate_all("all => all.map((part) => part.checkVisibility() && part.clientHeight > 0)")
+
+    assert len(seen()) >= 5
+    assert not any(seen())
+    page.emulate_media(media="print")
+    assert all(seen())
+
+
 def test_nothing_is_fetched_and_nothing_complains(page: Any) -> None:
     assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in page.asked if url.startswith("file:")]) == 1
