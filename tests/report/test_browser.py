@@ -163,6 +163,13 @@ def test_what_is_closed_is_printed(page: Any) -> None:
     assert all(seen())
 
 
+def test_a_page_that_was_switched_to_dark_is_printed_on_white(page: Any) -> None:
+    page.evaluate("document.documentElement.style.colorScheme = 'dark'")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
 def test_nothing_is_fetched_and_nothing_complains(page: Any) -> None:
     assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in page.asked if url.startswith("file:")]) == 1
