@@ -170,6 +170,19 @@ def test_a_page_that_was_switched_to_dark_is_printed_on_white(page: Any) -> None
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
+def test_a_reader_who_comes_back_finds_tools_and_table_in_agreement(page: Any) -> None:
+    page.locator("#filter").fill("joint")
+    page.locator(".picker summary").click()
+    page.locator(".picker input").first.uncheck()
+    page.locator("#baseline").select_option(index=1)
+    page.goto("about:blank")
+    page.go_back()
+    shown = page.locator("#main tbody tr[data-name]:visible").count()
+    assert shown == page.locator("#main tbody tr[data-name]").count()
+    assert page.locator("#filter").input_value() == page.locator("#baseline").input_value() == ""
+    assert page.locator(".picker input:not(:checked)").count() == 0
+
+
 def test_nothing_is_fetched_and_nothing_complains(page: Any) -> None:
     assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in page.asked if url.startswith("file:")]) == 1
