@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustgen import __version__
-from robustgen.disk import atomic, read_json, write_json
+from robustgen.disk import atomic, cannot_write, read_json, write_json
 from robustgen.errors import UserError
 from robustgen.metrics import Run, compare, find_doubts, measure, read_run
 from robustgen.metrics.corrupted import relative_errors
@@ -101,8 +101,11 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
             runs[store.model] = store
     _check_alike(list(runs.values()))
     asked = [n for _, _, n in reports if n is not None]
-    if not is_remote(out):
-        out.mkdir(parents=True, exist_ok=True)
+    try:
+        if not is_remote(out):
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from None
     return list(runs.values()), min(asked, default=None)
 
 

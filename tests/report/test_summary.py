@@ -226,6 +226,13 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
     assert "words" not in str(error.value)
 
 
+def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path: Path) -> None:
+    summarise(tmp_path / "a", [fakes.write_run(tmp_path / "a", "model-a")], None, "")
+    for out in (tmp_path / "a" / "summary.json", tmp_path / "a" / "summary.json" / "both"):
+        with pytest.raises(UserError, match=r"cannot write(.|\n)*summary\.json"):
+            gather([tmp_path / "a"], out)
+
+
 def test_models_of_which_there_is_nothing_and_estimates_stay_in_a_summary_of_summaries(
     tmp_path: Path,
 ) -> None:
