@@ -14,7 +14,7 @@ import torch
 
 from robustgen import classifiers
 from robustgen.classifiers.user import neighbours
-from robustgen.disk import atomic
+from robustgen.disk import atomic, cannot_write
 from robustgen.errors import DiskFullError, UserError
 from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
@@ -64,6 +64,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch.save to a file tells a full disk as a RuntimeError without a reason
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def remove(path: Path) -> None:
+    """Take a checkpoint away, where there is one; a disk that is read-only and the like are UserErrors."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any] | None:

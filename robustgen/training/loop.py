@@ -48,7 +48,7 @@ def train(
     folder = Path(out) if out is not None else Path("models") / recipe.name
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
     if fresh:
-        checkpoint.cache_folder(recipe, recipe_path.parent).joinpath(checkpoint.FILE).unlink(missing_ok=True)
+        checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
     samples = data.load(recipe.data, "train", root=root)
     torch.set_num_threads(threads_for(samples.shape))
     console = console or Console(stderr=True)

@@ -108,6 +108,20 @@ def test_failed_write_of_a_checkpoint_is_told_and_leaves_the_old_one(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
+def test_checkpoint_that_cannot_be_taken_away_is_told(tmp_path, cache, monkeypatch):
+    recipe = write(tmp_path, tiny())
+    train(recipe, tmp_path / "tiny")
+
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    with pytest.raises(UserError, match="cannot write") as error:
+        train(recipe, tmp_path / "tiny", fresh=True)
+    assert str(only_checkpoint(cache)) in str(error.value)
+    assert "Read-only file system" in str(error.value)
+
+
 def test_full_disk_is_told_and_the_training_goes_on_from_its_checkpoint(tmp_path, cache, monkeypatch):
     recipe = write(tmp_path, tiny())
     fsync, calls = os.fsync, []
