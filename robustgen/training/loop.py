@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustgen import classifiers, config, data
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, threads_for
 from robustgen.classifiers.user import failure
+from robustgen.disk import remove_stale
 from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
@@ -120,6 +121,7 @@ class Run:
         self.code = None if recipe.code_file is None else (folder / recipe.code_file).resolve()
         self.folder = checkpoint.cache_folder(recipe, folder)
         self.file = self.folder / checkpoint.FILE
+        remove_stale(self.folder)  # a checkpoint with a replay buffer may take 100 MB
         if self.restore() and self.done < self.total:
             step = f"step {self.done} of {self.total}"
             console.print(f"{recipe.name}: going on from {step} ({self.file})")

@@ -1,12 +1,14 @@
 import errno
 import os
 import resource
+import time
 from contextlib import contextmanager
 
 import pytest
 import torch
 from recipes import only_checkpoint, tiny, write
 
+from robustgen.disk import STALE
 from robustgen.errors import DiskFullError, UserError
 from robustgen.training import checkpoint
 from robustgen.training.loop import train
@@ -106,6 +108,18 @@ def test_failed_write_of_a_checkpoint_is_told_and_leaves_the_old_one(tmp_path):
     assert str(path) in str(error.value)
     assert checkpoint.load(path, torch.device("cpu")) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_half_a_checkpoint_that_a_crash_left_is_removed_after_a_day(tmp_path, cache):
+    recipe = write(tmp_path, tiny())
+    train(recipe, tmp_path / "tiny")
+    old, new = (only_checkpoint(cache).with_name(f".checkpoint.pt.{pid}.1.tmp") for pid in (1, 2))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * STALE,) * 2)
+    train(recipe, tmp_path / "tiny")
+    assert not old.exists()
+    assert new.exists(), "another process may be writing it"
 
 
 def test_checkpoint_that_cannot_be_taken_away_is_told(tmp_path, cache, monkeypatch):
