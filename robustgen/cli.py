@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that --help takes under 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -318,6 +319,8 @@ def _finish(failures: dict[str, str]) -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is one message without a traceback, exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that it lacks, such as ∞, ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:

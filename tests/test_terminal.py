@@ -35,6 +35,18 @@ def test_a_reader_that_leaves_early_breaks_nothing():
     assert (result.stdout.count("\n"), result.stderr) == (1, "")
 
 
+def test_a_terminal_without_the_signs_of_a_table_shows_the_rest(tmp_path: Path):
+    command = [sys.executable, "-m", "robustgen.cli", "report", "softmax-digits", "--protocol", "clean"]
+    command += ["--n", "4", "--out", str(tmp_path)]
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}  # it has no ↓
+    result = subprocess.run(
+        command, cwd=ROOT, env=latin, capture_output=True, text=True, encoding="latin-1", timeout=300
+    )
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result
+    assert "ECE ?" in result.stdout
+    assert str(tmp_path / "index.html") in result.stderr
+
+
 def test_the_shell_completes_models_and_protocols():
     asked = {
         "_ROBUSTGEN_COMPLETE": "complete_bash",
