@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -83,7 +85,8 @@ def render(out: Path) -> Path:
     context["shown_sections"] = _shown(context)
     text = templates().get_template("page.html.j2").render(context)
     with atomic(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # the command may name a folder whose bytes are no UTF-8
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return page
 
 
@@ -123,6 +126,7 @@ def templates() -> Environment:
     )
     environment.globals["style"] = style
     environment.filters["short"] = sections.short
+    environment.filters["link"] = lambda way: quote(os.fsencode(way))  # byte by byte, whatever they are
     return environment
 
 

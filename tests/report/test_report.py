@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import report_fakes as fakes
 from robustgen.errors import UserError
 from robustgen.report import pictures, plots, sentences
 from robustgen.report.render import render
-from robustgen.report.summary import summarise
+from robustgen.report.summary import gather, summarise
 
 
 def page_of(out: Path, *runs: Any) -> str:
@@ -116,6 +117,15 @@ def test_risk_against_coverage_ends_at_the_clean_error(written: tuple[Path, Any]
     for model, area in areas.items():
         assert f"{model}: AURC {100 * area:.2f}" in chart.group(1)
     assert chart.group().count('<polyline class="series"') == len(areas)
+
+
+def test_a_folder_whose_name_is_no_utf8_has_its_page(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"gr\xf6\xdfe")
+    summarise(out, [fakes.write_run(out, "a")], None, f"robustgen report --out {out.name}")
+    assert "robustgen report --out gr??e" in render(out).read_text(encoding="utf-8")
+    runs, n = gather([out], tmp_path / "both")
+    summarise(tmp_path / "both", runs, n, "robustgen compare")
+    assert 'href="../gr%F6%DFe/runs/a/samples/"' in render(tmp_path / "both").read_text(encoding="utf-8")
 
 
 def test_clean_alone_is_a_page_too(tmp_path: Path) -> None:
