@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robustgen.disk import atomic, read_json
+from robustgen.disk import atomic, read_json, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import within
@@ -87,6 +87,7 @@ def render(out: Path) -> Path:
     with atomic(page) as temporary:
         # the command may name a folder whose bytes are no UTF-8
         temporary.write_text(text, encoding="utf-8", errors="replace")
+    remove_stale(out)  # of pages and summaries; what a run left behind, the run's store removes
     return page
 
 

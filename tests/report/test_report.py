@@ -128,6 +128,16 @@ def test_a_folder_whose_name_is_no_utf8_has_its_page(tmp_path: Path) -> None:
     assert 'href="../gr%F6%DFe/runs/a/samples/"' in render(tmp_path / "both").read_text(encoding="utf-8")
 
 
+def test_pages_that_a_kill_left_half_written_are_removed_after_a_day(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".index.html.{pid}.1.tmp" for pid in (1, 2))
+    for file in (old, new):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+    page_of(tmp_path, fakes.write_run(tmp_path, "m"))
+    assert not old.exists()
+    assert new.exists()  # another process may be writing it
+
+
 def test_clean_alone_is_a_page_too(tmp_path: Path) -> None:
     page = page_of(tmp_path, fakes.write_run(tmp_path, "m", evaluations=fakes.evaluations()[:1]))
     assert "Accuracy under attack" not in page
