@@ -76,11 +76,15 @@ def report(
     ] = "quick",
     n: Annotated[
         int | None,
-        typer.Option(min=1, help="The first n samples, of the calibration split and foreign sets too."),
+        typer.Option(
+            min=1, max=2**31 - 1, help="The first n samples, of the calibration split and foreign sets too."
+        ),
     ] = None,
     out: OutOption = Path("out"),
     data_root: RootOption = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a call of the model.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Pictures a call of the model.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local, or ray.")] = "local",

@@ -60,6 +60,7 @@ def _own_code(value: str) -> str:
 
 Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 OwnFile = Annotated[str, AfterValidator(_own_file)]
 Arch = Annotated[str, AfterValidator(_own_code)]
@@ -124,7 +125,7 @@ class TransferSpec(Strict):
     norm: Literal["linf", "l2"]
     eps: Positive | None = None
     """None: the data's eps for that norm."""
-    steps: int = Field(default=50, gt=0)
+    steps: Count = 50
 
 
 class CorruptionsSpec(Strict):
@@ -162,7 +163,7 @@ class FixedSpec(Strict):
     norm: Literal["linf", "l2"]
     eps: Positive | None = None
     """None: the data's eps for that norm."""
-    steps: int = Field(default=20, gt=0)
+    steps: Count = 20
 
 
 class DetectedSpec(Strict):
@@ -178,7 +179,7 @@ class DetectedSpec(Strict):
     eps: Positive | None = None
     """None: the data's eps for that norm."""
     rejection: float = Field(default=0.05, ge=0, lt=1)
-    n_iter: int = Field(default=100, gt=0)
+    n_iter: Count = 100
 
 
 class GradientsSpec(Strict):
@@ -215,7 +216,7 @@ class ClimbsSpec(Strict):
     flags are read from it."""
 
     kind: Literal["climbs"]
-    every: int = Field(default=8, gt=0)
+    every: Count = 8
 
 
 EvaluationSpec = Annotated[
@@ -267,10 +268,10 @@ class Protocol(Strict):
     reference: str = ""
     cost: str = ""
     """What a run takes, in words: measured, with the hardware."""
-    n: int | None = Field(default=None, gt=0)
+    n: Count | None = None
     """How many test samples, from the first; None means all."""
     seed: int = 0
-    chunk: int = Field(default=64, gt=0)
+    chunk: Count = 64
     data: dict[str, DataSettings]
     """Settings by data set; ``any`` serves the data sets that have none of their own."""
     evaluations: list[EvaluationSpec] = Field(min_length=1)

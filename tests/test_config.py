@@ -89,6 +89,13 @@ def test_numbers_without_bounds_are_refused_at_once(text):
         config.validate(Protocol, content, where="p.yaml")
 
 
+@pytest.mark.parametrize("key", ["n", "chunk"])
+@pytest.mark.parametrize("count", [0, 10**20])
+def test_what_counts_nothing_or_no_machine_counts_is_refused(key, count):
+    with pytest.raises(UserError, match=r"greater than 0|less than 2147483648"):
+        config.validate(Protocol, MINIMAL | {key: count}, where="p.yaml")
+
+
 @pytest.mark.parametrize("change", [{"n": True}, {"seed": False}, {"data": {"any": {"sigmas": [True]}}}])
 def test_yes_and_no_are_no_numbers(change):
     with pytest.raises(UserError, match="not yes or no"):

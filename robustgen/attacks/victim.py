@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.classifiers.quick import low_gradients
+from robustgen.errors import UserError
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -48,10 +49,20 @@ class Victim:
         return next(self.gradients(x, [loss]))
 
     def gradients(self, x: Tensor, losses: Sequence[Loss]) -> Iterator[Answer]:
-        """``gradient`` of several losses, one after another, from one forward pass."""
+        """``gradient`` of several losses, one after another, from one forward pass.
+
+        Raises UserError where the logits have no gradient.
+        """
         x = x.detach().requires_grad_()
         with torch.enable_grad(), low_gradients(self.fast) if self.low else nullcontext():
             seen = self.see(x)
+        if not seen.requires_grad:
+            raise UserError(
+                "nothing leads from the model's logits back to the pixels",
+                expected="a gradient, which this attack climbs",
+                got="logits without one",
+                remedy="no detach(), no_grad(), numpy or rounding in the model ('robustgen check MODEL')",
+            )
         for place, loss in enumerate(losses):
             if place and isinstance(self.fast, FixedBatch):
                 self.fast.count_backward(len(seen))

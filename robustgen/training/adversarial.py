@@ -77,13 +77,16 @@ class Adversarial(Objective):
     ) -> Tensor:
         """The inner maximum, found approximately: pictures in the ball of ``threat`` around x."""
         with frozen(model):
-            clean = model.logits(x).detach()
+            if self.spec.beta is None:
 
-            def gain(z: Tensor) -> Tensor:
-                logits = model.logits(z)
-                if self.spec.beta is None:
-                    return functional.cross_entropy(logits, y, reduction="sum")
-                return _divergence(clean, logits) * len(z)
+                def gain(z: Tensor) -> Tensor:
+                    return functional.cross_entropy(model.logits(z), y, reduction="sum")
+
+            else:
+                clean = model.logits(x).detach()
+
+                def gain(z: Tensor) -> Tensor:
+                    return _divergence(clean, model.logits(z)) * len(z)
 
             step_size = self.spec.step_size * threat.eps / self.spec.eps
             return ascend(gain, x, threat, self.spec.steps, step_size, generator)

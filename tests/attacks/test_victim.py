@@ -9,6 +9,7 @@ from robustgen.attacks.losses import log_odds
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.classifiers.quick import quick_copy
+from robustgen.errors import UserError
 
 
 class Shifted(Classifier):
@@ -47,6 +48,16 @@ def test_gives_loss_and_gradient_by_autograd(net: PlainClassifier) -> None:
     with torch.no_grad():  # a caller's mode does not matter
         again = Victim(net).gradient(x, lambda z: log_odds(z, y))
     assert torch.equal(again.gradient, answer.gradient)
+
+
+def test_of_a_model_without_gradient_words_are_said(net: PlainClassifier) -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net.logits(x).detach()
+
+    victim = Victim(PlainClassifier(Cut(), 10, (1, 8, 8)))
+    with pytest.raises(UserError, match="nothing leads from the model's logits back"):
+        victim.gradient(torch.rand(2, 1, 8, 8), lambda z: z[:, 0])
 
 
 def test_searches_with_the_copy_and_confirms_with_the_model() -> None:

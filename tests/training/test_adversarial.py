@@ -127,6 +127,15 @@ class Seen(PlainClassifier):
         return super().logits(x)
 
 
+@pytest.mark.parametrize(("beta", "asked"), [(None, 10), (6.0, 11)])
+def test_a_step_asks_once_and_only_trades_asks_of_the_clean_picture(beta, asked):
+    model, _ = linear_of_two()
+    x, y = torch.rand(8, 1, 4, 4, generator=generator()), torch.arange(8) % 2
+    make_objective(spec(beta=beta), None).perturb(model, x, y, ThreatModel("linf", 0.15), generator())
+    assert len(model.asked) == asked
+    assert torch.equal(model.asked[0][0], x) == (beta is not None)
+
+
 def fast(**changes):
     return FastAdversarialSpec(**{"kind": "n-fgsm", "eps": 0.1} | changes)
 
