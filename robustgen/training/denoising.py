@@ -5,7 +5,10 @@
 - EGC: cross-entropy without the label, and the same score matching of its energy with the label, left
   out at random (Guo et al. 2023).
 - NoisySoftmax, or weight 0: the cross-entropy alone.
-- EDMDenoiser: E lambda(sigma) |D(y; sigma, c) - x|^2 / (sigma^2 d), with labels left out at random.
+- EDMDenoiser: E lambda(sigma) |D(y; sigma, c) - x|^2 / (sigma^2 d), with labels left out at random; and
+  contrast * E -log p(c | y, c or k), the label told from another one k by the errors under both, as a
+  diffusion classifier tells them. What the label takes off the error is so little of it that it is
+  learned last. After Li et al. 2026 (MCLR, arXiv 2603.22364), who raise the ratio of likelihoods.
 
 Both kinds of denoising are the same loss, since by Tweedie's formula D - x = sigma (sigma grad log p + eps);
 lambda(sigma) = (sigma^2 + sigma_data^2) / sigma_data^2 makes it 1 at every level for a network whose
@@ -13,6 +16,8 @@ output is 0 (Karras et al. 2022, equation 8).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -81,11 +86,32 @@ class Denoising(Objective):
         self, model: EDMDenoiser, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         sigma = draw_levels(len(x), model.levels, self.spec.strong, generator)
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        labels = torch.where(_chance(self.spec.dropped, x, generator), model.num_classes, y)
-        residual = (model.denoise(x + _wide(sigma) * eps, sigma, labels) - x) / _wide(sigma)
-        loss = (level_weight(sigma, model.sigma_data) * residual.square().mean((1, 2, 3))).mean()
-        return loss, {}
+        noisy = x + _wide(sigma) * torch.randn(x.shape, generator=generator, device=x.device)
+        dropped = _chance(self.spec.dropped, x, generator)
+        labels = torch.where(dropped, model.num_classes, y)
+        errors = _errors(model, x, noisy, sigma, labels)
+        matching = (level_weight(sigma, model.sigma_data) * errors).mean() / x[0].numel()
+        if self.spec.contrast == 0:
+            return matching, {}
+        apart = torch.randint(1, model.num_classes, y.shape, generator=generator, device=y.device)
+        others = _errors(model, x, noisy, sigma, (y + apart) % model.num_classes)
+        # with levels uniform in log sigma, one draw of a difference of ELBOs (classifiers/diffusion.py);
+        # by Jensen's inequality the mean of its cross-entropy is no less than the mean difference's
+        log_odds = math.log(model.levels.high / model.levels.low) * (others - errors)
+        labelled = (~dropped).sum().clamp_min(1)
+        contrast = (F.softplus(-log_odds) * ~dropped).sum() / labelled
+        told = ((log_odds > 0) & ~dropped).sum() / labelled
+        parts = {
+            "matching": float(matching.detach()),
+            "contrast": float(contrast.detach()),
+            "told": float(told),
+        }
+        return matching + self.spec.contrast * contrast, parts
+
+
+def _errors(model: EDMDenoiser, x: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    """|D(noisy; sigma, label) - x|^2 / sigma^2, shape (batch,)."""
+    return ((model.denoise(noisy, sigma, labels) - x) / _wide(sigma)).square().sum((1, 2, 3))
 
 
 def draw_levels(n: int, levels: ConditionalNoise, strong: float, generator: torch.Generator) -> Tensor:

@@ -121,6 +121,58 @@ def test_dropped_labels_train_the_null_label(digits):
     assert model.net.label.weight.grad[10].any()
 
 
+class Known(EDMDenoiser):
+    """Whatever it sees, its guess is a picture of the label's own grey."""
+
+    def denoise(self, x, sigma, y=None):
+        return (0.05 * y.float())[:, None, None, None].expand(x.shape) + 0 * self.net.label.weight.sum()
+
+
+def test_contrast_is_the_cross_entropy_of_two_labels_by_the_errors_under_both(digits):
+    model = Known(10, SHAPE, **TINY)
+    x, y = digits.images, digits.labels
+    rule = objective(digits, dropped=0.4, contrast=0.5, strong=0.0)
+    loss, parts = rule.loss(model, x, y, generator())
+    # the same draws, in the same order
+    draws = generator()
+    sigma = draw_levels(len(x), model.levels, 0.0, draws)
+    torch.randn(x.shape, generator=draws)
+    labelled = torch.rand(len(x), generator=draws) >= 0.4
+    others = (y + torch.randint(1, 10, y.shape, generator=draws)) % 10
+    assert not (others == y).any()
+
+    def error(labels):
+        return (x - 0.05 * labels.view(-1, 1, 1, 1)).square().sum((1, 2, 3)) / sigma**2
+
+    odds = math.log(model.levels.high / model.levels.low) * (error(others) - error(y))
+    wanted = torch.logaddexp(torch.zeros(()), -odds)[labelled].mean()
+    assert parts["contrast"] == pytest.approx(float(wanted), rel=1e-4)
+    assert parts["told"] == pytest.approx(float((odds > 0)[labelled].float().mean()))
+    assert float(loss.detach()) == pytest.approx(parts["matching"] + 0.5 * parts["contrast"], rel=1e-5)
+    plain, none = objective(digits, dropped=0.4, strong=0.0).loss(model, x, y, generator())
+    assert float(plain.detach()) == pytest.approx(parts["matching"], rel=1e-5)
+    assert none == {}
+
+
+def test_contrast_is_a_coin_before_training_and_teaches_what_denoising_alone_is_late_to_teach(digits):
+    ends = []
+    for weight in (1.0, 1e-9):
+        torch.manual_seed(0)
+        model, rule = EDMDenoiser(10, SHAPE, **TINY), objective(digits, strong=0.0, contrast=weight)
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.005)
+        for step in range(41):
+            rule.progress = step / 100
+            loss, parts = rule.loss(model, digits.images, digits.labels, generator(step))
+            if step == 0:
+                assert parts["contrast"] == pytest.approx(math.log(2), abs=1e-4)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        ends.append(parts)
+    assert ends[0]["contrast"] < 0.6 < math.log(2) < ends[1]["contrast"]
+    assert ends[0]["told"] > ends[1]["told"] + 0.1
+
+
 def test_the_label_is_for_the_energy_and_not_for_the_class(digits):
     """EGC is trained to classify without the label; with it, the score is that of the label's class."""
     model = EGC(10, SHAPE, **TINY)
