@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, str] = {
     "egc": "robustgen.classifiers.egc:EGC",
     "noisy-softmax": "robustgen.classifiers.cdn:NoisySoftmax",
     "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
+    "shared-denoiser": "robustgen.classifiers.denoisers:SharedDenoiser",
 }
 
 # Those of a card with ``over``: called with the denoiser that it names and the card's options.

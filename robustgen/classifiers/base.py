@@ -30,10 +30,12 @@ class Denoiser(nn.Module):
     """An estimate of E[x | x + sigma n], with or without the label known.
 
     ``levels`` are the sigmas it was trained for; a ``sigma`` outside them is an error. One that takes
-    labels says how many classes there are (``num_classes``).
+    labels says how many classes there are (``num_classes``). ``shares_classes``: whether one pass of the
+    network denoises under every class, so that all of them cost what one does.
     """
 
     num_classes: int
+    shares_classes: bool = False
     levels: ConditionalNoise
     input_shape: tuple[int, int, int]
 
@@ -44,6 +46,12 @@ class Denoiser(nn.Module):
         (batch,); ``y``: labels (batch,) or None for the mean over labels. Returns x's shape.
         """
         raise NotImplementedError
+
+    def denoise_pairs(self, x: Tensor, sigma: float | Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Posterior means (pairs, channels, height, width) of the pictures x[rows] under ``labels``,
+        (pairs,) each."""
+        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        return self.denoise(x[rows], levels[rows], labels)
 
     def forward(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         return self.denoise(x, sigma, y)

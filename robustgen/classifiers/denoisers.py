@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +102,62 @@ class EDMDenoiser(Denoiser):
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         check_level(sigma, self.levels)
         levels = per_sample(sigma, x)
-        labels = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y
+        labels = self.no_label(x) if y is None else y
+        linear, c_out, u = self.precondition(x, levels)
+        return linear + c_out * self.net(u, levels, labels)
+
+    def no_label(self, x: Tensor) -> Tensor:
+        """The null label for each picture, (batch,)."""
+        return torch.full((len(x),), self.num_classes, device=x.device)
+
+    def precondition(self, x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m + c_skip (y - m), c_out and c_in (y - m): what stands around the network F."""
         s = levels[:, None, None, None]
         total = s**2 + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt(), total.rsqrt()
         centred = x - self.mean
-        return self.mean + c_skip * centred + c_out * self.net(c_in * centred, levels, labels)
+        return self.mean + c_skip * centred, c_out, c_in * centred
+
+
+class SharedDenoiser(EDMDenoiser):
+    """An EDM denoiser whose network never sees the label: one pass denoises under every class.
+
+    F_c = F + H_c, where H_c is linear in the last features, which all classes share, and F, alone, stands
+    for the null label. A diffusion classifier over it costs a pass a noisy picture, where a network that
+    takes the label in costs one a class, and can be trained by the cross-entropy of all classes at once.
+
+    The embeddings of labels are there, unused, so that an EDMDenoiser's weights fit: with H at 0 this is
+    its unconditional side.
+    """
+
+    shares_classes = True
+
+    def __init__(
+        self, num_classes: int, input_shape: tuple[int, int, int], *, widths: tuple[int, ...] = (32, 64),
+        patch: int = 1, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(num_classes, input_shape, widths=widths, patch=patch, **options)
+        self.heads = nn.Conv2d(widths[0], num_classes * input_shape[0] * patch**2, 3, padding=1)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)  # type: ignore[arg-type]
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
+        rows = torch.arange(len(x), device=x.device)
+        return self.denoise_pairs(x, sigma, rows, self.no_label(x) if y is None else y)
+
+    def denoise_pairs(self, x: Tensor, sigma: float | Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        return self.denoise_each(x, sigma)[rows, labels]
+
+    def denoise_each(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The posterior means under every label, the null label last: (batch, classes + 1, *picture)."""
+        check_level(sigma, self.levels)
+        levels = per_sample(sigma, x)
+        linear, c_out, u = self.precondition(x, levels)
+        h = self.net.features(u, levels, self.no_label(x))
+        alone = self.net.out(h)[:, None]
+        classes = alone + self.heads(h).unflatten(1, (self.num_classes, -1))
+        network = F.pixel_shuffle(torch.cat([classes, alone], 1), self.net.patch)
+        return linear[:, None] + c_out[:, None] * network
 
 
 class UNet(nn.Module):
@@ -134,6 +185,10 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.out(self.features(u, sigma, labels)), self.patch)
+
+    def features(self, u: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """What ``out`` is a convolution of: (batch, widths[0], height / patch, width / patch)."""
         embedding = self.embed(sigma) + self.label(labels)
         h = self.down[0](F.pixel_unshuffle(u, self.patch), embedding)
         skips = [h]
@@ -144,4 +199,4 @@ class UNet(nn.Module):
         for stage in reversed(self.up):
             skip = skips.pop()
             h = skip + stage(F.interpolate(h, skip.shape[2:]), embedding)
-        return F.pixel_shuffle(self.out(F.silu(h)), self.patch)
+        return F.silu(h)

@@ -83,37 +83,34 @@ class DiffusionClassifier(Classifier):
     @property
     def calls_per_image(self) -> int:
         """Denoiser calls that one picture's logits cost."""
-        return 2 * len(self.sigmas) * self.num_classes
+        return 2 * len(self.sigmas) * (1 if self.denoiser.shares_classes else self.num_classes)
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return -self.terms(x).mean(0)
 
     def terms(self, x: Tensor) -> Tensor:
         """What each level adds to the integral, (levels, batch, classes): log_joint is minus their mean."""
-        rows = torch.arange(len(x), device=x.device).repeat(self.num_classes)
-        labels = torch.arange(self.num_classes, device=x.device).repeat_interleave(len(x))
-        found = []
-        for level in range(len(self.sigmas)):
-            terms = Recomputed.apply(partial(self._terms, rows, labels, level), x)
-            found.append(terms.view(self.num_classes, len(x)).T)
-        return torch.stack(found)
+        levels = range(len(self.sigmas))
+        return torch.stack([Recomputed.apply(partial(self._terms, level), x) for level in levels])
 
-    def _terms(self, rows: Tensor, labels: Tensor, level: int, x: Tensor) -> Tensor:
-        """Weighted errors (pairs,) of x[rows] under labels, the mean of both signs, at one level.
+    def _terms(self, level: int, x: Tensor) -> Tensor:
+        """Weighted errors (batch, classes), the mean of both signs, at one level.
 
         Their mean over levels, uniform in log sigma, is the integral.
         """
-        signs = torch.ones_like(rows).repeat(2)
-        signs[len(rows) :] = -1
-        return self._errors(rows.repeat(2), labels.repeat(2), level, signs, x).view(2, -1).mean(0)
+        signs = x.new_ones(2 * len(x))
+        signs[len(x) :] = -1
+        rows = torch.arange(2 * len(x), device=x.device).repeat(self.num_classes)
+        labels = torch.arange(self.num_classes, device=x.device).repeat_interleave(2 * len(x))
+        errors = self._errors(level, x.repeat(2, 1, 1, 1), signs, rows, labels)
+        return errors.view(self.num_classes, 2, len(x)).mean(1).T
 
-    def _errors(self, rows: Tensor, labels: Tensor, level: int, signs: Tensor, x: Tensor) -> Tensor:
-        """Weighted errors (pairs,) of x[rows] under labels, the noise taken with ``signs`` (pairs,)."""
+    def _errors(self, level: int, x: Tensor, signs: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Weighted errors (pairs,) of x[rows] under labels, the noise taken with ``signs`` (batch,)."""
         sigma = self.sigmas[level]
-        clean = x[rows]
-        noisy = clean + signs.to(x).view(-1, 1, 1, 1) * sigma * self.noise_set[level].to(x)
-        estimate = self.denoiser.denoise(noisy, sigma.expand(len(noisy)), labels)
-        return (clean - estimate).square().sum((1, 2, 3)) * self.span / sigma**2
+        noisy = x + signs.view(-1, 1, 1, 1) * sigma * self.noise_set[level].to(x)
+        estimate = self.denoiser.denoise_pairs(noisy, sigma, rows, labels)
+        return (x[rows] - estimate).square().sum((1, 2, 3)) * self.span / sigma**2
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,14 +126,15 @@ class DiffusionClassifier(Classifier):
         terms = x.new_zeros(0, len(x), self.num_classes)
         for level, sign in ((level, sign) for level in range(len(self.sigmas)) for sign in (1, -1)):
             open_ = alive & (alive.sum(1) > 1)[:, None]
-            rows, labels = open_.nonzero(as_tuple=True)
-            if not len(rows):
+            (asked,) = open_.any(1).nonzero(as_tuple=True)
+            if not len(asked):
                 break
+            rows, labels = open_[asked].nonzero(as_tuple=True)
             new = x.new_zeros(1, len(x), self.num_classes)
-            signs = torch.full_like(rows, sign)
-            new[0, rows, labels] = self._errors(rows, labels, level, signs, x)
+            signs = x.new_full((len(asked),), sign)
+            new[0, asked[rows], labels] = self._errors(level, x[asked], signs, rows, labels)
             terms = torch.cat([terms, new])
-            calls += open_.sum(1)
+            calls += open_.any(1) if self.denoiser.shares_classes else open_.sum(1)
             alive &= ~open_ | self._still_possible(terms, alive)
         return terms.mean(0).masked_fill(~alive, math.inf).argmin(1), calls
 

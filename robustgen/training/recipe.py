@@ -97,8 +97,7 @@ class DenoisingSpec(Strict):
     dropped: Share = 0.15
     """Share of labels that are left out: for a denoiser."""
     contrast: float = Field(default=0.0, ge=0)
-    """Weight of telling the label from another by the errors under both: for a denoiser. Exact where
-    ``strong`` is 0, since the integral over levels is uniform in log sigma."""
+    """Weight of telling the classes apart by the errors under each: for a shared-denoiser."""
 
 
 ObjectiveSpec = Annotated[

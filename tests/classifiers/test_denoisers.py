@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustgen.classifiers.denoisers import EDMDenoiser, Wiener
+from robustgen.classifiers.denoisers import EDMDenoiser, SharedDenoiser, Wiener
 from robustgen.errors import UnsupportedError, UserError
 
 SHAPE = (1, 3, 4)
@@ -114,6 +114,79 @@ def test_pixels_enter_and_leave_in_patches():
         model.net.out.bias.copy_(torch.arange(12.0))  # channel c, row i, column j of a patch: 4 c + 2 i + j
         out = model.net(x, torch.ones(2), torch.zeros(2, dtype=torch.int64))
     assert torch.equal(out[0, :, 2:4, 4:6], torch.arange(12.0).view(3, 2, 2))
+
+
+def shared(patch=1):
+    torch.manual_seed(0)
+    model = SharedDenoiser(3, (3, 8, 8), widths=(8, 12), blocks=1, patch=patch)
+    for name, weight in model.named_parameters():
+        if "out." in name or "heads." in name or "modulation.weight" in name:  # they start at 0
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_one_pass_denoises_under_every_label(patch):
+    model, passes = shared(patch), []
+    model.net.down[0].register_forward_hook(lambda *_: passes.append(1))
+    x, sigma = torch.rand(4, 3, 8, 8), torch.tensor([0.01, 0.1, 0.5, 1.0])
+    each = model.denoise_each(x, sigma)
+    assert each.shape == (4, 4, 3, 8, 8)
+    assert passes == [1]
+    for label in range(3):
+        assert torch.equal(model(x, sigma, torch.full((4,), label)), each[:, label])
+        assert not torch.allclose(each[:, label], each[:, 3], atol=1e-3)
+    assert torch.equal(model(x, sigma), each[:, 3])
+    rows, labels = torch.tensor([2, 2, 0]), torch.tensor([0, 3, 1])
+    passes.clear()
+    assert torch.equal(model.denoise_pairs(x, sigma, rows, labels), each[rows, labels])
+    assert passes == [1]
+    with pytest.raises(UnsupportedError, match="outside the noise levels"):
+        model.denoise_each(x, 1.1)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_head_adds_to_what_stands_for_no_label(patch):
+    model = shared(patch)
+    x = torch.rand(2, 3, 8, 8)
+    before = model.denoise_each(x, 0.5)
+    # class 1, channel 2: its outputs stand together, as those of pixel_shuffle do
+    first = (1 * 3 + 2) * patch**2
+    model.heads.bias[first : first + patch**2] += 1
+    change = model.denoise_each(x, 0.5) - before
+    c_out = 0.5 * 0.25 / (0.5**2 + 0.25**2) ** 0.5
+    expected = torch.zeros_like(change)
+    expected[:, 1, 2] = c_out
+    assert torch.allclose(change, expected, atol=1e-5)
+
+
+def test_the_weights_of_a_denoiser_that_takes_labels_begin_as_its_unconditional_side():
+    model, other = shared(), EDMDenoiser(3, (3, 8, 8), widths=(8, 12), blocks=1)
+    for name, weight in other.named_parameters():
+        if "out." in name or "modulation.weight" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.heads.weight.zero_()
+    model.heads.bias.zero_()
+    missing = model.load_state_dict(other.state_dict(), strict=False)
+    assert missing.missing_keys == ["heads.weight", "heads.bias"]
+    assert missing.unexpected_keys == []
+    x = torch.rand(4, 3, 8, 8)
+    for label in range(3):
+        assert torch.allclose(model(x, 0.3, torch.full((4,), label)), other(x, 0.3), atol=1e-6)
+
+
+def test_pairs_of_a_denoiser_that_takes_labels_are_calls_of_their_own():
+    model = EDMDenoiser(3, (3, 7, 7), widths=(8, 12, 16), blocks=1)
+    for name, weight in model.named_parameters():
+        if "out.weight" in name or "modulation.weight" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    x, sigma = torch.rand(4, 3, 7, 7), torch.tensor([0.01, 0.1, 0.5, 1.0])
+    rows, labels = torch.tensor([3, 3, 1]), torch.tensor([0, 2, 1])
+    pairs = model.denoise_pairs(x, sigma, rows, labels)
+    for pair, row, label in zip(pairs, rows, labels, strict=True):
+        alone = model(x[row][None], sigma[row], label[None])[0]
+        assert torch.allclose(pair, alone, atol=1e-5)
+    assert torch.equal(model.denoise_pairs(x, 0.1, rows, labels), model(x[rows], 0.1, labels))
 
 
 @pytest.mark.parametrize("patch", [0, 3])

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 import yaml
-from mixtures import D, mixture, pictures
+from mixtures import D, Mixture, mixture, pictures
 from safetensors.torch import save_file
 
 from robustgen.classifiers import build, fingerprint_model, load
@@ -86,6 +86,33 @@ def test_staged_prediction_finds_the_largest_logit_with_fewer_calls():
     alone = [model.predict(row[None]) for row in x]
     assert torch.equal(labels, torch.cat([label for label, _ in alone]))
     assert torch.equal(calls, torch.cat([call for _, call in alone]))
+
+
+class Shared(Mixture):
+    """One call gives every class's denoised picture."""
+
+    shares_classes = True
+
+    def denoise_pairs(self, x, sigma, rows, labels):
+        found = super().denoise_pairs(x, sigma, rows, labels)
+        self.asked += len(x) - len(rows)
+        return found
+
+
+def test_a_denoiser_that_shares_its_classes_is_asked_once_a_noisy_picture():
+    apart = mixture(classes=5, spread=0.15, seed=4)
+    together = Shared(apart.means, apart.spread)
+    one, other = (DiffusionClassifier(over, levels=8).double() for over in (apart, together))
+    x = apart.means[:, 0].view(5, *apart.input_shape).repeat(4, 1, 1, 1)
+    x = x + 0.15 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.equal(one.logits(x), other.logits(x))
+    assert together.asked == 20 * other.calls_per_image == 20 * one.calls_per_image / 5
+    together.asked = 0
+    (labels, calls), (same, more) = other.predict(x), one.predict(x)
+    assert together.asked == int(calls.sum())
+    assert torch.equal(labels, same)
+    assert bool((calls < more).all())
+    assert float(calls.double().mean()) < other.calls_per_image / 2
 
 
 def test_what_cannot_be_told_apart_takes_every_call():

@@ -7,7 +7,7 @@ import torch
 
 from robustgen import data
 from robustgen.classifiers.cdn import CDN, NoisySoftmax
-from robustgen.classifiers.denoisers import EDMDenoiser
+from robustgen.classifiers.denoisers import EDMDenoiser, SharedDenoiser
 from robustgen.classifiers.egc import EGC
 from robustgen.classifiers.softmax import Softmax
 from robustgen.errors import UserError
@@ -121,56 +121,61 @@ def test_dropped_labels_train_the_null_label(digits):
     assert model.net.label.weight.grad[10].any()
 
 
-class Known(EDMDenoiser):
+class Known(SharedDenoiser):
     """Whatever it sees, its guess is a picture of the label's own grey."""
 
-    def denoise(self, x, sigma, y=None):
-        return (0.05 * y.float())[:, None, None, None].expand(x.shape) + 0 * self.net.label.weight.sum()
+    def denoise_each(self, x, sigma):
+        greys = 0.05 * torch.arange(self.num_classes + 1.0)
+        return greys.view(1, -1, 1, 1, 1).expand(len(x), -1, *x.shape[1:])
 
 
-def test_contrast_is_the_cross_entropy_of_two_labels_by_the_errors_under_both(digits):
+def test_contrast_is_the_cross_entropy_of_the_labels_by_the_errors_under_each(digits):
     model = Known(10, SHAPE, **TINY)
     x, y = digits.images, digits.labels
-    rule = objective(digits, dropped=0.4, contrast=0.5, strong=0.0)
-    loss, parts = rule.loss(model, x, y, generator())
-    # the same draws, in the same order
-    draws = generator()
+    loss, parts = objective(digits, dropped=0.4, contrast=0.5, strong=0.0).loss(model, x, y, generator())
+    draws = generator()  # the same, in the same order
     sigma = draw_levels(len(x), model.levels, 0.0, draws)
     torch.randn(x.shape, generator=draws)
-    labelled = torch.rand(len(x), generator=draws) >= 0.4
-    others = (y + torch.randint(1, 10, y.shape, generator=draws)) % 10
-    assert not (others == y).any()
-
-    def error(labels):
-        return (x - 0.05 * labels.view(-1, 1, 1, 1)).square().sum((1, 2, 3)) / sigma**2
-
-    odds = math.log(model.levels.high / model.levels.low) * (error(others) - error(y))
-    wanted = torch.logaddexp(torch.zeros(()), -odds)[labelled].mean()
-    assert parts["contrast"] == pytest.approx(float(wanted), rel=1e-4)
-    assert parts["told"] == pytest.approx(float((odds > 0)[labelled].float().mean()))
-    assert float(loss.detach()) == pytest.approx(parts["matching"] + 0.5 * parts["contrast"], rel=1e-5)
+    labels = torch.where(torch.rand(len(x), generator=draws) < 0.4, 10, y)
+    greys = 0.05 * torch.arange(11.0)
+    errors = ((x.flatten(1)[:, None] - greys[:, None]).square().sum(2) / sigma[:, None] ** 2).double()
+    evidence = -0.1 * errors[:, :10]
+    log_p = evidence - evidence.logsumexp(1, keepdim=True)
+    assert parts["cross_entropy"] == pytest.approx(-float(log_p[torch.arange(len(y)), y].mean()), rel=1e-4)
+    assert parts["accuracy"] == pytest.approx(float((errors[:, :10].argmin(1) == y).float().mean()))
+    weights = level_weight(sigma, model.sigma_data)
+    matching = (weights * errors[torch.arange(len(y)), labels]).mean() / 64
+    assert parts["matching"] == pytest.approx(float(matching), rel=1e-4)
+    assert float(loss) == pytest.approx(parts["matching"] + 0.5 * parts["cross_entropy"], rel=1e-5)
     plain, none = objective(digits, dropped=0.4, strong=0.0).loss(model, x, y, generator())
-    assert float(plain.detach()) == pytest.approx(parts["matching"], rel=1e-5)
+    assert float(plain) == pytest.approx(parts["matching"], rel=1e-5)
     assert none == {}
 
 
-def test_contrast_is_a_coin_before_training_and_teaches_what_denoising_alone_is_late_to_teach(digits):
+def test_contrast_is_a_guess_before_training_and_teaches_what_denoising_alone_is_late_to_teach(digits):
     ends = []
     for weight in (1.0, 1e-9):
         torch.manual_seed(0)
-        model, rule = EDMDenoiser(10, SHAPE, **TINY), objective(digits, strong=0.0, contrast=weight)
+        model, rule = SharedDenoiser(10, SHAPE, **TINY), objective(digits, strong=0.0, contrast=weight)
         optimiser = torch.optim.Adam(model.parameters(), lr=0.005)
         for step in range(41):
             rule.progress = step / 100
             loss, parts = rule.loss(model, digits.images, digits.labels, generator(step))
             if step == 0:
-                assert parts["contrast"] == pytest.approx(math.log(2), abs=1e-4)
+                assert parts["cross_entropy"] == pytest.approx(math.log(10), abs=1e-4)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         ends.append(parts)
-    assert ends[0]["contrast"] < 0.6 < math.log(2) < ends[1]["contrast"]
-    assert ends[0]["told"] > ends[1]["told"] + 0.1
+    assert ends[0]["cross_entropy"] < ends[1]["cross_entropy"] - 0.3
+    assert ends[0]["accuracy"] > ends[1]["accuracy"] + 0.1
+
+
+def test_contrast_of_a_network_of_one_label_at_a_time_is_refused(digits):
+    with pytest.raises(UserError, match="one label at a time"):
+        objective(digits, contrast=1.0).loss(
+            EDMDenoiser(10, SHAPE, **TINY), digits.images, digits.labels, generator()
+        )
 
 
 def test_the_label_is_for_the_energy_and_not_for_the_class(digits):
