@@ -46,8 +46,8 @@ def rebuilt(model: Any, **changes: Any) -> Any:
 @torch.no_grad()
 def diffusion(model: DiffusionClassifier, x: Tensor, y: Tensor, levels: tuple[int, ...]) -> dict[str, Any]:
     """The curve, and the bar. Smaller noise sets are the first levels of the largest."""
-    low, high = model.low, model.high
-    largest = rebuilt(model, levels=max(levels), low=low, high=high)
+    same = {"low": model.low, "high": model.high, "evidence": model.evidence}
+    largest = rebuilt(model, levels=max(levels), **same)
     terms = torch.cat([largest.terms(part) for part in x.split(BATCH)], 1)
     weights = {"elbo": torch.ones_like(largest.sigmas), "uniform": largest.sigmas**2}
     full, verdicts = [], {}
@@ -55,13 +55,13 @@ def diffusion(model: DiffusionClassifier, x: Tensor, y: Tensor, levels: tuple[in
         for count in levels:
             weighted = (terms * weight[:, None, None])[:count].mean(0)
             right = weighted.argmin(1) == y
-            calls = 2 * count * model.num_classes
+            calls = largest.calls_per_image // max(levels) * count
             full.append({"weights": name, "levels": count, "calls": calls, **accuracy(right)})
             if name == "elbo":
                 verdicts[count] = right
     staged = []
     for count in (count for count in levels if count >= 4):
-        smaller = rebuilt(model, levels=count, low=low, high=high)
+        smaller = rebuilt(model, levels=count, **same)
         found = [smaller.predict(part) for part in x.split(BATCH)]
         right = torch.cat([labels for labels, _ in found]) == y
         calls = torch.cat([calls for _, calls in found]).double()

@@ -45,6 +45,9 @@ class DiffusionClassifier(Classifier):
     In terms of the noise that a denoiser predicts, |n - n_hat|^2 = |x - D|^2 / sigma^2 counts alike at every
     level of log sigma here, and at every time step in Li et al.: the levels' law differs.
 
+    ``evidence``: what a nat counts for. A denoiser that was trained to tell the classes apart at a share of
+    their evidence (training/denoising.py) makes differences of classes that much larger than nats.
+
     The density is ``unnormalised``: the integral, a mean over the noise set in place of the
     expectation, is an estimate of a bound, and no bound itself.
     """
@@ -60,19 +63,22 @@ class DiffusionClassifier(Classifier):
         levels: int = 8,
         low: float = 0.1,
         high: float = 1.0,
+        evidence: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if levels < 1 or not over.levels.low <= low < high <= over.levels.high:
+        if levels < 1 or not over.levels.low <= low < high <= over.levels.high or not evidence > 0:
             raise UserError(
                 "this noise set does not fit the denoiser",
-                expected=f"one level or more, low < high within {over.levels.low:g} to {over.levels.high:g}",
-                got=f"levels={levels}, low={low}, high={high}",
+                expected=f"one level or more, low < high within {over.levels.low:g} to {over.levels.high:g}, "
+                "evidence > 0",
+                got=f"levels={levels}, low={low}, high={high}, evidence={evidence}",
             )
         self.denoiser = over
         self.num_classes = over.num_classes
         self.input_shape = over.input_shape
         self.low, self.high, self.span = low, high, math.log(high / low)
+        self.evidence = evidence
         place = (FIRST + GOLDEN * torch.arange(levels, dtype=torch.float64)) % 1
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("sigmas", (low * (self.span * place).exp()).float())
@@ -110,7 +116,7 @@ class DiffusionClassifier(Classifier):
         sigma = self.sigmas[level]
         noisy = x + signs.view(-1, 1, 1, 1) * sigma * self.noise_set[level].to(x)
         estimate = self.denoiser.denoise_pairs(noisy, sigma, rows, labels)
-        return (x[rows] - estimate).square().sum((1, 2, 3)) * self.span / sigma**2
+        return (x[rows] - estimate).square().sum((1, 2, 3)) * (self.evidence * self.span) / sigma**2
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,10 @@
   out at random (Guo et al. 2023).
 - NoisySoftmax, or weight 0: the cross-entropy alone.
 - EDMDenoiser: E lambda(sigma) |D(y; sigma, c) - x|^2 / (sigma^2 d), with labels left out at random.
-- SharedDenoiser: the same, and contrast * the cross-entropy of softmax_k(-t |D(y; sigma, k) - x|^2 / sigma^2),
-  what a diffusion classifier reads at a level (classifiers/diffusion.py), t being EVIDENCE. What the label
-  takes off the error is so little of it that denoising alone learns it last; Li et al. 2026 (MCLR, arXiv
-  2603.22364) raise ratios of likelihoods to the same end.
+- SharedDenoiser: the same, and contrast * the cross-entropy of softmax_k(-t |D(y; sigma, k) - x|^2 /
+  sigma^2), what a diffusion classifier reads at a level (classifiers/diffusion.py), t being EVIDENCE. What
+  the label takes off the error is so little of it that denoising alone learns it last; Li et al. 2026 (MCLR,
+  arXiv 2603.22364) raise ratios of likelihoods to the same end.
 
 Both kinds of denoising are the same loss, since by Tweedie's formula D - x = sigma (sigma grad log p + eps);
 lambda(sigma) = (sigma^2 + sigma_data^2) / sigma_data^2 makes it 1 at every level for a network whose
@@ -30,7 +30,6 @@ from robustgen.errors import UserError
 from robustgen.training import Objective, accuracy
 from robustgen.training.recipe import DenoisingSpec
 from robustgen.types import ConditionalNoise
-
 
 # At 1, its scale in nats, what one noisy picture says of the classes is lost in its own noise: a difference
 # of r^2 nats between two classes comes with a deviation of about 0.8 r. In the first 400 steps on CIFAR-10

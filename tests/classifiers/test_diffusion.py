@@ -88,6 +88,12 @@ def test_staged_prediction_finds_the_largest_logit_with_fewer_calls():
     assert torch.equal(calls, torch.cat([call for _, call in alone]))
 
 
+def test_evidence_is_a_factor_of_the_logits():
+    data, x = mixture(), pictures(5)
+    whole, tenth = (DiffusionClassifier(data, levels=4, evidence=share).double() for share in (1, 0.1))
+    assert torch.allclose(0.1 * whole.logits(x), tenth.logits(x), rtol=1e-12)
+
+
 class Shared(Mixture):
     """One call gives every class's denoised picture."""
 
@@ -138,7 +144,7 @@ def test_it_says_what_it_costs_and_offers():
 
 @pytest.mark.parametrize(
     "options",
-    [{"levels": 0}, {"low": 0.001}, {"high": 1000.0}, {"low": 0.5, "high": 0.5}],
+    [{"levels": 0}, {"evidence": 0.0}, {"low": 0.001}, {"high": 1000.0}, {"low": 0.5, "high": 0.5}],
 )
 def test_noise_sets_that_make_no_sense(options):
     with pytest.raises(UserError):
