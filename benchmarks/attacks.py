@@ -97,7 +97,8 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, eps: float, *, quick: bool) -> di
     """Seconds, the samples left standing, and the model's calls, by this package."""
     plain = PlainClassifier(net, 10, SHAPE).eval()
     began = time.perf_counter()
-    model = FixedBatch(plain, len(x), quick=quick_copy(plain, x[:8]) if quick else None, low=quick, sizes=[])
+    copied = quick_copy(plain, x[:8]) if quick else None
+    model = FixedBatch(plain, len(x), quick=copied, low=quick, sizes=range(1, len(x) + 1))
     model.begin(len(x))
     found = AutoAttack(ThreatModel("linf", eps))(model, x, y, Draws(0, "benchmark", torch.arange(len(x))))
     seconds = time.perf_counter() - began

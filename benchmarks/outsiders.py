@@ -65,7 +65,7 @@ def outsiders(model: Classifier, norm: Norm) -> dict[str, Find]:
 
 def leftover(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
     """Which samples joint-adaptive leaves standing, (n,)."""
-    batched = FixedBatch(model, BATCH, quick=quick_copy(model, x[:8]), sizes=[])
+    batched = FixedBatch(model, BATCH, quick=quick_copy(model, x[:8]), sizes=range(1, BATCH + 1))
     batched.begin(len(x))
     images = JointAdaptive(threat)(batched, x, y, Draws(0, "outsiders", torch.arange(len(x)))).images
     return right(model, verify(threat, x, images).images, y)

@@ -50,7 +50,7 @@ def ours(model: Classifier, threat: ThreatModel, steps: int, example: Tensor) ->
     kernels = pilot(model, example, "auto")
     batched = FixedBatch(
         model, BATCH, quick=quick_copy(model, example[:8]), low=kernels.precision == "bf16",
-        sizes=kernels.sizes or None,
+        sizes=kernels.sizes,
     )  # fmt: skip
     attack = PGD(threat, steps=steps, restarts=1, loss="ce")
 

@@ -40,7 +40,8 @@ def measure(setting: str, data: Dataset) -> dict[str, Any]:
     result: dict[str, Any] = {"setting": setting, "n": len(x)}
     stands = {}
     for kind in ("as_it_is", "thorough"):
-        model = FixedBatch(net, min(BATCH, len(x)), quick=quick_copy(net, x[:8]), sizes=[])
+        batch = min(BATCH, len(x))
+        model = FixedBatch(net, batch, quick=quick_copy(net, x[:8]), sizes=range(1, batch + 1))
         model.begin(len(x))
         attack = AutoAttack(ThreatModel(norm, float(eps)), thorough=kind == "thorough")  # type: ignore[arg-type]
         began = time.perf_counter()

@@ -87,6 +87,7 @@ def evaluate(
     from torch.nn import Module
 
     from robustgen import engine, registry
+    from robustgen.places import place
     from robustgen.report.result import Report
     from robustgen.report.summary import summarise
 
@@ -97,13 +98,15 @@ def evaluate(
         for ref in (registry.resolve(model) if isinstance(model, str) else [registry.given(model)])
     )
     chosen = registry.load_protocol(protocol)
-    outcome = engine.evaluate(refs, chosen, data, Path(out), n=n, root=Path(root) if root else None)
-    content = summarise(Path(out), outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)
-    return Report(Path(out), content, outcome.failures)
+    folder = place(out)
+    outcome = engine.evaluate(refs, chosen, data, folder, n=n, root=Path(root) if root else None)
+    content = summarise(folder, outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)
+    return Report(folder, content, outcome.failures)
 
 
 def render(out: Path | str) -> Path:
     """Write OUT/index.html from what is stored under OUT, and return its path."""
+    from robustgen.places import place
     from robustgen.report.render import render as write_page
 
-    return write_page(Path(out))
+    return write_page(place(out))

@@ -23,10 +23,10 @@ from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
+from robustgen.recalled import load_run
 from robustgen.registry import slug
 from robustgen.store import RunStore
 from robustgen.threat import ThreatModel
-from robustgen.transfer import load_run
 from robustgen.types import ADDED
 from robustgen.worker import Worker
 
@@ -95,7 +95,9 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
     finished = {evaluation.name: store.finished(evaluation.name) for evaluation in evaluations}
     for chunk in left(evaluations, finished, spec["protocol"]["chunk"], n):
         result = worker(chunk)
-        store.write(chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds)
+        store.write(
+            chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds, batch=result.batch
+        )
     return [evaluation.name for evaluation in evaluations]
 
 

@@ -13,9 +13,14 @@ import numpy as np
 AUDIT = "audit"
 """What ``broken_by`` says of a sample that only the audit broke."""
 TARGETED = ("apgd-t", "fab-t")
-"""Stages that aim at one class after another; what low gradients may have cost is sought with these."""
-AUDITED = (*TARGETED, "square")
-"""The stages that an audit repeats where jobs were ended early: all that have many jobs or steps."""
+"""Stages that aim at one class after another."""
+
+
+def repeats(stage: str, *, early: bool) -> bool:
+    """Whether an audit repeats a stage: where jobs were ended ``early``, every one whose jobs can be, which
+    are all but those on the cross-entropy, where no value is an arrival; where gradients alone were low,
+    those that are TARGETED."""
+    return stage != "apgd-ce" if early else stage in TARGETED
 
 
 def audited(survivors: int) -> list[int]:

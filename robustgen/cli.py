@@ -165,7 +165,7 @@ def train(
 
 @app.command(epilog=examples("transfer"))
 def transfer(
-    folder: Annotated[Path, typer.Argument(help="A finished report.")],
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
     code: CodeOption = None,
 ) -> None:
     """Ask every model of a report about the pictures that were made to break the others."""
@@ -267,7 +267,9 @@ def compare(
 
 
 @app.command(epilog=examples("export"))
-def export(folder: Annotated[Path, typer.Argument(help="A finished report.")]) -> None:
+def export(
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
+) -> None:
     """Write a report's robust accuracies as RobustBench's JSON, a file a model and threat."""
     from robustgen.report.robustbench import export as run
 

@@ -77,7 +77,7 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
     worker = Worker(
         model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=size,
         device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
-        sizes=[size // parts for parts in PARTS if size // parts >= LEAST] if trial.sizes else None,
+        sizes=[size // parts for parts in PARTS if size // parts >= LEAST] if trial.sizes else (),
     )  # fmt: skip
     # a full batch is cheaper a picture than a small one
     gain = _seconds(work, model, batch) / batch / (_seconds(work, model, size) / size)

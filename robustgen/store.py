@@ -303,14 +303,15 @@ class RunStore:
                 found += float(metadata[b"seconds"]) * (below / (chunk.stop - chunk.start))
         return found
 
-    def smaller(self, evaluation: str) -> dict[int, int]:
-        """How many samples were computed at a smaller batch than the run's, by that batch."""
+    def smaller(self, evaluation: str, n: int | None = None) -> dict[int, int]:
+        """How many of the first ``n`` samples were computed at a smaller batch than the run's, by batch."""
         found: dict[int, int] = {}
         for chunk, file in self._chunks(evaluation):
             metadata = read_metadata(file)
-            if b"batch" in metadata and self._ours(evaluation, metadata):
+            below = min(n or chunk.stop, chunk.stop) - chunk.start
+            if below > 0 and b"batch" in metadata and self._ours(evaluation, metadata):
                 batch = int(metadata[b"batch"])
-                found[batch] = found.get(batch, 0) + chunk.stop - chunk.start
+                found[batch] = found.get(batch, 0) + below
         return found
 
     def lost(self, evaluation: str, n: int | None = None) -> int:

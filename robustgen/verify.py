@@ -15,9 +15,9 @@ from robustgen import data
 from robustgen.classifiers.base import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
+from robustgen.recalled import load_run
 from robustgen.store import RunStore
 from robustgen.threat import ThreatModel
-from robustgen.transfer import load_run
 from robustgen.worker import Verdict, ask
 
 ATTACKED = ("attack", "detected", "fixed")

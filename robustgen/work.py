@@ -128,7 +128,7 @@ class Work:
                 model, planned.evaluations, source=self.source, seed=self.protocol.seed,
                 batch=kernels["batch"], device=self.device, root=self.root, limit=self.limit,
                 stochastic=spec["model"]["stochastic"], low=kernels["precision"] == "bf16",
-                sizes=kernels["sizes"] or None,
+                sizes=kernels["sizes"],
             )  # fmt: skip
         return lambda chunk: _compute(worker, store, chunk)
 

@@ -60,7 +60,7 @@ class Worker:
         root: Path | None = None,
         stochastic: bool = False,
         low: bool = False,
-        sizes: Sequence[int] | None = None,
+        sizes: Sequence[int] = (),
         limit: float | None = None,
     ) -> None:
         model = model.eval().requires_grad_(False).to(device)

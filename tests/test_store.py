@@ -251,6 +251,11 @@ def with_sides(run: RunStore) -> Chunk:
     return chunk
 
 
+def test_samples_of_a_smaller_batch_are_counted_up_to_n(run: RunStore):
+    with_sides(run)
+    assert [run.smaller("gradients", n) for n in (None, 5, 1)] == [{32: 2}, {32: 2}, {32: 1}]
+
+
 def test_every_byte_of_a_chunk_is_watched_over(run: RunStore):
     """Wherever a byte of the rows is damaged: found, or of no consequence to anything that is read."""
     chunk = with_sides(run)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.attacks.ball import steepest, unit
 from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
 from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
-from robustgen.types import Norm
 
 MOMENTUM = 0.75  # alpha of equation 2
 RHO = 0.75  # a smaller share of steps upwards halves the step size
@@ -148,10 +148,7 @@ class DenseAPGD(APGD):
     def _next(self, state: DenseClimb) -> Tensor:
         """Equation 2: a step along the gradient, then a mean with the way that came before."""
         x, here, size = state.x, state.here, wide(state.size)
-        if self.threat.norm == "linf":
-            stepped = self._project(x, here + size * state.gradient.sign())
-        else:
-            stepped = self._project(x, here + size * unit(state.gradient, self.threat.norm))
+        stepped = self._project(x, here + size * steepest(state.gradient, self.threat.norm))
         a = wide(torch.where(state.step == 0, 1.0, MOMENTUM)).to(x.dtype)
         return self._project(x, here + (stepped - here) * a + (here - state.before) * (1 - a))
 
@@ -273,12 +270,6 @@ def checkpoint_intervals(n_iter: int) -> Tensor:
         intervals[end] = length
         length = max(length - max(int(0.03 * n_iter), 1), max(int(0.06 * n_iter), 1))
     return intervals
-
-
-def unit(x: Tensor, norm: Norm) -> Tensor:
-    """x (batch, ...) scaled to norm 1."""
-    order = torch.inf if norm == "linf" else 2
-    return x / (wide(x.flatten(1).norm(p=order, dim=1)) + 1e-12)
 
 
 def wide(per_row: Tensor) -> Tensor:

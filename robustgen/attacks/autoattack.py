@@ -112,12 +112,13 @@ class Parts(Cascade):
     title: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
     options_type: ClassVar[type[Options]] = Budget
+    budget_type: ClassVar[type[Budget]] = Budget
     defaults: ClassVar[dict[str, Any]] = {}
     shrinking: ClassVar[bool] = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         given = config.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
-        self.budget = Budget(**(self.defaults | given.model_dump(exclude_defaults=True)))
+        self.budget = self.budget_type(**(self.defaults | given.model_dump(exclude_defaults=True)))
         super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
         self.name = given.mark(self.title)
 

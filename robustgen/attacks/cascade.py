@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from robustgen.attacks.search import Found, Search, run
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import usual_view
-from robustgen.audit import AUDIT, AUDITED, TARGETED, audited
+from robustgen.audit import AUDIT, audited, repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
@@ -35,8 +34,9 @@ class Cascade(Attack):
     did, and where it was wrong from the start.
 
     Unless ``thorough``, jobs that will not arrive end early (hope.py). Where they do, or gradients are
-    taken in bfloat16, an audit comes last: on every 8th survivor of the batch, 4 at least, some of the
-    stages again, thoroughly and with float32 gradients. Jobs of a stochastic model never end early.
+    taken in bfloat16, an audit comes last: on every 8th survivor of the batch, 4 at least, the stages that
+    were spared something again, thoroughly and with float32 gradients. Jobs of a stochastic model never
+    end early.
     """
 
     def __init__(self, threat: ThreatModel, names: tuple[str, ...], *, thorough: bool = True) -> None:
@@ -83,7 +83,17 @@ class Cascade(Attack):
             left = left[audited(len(left))]
             for place, stage in enumerate(stages):
                 again = left[robust[left]]
-                if stage.name in (TARGETED if thorough else AUDITED) and len(again):
-                    exact = stage._replace(victim=partial(Victim, low=False))
-                    attack(exact, AUDIT, len(stages) + place, again, True)
+                if repeats(stage.name, early=not thorough) and len(again):
+                    attack(_in_float32(stage), AUDIT, len(stages) + place, again, True)
         return Perturbed(found.images, broken_by)
+
+
+def _in_float32(stage: Stage) -> Stage:
+    """The same stage, whose gradients are not low."""
+
+    def view(model: Classifier) -> Victim:
+        victim = stage.victim(model)
+        victim.low = False
+        return victim
+
+    return stage._replace(victim=view)

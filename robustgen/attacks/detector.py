@@ -103,7 +103,8 @@ SCORED_BY: dict[str, ScoreFunction] = {"log_prob": log_prob, "confidence": confi
 
 class Fitted:
     """A model's detector by a score of SCORED_BY, fitted on ``pictures()`` when it is first asked for;
-    None for a model without that score."""
+    None for a model without that score, or with answers that are random: one draw would decide who is
+    accepted."""
 
     def __init__(self, score: str, rejection: float, pictures: Callable[[], Dataset]) -> None:
         self.score = SCORED_BY[score]
@@ -117,6 +118,8 @@ class Fitted:
         return self._of[1]
 
     def _fit(self, model: Classifier) -> Detector | None:
+        if model.stochastic:
+            return None
         device = next(model.parameters(), torch.zeros(())).device
         if isinstance(model, FixedBatch):  # the same bits, and no calls that a sample of a chunk is charged
             model = FixedBatch(model.model, model.batch, sizes=model.sizes)

@@ -109,7 +109,7 @@ class AutoAttack:
         shape = example.shape[1:]
         plain = PlainClassifier(module, classes, (shape[0], shape[1], shape[2])).eval()
         copied = quick_copy(plain, example[:8]) if isinstance(self.model, nn.Module) else None
-        return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=[])
+        return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=range(1, bs + 1))
 
     def _say(self, model: Classifier, x: Tensor, y: Tensor, broken_by: list[str | None], robust: int) -> None:
         n = len(x)
@@ -118,7 +118,7 @@ class AutoAttack:
         for name in dict.fromkeys(self.attack.names):
             left -= broken_by.count(name)
             self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
-        if self.low or not self.attack.thorough:
+        if self.low or not (self.attack.thorough or model.stochastic):
             found = broken_by.count(AUDIT)
             checked = len(audited(left))
             self.console.print(f"audit in full and in float32: {found} of {checked} survivors broken")

@@ -95,19 +95,8 @@ class FAB(Search):
         )  # fmt: skip
 
     def _next(self, state: Walk, answer: Answer, leave: Tensor) -> Tensor:
-        """Where an iteration that leaves from ``leave`` goes, the model being linear as the ``answer``
-        at ``point`` says (algorithm 1, lines 4 to 9)."""
-        assert answer.loss is not None
-        assert answer.gradient is not None
-        threat, normal = self.threat, answer.gradient.flatten(1)
-        both = torch.stack([leave.flatten(1), state.x.flatten(1)])
-        gap = answer.loss + (normal * (both - state.point.flatten(1))).sum(-1)
-        moves = to_hyperplane(both, normal, gap, threat.norm, threat.box)
-        lengths = _norm(moves, ORDER[threat.norm]).clamp_min(1e-8)
-        alpha = (lengths[0] / lengths.sum(0)).clamp_max(ALPHA_MAX)
-        ahead, from_clean = both + ETA * moves
-        mixed = ahead + alpha[:, None] * (from_clean - ahead)
-        return mixed.clamp(*threat.box).view_as(state.x)
+        """Where an iteration that leaves from ``leave`` goes, by the ``answer`` at ``point``."""
+        return behind_boundary(state.x, leave, state.point, answer, self.threat.norm, self.threat.box)
 
 
 class UntargetedFAB(FAB):
@@ -147,6 +136,24 @@ class LeanUntargetedFAB(LeanFAB, UntargetedFAB):
     """UntargetedFAB that asks once an iteration."""
 
     ranks = False
+
+
+def behind_boundary(
+    x: Tensor, leave: Tensor, asked: Tensor, answer: Answer, norm: Norm, box: tuple[float, float]
+) -> Tensor:
+    """Just behind the boundary, the model being linear as the ``answer`` at ``asked`` says: from ``leave``
+    the shortest way there, drawn a little to where it is nearest to x (algorithm 1, lines 4 to 9)."""
+    assert answer.loss is not None
+    assert answer.gradient is not None
+    normal = answer.gradient.flatten(1)
+    both = torch.stack([leave.flatten(1), x.flatten(1)])
+    gap = answer.loss + (normal * (both - asked.flatten(1))).sum(-1)
+    moves = to_hyperplane(both, normal, gap, norm, box)
+    lengths = _norm(moves, ORDER[norm]).clamp_min(1e-8)
+    alpha = (lengths[0] / lengths.sum(0)).clamp_max(ALPHA_MAX)
+    ahead, from_clean = both + ETA * moves
+    mixed = ahead + alpha[:, None] * (from_clean - ahead)
+    return mixed.clamp(*box).view_as(x)
 
 
 def nearest_boundary(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Answer:

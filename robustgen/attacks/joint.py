@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import Field
 
-from robustgen import config
 from robustgen.attacks.apgd import APGD, apgd
 from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget
 from robustgen.attacks.cascade import Stage
@@ -56,17 +55,15 @@ class JointAdaptive(AutoAttack):
         "Tramer et al. 2020, arXiv:2002.08347"
     )
     title = "joint-adaptive"
-    options_type = JointBudget
+    options_type = budget_type = JointBudget
+    budget: JointBudget
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
-        given = config.validate(JointBudget, options, where=f"options of the attack {self.title!r}")
-        super().__init__(threat, **given.model_dump(exclude={"eot"}, exclude_defaults=True))
-        self.name = given.mark(self.title)
+        super().__init__(threat, **options)
         self.names = STANDARD + ADAPTIVE
-        self.eot = given.eot
 
     def stages(self, model: Classifier) -> list[Stage]:
-        view: View = partial(Averaged, m=self.eot) if model.stochastic else Victim
+        view: View = partial(Averaged, m=self.budget.eot) if model.stochastic else Victim
         standard = [stage._replace(victim=view) for stage in super().stages(model)]
         return standard + self._adaptive(model, view)
 

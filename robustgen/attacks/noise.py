@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustgen import config
+from robustgen.attacks.ball import random_point
 from robustgen.attacks.options import Options
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
@@ -34,9 +34,4 @@ class RandomNoise(Attack):
         self.name = config.validate(Options, options, where="options of the attack 'noise'").mark("noise")
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        if self.threat.norm == "linf":
-            delta = 2 * draws.uniform(*x.shape[1:]) - 1
-        else:
-            normal = draws.normal(*x.shape[1:])
-            delta = normal / torch.linalg.vector_norm(normal, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        return Perturbed(self.threat.project(x, x + self.threat.eps * delta.to(x.device)))
+        return Perturbed(random_point(self.threat, x, draws))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import unit
+from robustgen.attacks.ball import random_point, steepest
 from robustgen.attacks.losses import log_odds
 from robustgen.attacks.victims import usual_view
 from robustgen.classifiers.base import Classifier
@@ -56,8 +56,8 @@ class Fixed(Attack):
         victim = usual_view(model)
         best = x.clone()
         with torch.no_grad():
-            height = self.loss(victim.logits(x).logits, y)
-        point = self._start(x, draws)
+            height = victim.value(victim.see(x), lambda logits: self.loss(logits, y))
+        point = random_point(self.threat, x, draws)
         size = 2.5 * self.threat.eps / self.steps
         for step in range(self.steps + 1):
             answer = victim.gradient(point, lambda logits: self.loss(logits, y))
@@ -66,15 +66,5 @@ class Fixed(Attack):
             better = answer.loss > height
             best[better], height = point[better], torch.maximum(height, answer.loss)
             if step < self.steps:
-                linf = self.threat.norm == "linf"
-                direction = answer.gradient.sign() if linf else unit(answer.gradient, "l2")
-                point = self.threat.project(x, point + size * direction)
+                point = self.threat.project(x, point + size * steepest(answer.gradient, self.threat.norm))
         return Perturbed(best)
-
-    def _start(self, x: Tensor, draws: Draws) -> Tensor:
-        """Uniform in the Linf ball, on the L2 sphere."""
-        shape = x.shape[1:]
-        delta = (
-            draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else unit(draws.normal(*shape), "l2")
-        )
-        return self.threat.project(x, x + self.threat.eps * delta.to(x))

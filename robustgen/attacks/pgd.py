@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustgen import config
-from robustgen.attacks.apgd import unit
+from robustgen.attacks.ball import random_point, steepest
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.options import Options
@@ -54,13 +54,7 @@ class PGDSearch(Search):
         self.losses = [LOSSES[name] for name in (both if options.loss == "both" else (options.loss,))]
 
     def begin(self, start: Start, draws: Draws) -> State:
-        shape = start.x.shape[1:]
-        if self.threat.norm == "linf":
-            delta = draws.uniform(*shape) * 2 - 1
-        else:
-            delta = unit(draws.normal(*shape), "l2")
-        point = self.threat.project(start.x, start.x + self.threat.eps * delta.to(start.x))
-        return State(**start.fields(), point=point)
+        return State(**start.fields(), point=random_point(self.threat, start.x, draws))
 
     def ask(self, victim: Victim, state: State) -> Answer:
         turn = (state.job % len(self.losses))[None, :]
@@ -78,9 +72,8 @@ class PGDSearch(Search):
 
     def step(self, state: State, answer: Answer) -> None:
         assert answer.gradient is not None
-        linf = self.threat.norm == "linf"
-        direction = answer.gradient.sign() if linf else unit(answer.gradient, "l2")
-        state.point = self.threat.project(state.x, state.point + self.size * direction)
+        step = self.size * steepest(answer.gradient, self.threat.norm)
+        state.point = self.threat.project(state.x, state.point + step)
         state.step = state.step + 1
         state.over = state.step > self.steps  # the point after the last step was asked about as well
 

@@ -16,6 +16,7 @@ from torch.autograd.graph import Node
 
 from robustgen.attacks.victim import Answer, Loss, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
 from robustgen.types import ConditionalNoise
 
@@ -92,9 +93,9 @@ class View(Victim):
 class Smoothed(View):
     """The gradient of the mean loss over Gaussian noise of ``sigma`` (pixel units), by ``m`` draws.
 
-    A model that has noise levels is told this one. If its log-joints are densities of noisy pictures,
-    then by Tweedie's formula the gradient of the loss z_k - z_y is [D(x, k) - D(x, y)] / sigma^2, the
-    difference of two denoised pictures. The others are asked about noisy pictures as if they were
+    A model that has noise levels is told the nearest of them. If its log-joints are densities of noisy
+    pictures, then by Tweedie's formula the gradient of the loss z_k - z_y is [D(x, k) - D(x, y)] / sigma^2,
+    the difference of two denoised pictures. The others are asked about noisy pictures as if they were
     clean (Smooth Adversarial Training's attack, Salman et al. 2019, arXiv:1906.04584).
     """
 
@@ -172,14 +173,16 @@ ROUNDING = frozenset(
 
 
 def _hidden_steps(logits: Tensor) -> list[Node]:
-    """The nodes of the graph behind ``logits`` that round or that bring a backward pass of their own."""
+    """The nodes of the graph behind ``logits`` that round or that bring a backward pass of their own, but
+    for ``Recomputed``'s, which is the exact one."""
     todo, seen = [logits.grad_fn], set()
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
             todo += [before for before, _ in node.next_functions]
-    return [node for node in seen if node.name() in ROUNDING or isinstance(node, BackwardCFunction)]
+    own = [n for n in seen if isinstance(n, BackwardCFunction) and n._forward_cls is not Recomputed]
+    return own + [node for node in seen if node.name() in ROUNDING]
 
 
 def _unchanged(

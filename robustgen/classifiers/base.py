@@ -187,19 +187,19 @@ class FixedBatch(Classifier):
 
     ``quick`` is a copy of the model with faster kernels (quick.py), called and counted alike, or
     None; ``low`` says whether attacks take gradients of it in bfloat16. A smaller batch is padded to
-    the next of ``sizes``: sizes at which a row's bits are known to be the same, the full one if None;
-    an empty list pads nothing, for those who do not count on the last bits.
+    the next of ``sizes``, at which a row's bits are known to be the same as at the full one, or to that;
+    with every size among them nothing is padded, which serves those who do not count on the last bits.
     """
 
     def __init__(
         self, model: Classifier, batch: int, *, quick: Classifier | None = None, low: bool = False,
-        sizes: Sequence[int] | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.batch = batch
         self.low = low
-        self.sizes = None if sizes is None else [*sizes]
+        self.sizes = tuple(sizes)
         self.quick = None if quick is None else FixedBatch(quick, batch, sizes=sizes)
         self.num_classes = model.num_classes
         self.input_shape = model.input_shape
@@ -293,8 +293,7 @@ class FixedBatch(Classifier):
             tally.index_add_(0, self._served, share)  # a sample may be served at several points at once
 
     def _pad(self, rows: Tensor) -> Tensor:
-        allowed = [size for size in self.sizes or [] if size >= len(rows)]
-        missing = 0 if self.sizes == [] else min([*allowed, self.batch]) - len(rows)
+        missing = min([self.batch, *(size for size in self.sizes if size >= len(rows))]) - len(rows)
         padding = rows[-1:].detach().expand(missing, *rows.shape[1:])
         return torch.cat([rows, padding]) if missing else rows
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.fab import BETA, ETA, nearest_boundary
-from robustgen.attacks.hyperplanes import to_hyperplane
+from robustgen.attacks.fab import BETA, behind_boundary, nearest_boundary
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier
 
@@ -52,9 +51,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     best, distance = x.clone(), torch.where(right, torch.inf, 0.0).to(x)
     point, answer = x.clone(), first
     for _ in range(steps):
-        assert answer.loss is not None
-        assert answer.gradient is not None
-        point = _next(x, point, answer.loss, answer.gradient)
+        point = behind_boundary(x, point, point, answer, "l2", (0.0, 1.0))
         wrong = victim.logits(point).logits.argmax(1) != y
         far = (point - x).flatten(1).norm(dim=1)
         nearer = wrong & (far < distance)
@@ -67,19 +64,6 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     length = (best - x).flatten(1).double().norm(dim=1)
     label = victim.logits(best).logits.argmax(1)
     return Nearest(best, label, torch.where(found, length, torch.nan), margin, radius)
-
-
-def _next(x: Tensor, point: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
-    """Just behind the boundary of the linear model at ``point``, drawn a little towards where that is
-    nearest to x."""
-    normal = gradient.flatten(1)
-    both = torch.stack([point.flatten(1), x.flatten(1)])
-    gaps = gap + (normal * (both - point.flatten(1))).sum(-1)
-    moves = to_hyperplane(both, normal, gaps, "l2", (0.0, 1.0))
-    lengths = moves.norm(dim=-1).clamp_min(1e-8)
-    alpha = (lengths[0] / lengths.sum(0)).clamp_max(0.1)
-    ahead, from_clean = both + ETA * moves
-    return (ahead + alpha[:, None] * (from_clean - ahead)).clamp(0, 1).view_as(x)
 
 
 def _bisected(victim: Victim, x: Tensor, wrong: Tensor, y: Tensor) -> Tensor:

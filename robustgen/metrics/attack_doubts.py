@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from robustgen.audit import AUDIT, TARGETED
 from robustgen.metrics.estimates import at_ids, common_ids
-from robustgen.metrics.intervals import wilson
-from robustgen.metrics.rows import Evaluation, Rows, Run, is_of
+from robustgen.metrics.intervals import mcnemar, wilson
+from robustgen.metrics.rows import Array, Evaluation, Rows, Run, is_of
 from robustgen.types import ADDED, Flag
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
@@ -18,8 +19,9 @@ ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 AUDIT_GAP = 0.005
 EPS_GAP = 0.02
 NOISE, TRANSFER = "noise", "transfer"
-REFERENCE_TARGETS = 9
-"""How many classes AutoAttack's targeted attacks aim at where an option does not say so."""
+BY_CHANCE = 0.05  # p, above which the verdicts of draws differ by their draws alone
+REFERENCE_TARGETS = {"linf": 9, "l2": 9, "l1": 5}
+"""How many classes the first of AutoAttack's targeted attacks aims at where an option does not say so."""
 # Stages that do without the model's own gradients, and what they take instead.
 WITHOUT_GRADIENTS = {
     "square": "Square, which uses no gradients,",
@@ -73,12 +75,12 @@ def _easier_than_clean(run: Run) -> Iterator[Flag]:
     clean = run.first("clean")
     for evaluation, rows in _searches(run) if clean else ():
         ids = common_ids([clean, rows])  # type: ignore[list-item]
-        before, after = at_ids(clean, ids).sum(), at_ids(rows, ids).sum()  # type: ignore[arg-type]
-        if after > before:
+        before, after = at_ids(clean, ids), at_ids(rows, ids)  # type: ignore[arg-type]
+        if _fewer(before, after, rows.stochastic):
             yield Flag(
                 run.model, evaluation.name, "easier_than_clean", "error",
-                f"{after} of {len(ids)} right under attack, {before} without: the attack does not work "
-                "on this model. See whether its gradients are usable ('robustgen check MODEL').",
+                f"{after.sum()} of {len(ids)} right under attack, {before.sum()} without: the attack does "
+                "not work on this model. See whether its gradients are usable ('robustgen check MODEL').",
             )  # fmt: skip
 
 
@@ -89,15 +91,24 @@ def _weaker_than_noise(run: Run) -> Iterator[Flag]:
             continue
         for evaluation, rows in _searches(run):
             ids = common_ids([noisy, rows])
-            by_noise, by_attack = (int(at_ids(r, ids).sum()) for r in (noisy, rows))
-            same_norm = evaluation.detail["norm"] == noise.detail["norm"]
-            if same_norm and evaluation.detail["eps"] >= noise.detail["eps"] and by_noise < by_attack:
+            by_noise, by_attack = (at_ids(r, ids) for r in (noisy, rows))
+            no_smaller = (
+                evaluation.detail["norm"] == noise.detail["norm"]
+                and evaluation.detail["eps"] >= noise.detail["eps"]
+            )
+            if no_smaller and _fewer(by_noise, by_attack, rows.stochastic):
                 yield Flag(
                     run.model, evaluation.name, "weaker_than_noise", "error",
-                    f"{by_attack} of {len(ids)} right under this attack, {by_noise} under random noise "
-                    f"({noise.name}): the attack is weaker than no search at all. "
+                    f"{by_attack.sum()} of {len(ids)} right under this attack, {by_noise.sum()} under random "
+                    f"noise ({noise.name}): the attack is weaker than no search at all. "
                     "Its robust accuracy says nothing; look for masked gradients.",
                 )  # fmt: skip
+
+
+def _fewer(a: Array, b: Array, stochastic: bool) -> bool:
+    """Whether fewer are right in ``a`` than in ``b``: of a stochastic model, by more than by chance."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return only_a < only_b and (not stochastic or mcnemar(only_a, only_b) < BY_CHANCE)
 
 
 def _not_monotone(run: Run) -> Iterator[Flag]:
@@ -171,11 +182,13 @@ def _undefended(run: Run) -> Iterator[Flag]:
 
 
 def _audit(run: Run) -> Iterator[Flag]:
-    """Work that was saved: how many survivors an attack in full breaks."""
+    """Work that was saved: how many survivors an attack in full breaks. Where draws are by chunk, of a
+    stochastic model or in an outside attack, none was."""
     low = run.spec["kernels"].get("precision") == "bf16"
     for evaluation, rows in _searches(run):
         early = not evaluation.detail.get("thorough", True)
-        if not (low or early) or not _targeted(evaluation):
+        spared = (low or early) and not (rows.seeded_by == "chunk").any()
+        if not spared or not _targeted(evaluation):
             continue
         found = rows.broken_by == AUDIT
         k, m = int(found.sum()), int(np.isin(rows.ids, evaluation.audited).sum())
@@ -203,8 +216,11 @@ def _added(run: Run) -> Iterator[Flag]:
             continue
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [own for e, own in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] <= eps]
-        ids = common_ids([rows, *own])
-        left = np.logical_and.reduce([at_ids(r, ids) for r in own]) if own else np.ones(len(ids), dtype=bool)
+        before = [*own, *(clean for _, clean in run.of_kind("clean"))]
+        if not before:
+            continue
+        ids = common_ids([rows, *before])
+        left = np.logical_and.reduce([at_ids(r, ids) for r in before])
         broken = int((left & ~at_ids(rows, ids)).sum())
         if broken:
             yield Flag(
@@ -218,18 +234,24 @@ def _added(run: Run) -> Iterator[Flag]:
 def _few_classes(run: Run) -> Iterator[Flag]:
     """Losses and targets that a model has too few classes for."""
     classes = run.spec["model"]["num_classes"]
-    targeted = [evaluation for evaluation, _ in _searches(run) if _targeted(evaluation)]
-    asked = [
-        int(spec["options"].get("n_target_classes", REFERENCE_TARGETS))
-        for spec in run.spec["protocol"]["evaluations"]
-        if any(is_of(evaluation.detail, str(spec.get("attack"))) for evaluation in targeted)
-    ]
-    wanted = max(asked, default=REFERENCE_TARGETS)
-    if not targeted or classes > wanted:
-        return
-    margin = "; the targeted DLR loss needs 4 classes and gave way to the margin" if classes < 4 else ""
-    yield Flag(
-        run.model, "", "few_classes", "info",
-        f"{', '.join(e.name for e in targeted)}: with {classes} classes there are fewer to aim at than "
-        f"the {wanted} asked for{margin}. Nothing is left out, since every other class is aimed at.",
-    )  # fmt: skip
+    for evaluation, _ in _searches(run):
+        wanted = _aims_at(run, evaluation)
+        if not _targeted(evaluation) or classes > wanted:
+            continue
+        margin = "; the targeted DLR loss needs 4 classes and gave way to the margin" if classes < 4 else ""
+        yield Flag(
+            run.model, evaluation.name, "few_classes", "info",
+            f"With {classes} classes there are fewer to aim at than the {wanted} asked for{margin}. Nothing "
+            "is left out, since every other class is aimed at.",
+        )  # fmt: skip
+
+
+def _aims_at(run: Run, evaluation: Evaluation) -> int:
+    """How many classes an attack was to aim at, by the options of its line of the protocol."""
+    options: dict[str, Any] = {}
+    name = ""
+    for spec in run.spec["protocol"]["evaluations"]:
+        asked = str(spec.get("attack", ""))
+        if len(asked) > len(name) and is_of(evaluation.detail, asked):  # of fab and fab-t the longer
+            name, options = asked, spec["options"]
+    return int(options.get("n_target_classes", REFERENCE_TARGETS[evaluation.detail["norm"]]))

@@ -10,6 +10,7 @@ import numpy as np
 
 from robustgen.metrics import calibration, selective
 from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.corrupted import families
 from robustgen.metrics.estimate import Estimate, Statistic, common_ids, resampled
 from robustgen.metrics.rows import Rows, Run, log_softmax
 from robustgen.types import Metric
@@ -21,7 +22,7 @@ HIGHER = {"brier_reliability": False, "brier_resolution": True, "brier_uncertain
 
 def calibrated(run: Run) -> Iterator[Estimate]:
     """ECE and its kin, Brier with its parts, AURC: of the clean pictures, of those after a fixed attack on
-    the label (variants: none, ``temperature``), and of all corrupted ones together (``all``,
+    the label (variants: none, ``temperature``), and of all corrupted ones of a family together (``all``,
     ``all-temperature``)."""
     if run.first("clean") is None:
         return
@@ -38,12 +39,12 @@ def calibrated(run: Run) -> Iterator[Estimate]:
             for variant, scale in scales.items():
                 table = _Table(rows.logits / scale, rows.labels, rows.ids)
                 yield from _measures(run, evaluation.name, variant, table)
-    cells = [rows for _, rows in run.of_kind("corruption")]
-    ids = common_ids(cells) if cells else np.array([])
-    if len(ids):
-        for variant, scale in scales.items():
-            name = "-".join(filter(None, ("all", variant)))
-            yield from _measures(run, "corruptions", name, _pooled(cells, ids, scale))
+    for name, family in families(run).items():
+        cells = [rows for _, rows in family]
+        ids = common_ids(cells)
+        for variant, scale in scales.items() if len(ids) else ():
+            table = _pooled(cells, ids, scale)
+            yield from _measures(run, name, "-".join(filter(None, ("all", variant))), table)
 
 
 class _Table:

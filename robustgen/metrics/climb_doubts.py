@@ -41,9 +41,10 @@ def _zero(climbs: pd.DataFrame) -> str | None:
     zero, ce = (int((climbs[f"{name}_zero"] == 1).sum()) for name in ("gradient", "ce_gradient"))
     if max(zero, ce) <= ZERO_SHARE * len(climbs):
         return None
-    which = "gradient is" if zero else "cross-entropy's gradient is"
+    of_all = zero > ZERO_SHARE * len(climbs)
+    which, met = ("gradient is", zero) if of_all else ("cross-entropy's gradient is", ce)
     return (
-        f"APGD's way up meets points where the {which} exactly 0, on {zero or ce} of {len(climbs)} "
+        f"APGD's way up meets points where the {which} exactly 0, on {met} of {len(climbs)} "
         "pictures: an attack stands still there. "
         "Attack with joint-adaptive, which estimates gradients from the logits, and with square."
     )

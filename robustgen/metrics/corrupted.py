@@ -17,7 +17,7 @@ Accuracy = Callable[[Run, str, str, Rows], Iterator[Estimate]]
 Cells = list[tuple[Evaluation, Rows]]
 NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 COMMON = 15
-"""Types of the published benchmark; its four extra ones are in no mean."""
+"""Types of the published benchmark, without its four extra ones."""
 
 
 def corrupted(run: Run, accuracy: Accuracy) -> Iterator[Estimate]:
@@ -27,13 +27,19 @@ def corrupted(run: Run, accuracy: Accuracy) -> Iterator[Estimate]:
     worst of these. Types with a prefix (imagenet-c) are summed up by themselves. The means resample
     pictures, each with all its corrupted versions: versions of one picture are not independent.
     """
-    cells = list(run.of_kind("corruption"))
-    for evaluation, rows in cells:
+    for evaluation, rows in run.of_kind("corruption"):
         yield from accuracy(run, evaluation.name, "corruption_accuracy", rows)
-    families = {e.detail["type"].rpartition(":")[0] for e, _ in cells}
-    for family in sorted(families):
-        chosen = [cell for cell in cells if cell[0].detail["type"].rpartition(":")[0] == family]
-        yield from _summed_up(run, f"corruptions-{family}" if family else "corruptions", chosen)
+    for name, chosen in families(run).items():
+        yield from _summed_up(run, name, chosen)
+
+
+def families(run: Run) -> dict[str, Cells]:
+    """The cells that are summed up together, by the name of their sum: plain types, and those of a prefix."""
+    found: dict[str, Cells] = {}
+    for evaluation, rows in run.of_kind("corruption"):
+        family = evaluation.detail["type"].rpartition(":")[0]
+        found.setdefault(f"corruptions-{family}" if family else "corruptions", []).append((evaluation, rows))
+    return dict(sorted(found.items()))
 
 
 def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:

@@ -38,7 +38,7 @@ def psnr(table: pd.DataFrame, column: str) -> Resampled:
         return Resampled(float(value), -10 * np.log10(sums[:, 0] / sums[:, 1]))
 
 
-def psnr_gain(table: pd.DataFrame, column: str = "model_error", bar: str = "wiener_error") -> Resampled:
-    """PSNR of ``column`` minus PSNR of ``bar`` on the same noisy pictures, in dB; higher is better."""
-    own, other = psnr(table, column), psnr(table, bar)
+def psnr_gain(table: pd.DataFrame) -> Resampled:
+    """PSNR of the model minus the Wiener filter's on the same noisy pictures, in dB; higher is better."""
+    own, other = psnr(table, "model_error"), psnr(table, "wiener_error")
     return Resampled(own.value - other.value, own.replicates - other.replicates)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -137,6 +136,5 @@ def _likelihood(run: Run) -> Iterator[Estimate]:
 
 
 def is_finite(metric: Metric) -> bool:
-    """Whether a number can stand in a report: its value and, where it has one, its interval."""
-    values = [getattr(metric, f.name) for f in fields(metric) if f.name in ("value", "ci_low", "ci_high")]
-    return all(math.isfinite(value) for value in values)
+    """Whether a number can stand in a report: its value and its interval."""
+    return all(map(math.isfinite, (metric.value, metric.ci_low, metric.ci_high)))

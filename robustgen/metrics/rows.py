@@ -156,7 +156,7 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else NOBODY
         beside = TABLES.get(detail["kind"])
         lost = store.lost(name, n) if beside else 0
-        smaller = store.smaller(name)
+        smaller = store.smaller(name, n)
         evaluations[name] = Evaluation(detail, rows, min(n or size, size), smaller, lost, audited)
         if beside and rows is not None:
             found = store.table(name, beside, n)

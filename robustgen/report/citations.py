@@ -44,7 +44,8 @@ METRICS = {
     "ece": ("guo2017calibration",),
     "adaptive_ece": ("nguyen2015posterior",),
     "brier": ("brier1950verification",),
-    "aurc": ("geifman2017selective",),
+    "aurc": ("geifman2019bias",),
+    "e_aurc": ("geifman2019bias",),
     "corruption_accuracy": ("hendrycks2019benchmarking",),
     "guidance_gain": ("karras2022elucidating",),
 }

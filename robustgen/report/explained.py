@@ -9,7 +9,7 @@ import pandas as pd
 
 from robustgen.metrics.rows import Run
 from robustgen.report.columns import format_interval, format_value, sigma_text
-from robustgen.report.pictures import SEARCHED, Gallery, Picture, png, signed_png
+from robustgen.report.pictures import SEARCHED, Gallery, Picture, given, signed_png
 from robustgen.report.plots import Chart, Series
 from robustgen.report.sections import Figure, by_key, names_of
 from robustgen.store import RunStore
@@ -131,8 +131,8 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     first = next(iter(rows.values()))
     sigmas = sorted(first.index)
     shape = clean.shape[1:]
-    given = [[*_given(first.loc[s], clean[sample], shape)] for s in sigmas]
-    shown = [(model, [_ways(t.loc[s], shape, s == sigmas[0]) for s in sigmas]) for model, t in rows.items()]
+    shown = [("given to all", [given(first.loc[s], clean[sample]) for s in sigmas])]
+    shown += [(model, [_ways(t.loc[s], shape, s == sigmas[0]) for s in sigmas]) for model, t in rows.items()]
     intro = (
         f"Sample {sample} at {len(sigmas)} noise levels. Given to all: the picture, the noisy one, and the "
         "reference denoiser's answer. Of each model: its nearest wrong picture's perturbation, then what its "
@@ -142,7 +142,7 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
         "0; each picture is scaled to its own largest pixel, which stands below it."
     )
     heads = [sigma_text(s) for s in sigmas]
-    return Gallery("Whose gradients mean something", intro, heads, [("given to all", given), *shown])
+    return Gallery("Whose gradients mean something", intro, heads, shown)
 
 
 def _stored(store: RunStore, run: Run) -> pd.DataFrame | None:
@@ -159,15 +159,6 @@ def _sample(tables: dict[str, pd.DataFrame]) -> int | None:
     ids = set.intersection(*(set(t["sample_id"]) for t in tables.values()))
     moved = {i: sum((t["distance"][t["sample_id"] == i] > 0).any() for t in tables.values()) for i in ids}
     return min(ids, key=lambda i: (-moved[i], i), default=None)
-
-
-def _given(row: pd.Series, clean: Array, shape: tuple[int, ...]) -> list[Picture]:
-    noisy, reference = (_picture(row[name], shape) for name in ("noisy", "reference"))
-    return [
-        Picture(png(clean), "clean picture", "clean"),
-        Picture(png(noisy), "noisy picture", "noisy"),
-        Picture(png(reference), "answer of the reference denoiser", "reference"),
-    ]
 
 
 def _ways(row: pd.Series, shape: tuple[int, ...], first: bool) -> list[Picture]:

@@ -147,13 +147,9 @@ def _turned(run: Run, rows: Rows) -> list[int]:
 
 
 def _labelled(runs: list[Run], picture: Array, sample: int, names: list[str]) -> Picture:
-    labels = {
-        int(i): int(y)
-        for run in runs
-        for _, rows in run.of_kind("attack")
-        for i, y in zip(rows.ids, rows.labels, strict=True)
-    }
-    label = _name(names, labels[sample])
+    several = (rows for run in runs for _, rows in run.of_kind("attack") if sample in rows.ids)
+    rows = next(several)
+    label = _name(names, int(rows.labels[np.searchsorted(rows.ids, sample)]))
     return Picture(png(picture), f"clean picture of {label}", label)
 
 
@@ -197,7 +193,7 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     if not samples:
         return None
     first, shape = next(iter(tables.values())), clean.shape[1:]
-    rows = [("given to all", [_given(first.loc[i], clean[i]) for i in samples])]
+    rows = [("given to all", [given(first.loc[i], clean[i]) for i in samples])]
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
         f"Noise of {sigma_text(sigma)} was added, and one reference denoiser, the same for all, removes it. "
@@ -217,7 +213,8 @@ def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
     return pd.DataFrame()
 
 
-def _given(row: pd.Series, clean: Array) -> list[Picture]:
+def given(row: pd.Series, clean: Array) -> list[Picture]:
+    """What all models are given: the clean picture, and from ``row`` the noisy one and its denoised one."""
     noisy, reference = (
         np.asarray(row[c], dtype=np.float64).reshape(clean.shape) for c in ("noisy", "reference")
     )

@@ -242,10 +242,10 @@ def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figu
     floor = -2 * max(high, 10.0)  # a gradient that means nothing can do harm without bounds
     chart = Chart(
         title, words, "noise σ (pixel units)", "error removed, %", lines,
-        y_range=(max(low, floor), 1.05 * high), zero_line=True,
+        y_range=(min(0.0, max(low, floor)), 1.05 * high), zero_line=True,
     )  # fmt: skip
     note = "" if low >= floor else f"Lines that leave below {floor:.0f} % are cut off.".replace("-", "−")
-    return Figure(title, chart.svg(), [(s.name, s.index) for s in lines], note)
+    return drawn_figure(title, chart, note)
 
 
 def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:

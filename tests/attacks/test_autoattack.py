@@ -23,8 +23,10 @@ from robustgen.attacks.autoattack import (
     scaled,
 )
 from robustgen.attacks.fab import FAB
+from robustgen.attacks.joint import ADAPTIVE
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.square import Square
+from robustgen.audit import repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError
@@ -196,3 +198,5 @@ def test_only_what_an_audit_follows_ends_jobs_early() -> None:
     assert AutoAttack(threat, thorough=True).name == "autoattack-thorough"
     assert AutoAttackRand(threat).thorough
     assert ApgdT(threat).thorough
+    early = (*STANDARD[1:], *PLUS[1:], *ADAPTIVE)
+    assert all(repeats(name, early=True) for name in early)

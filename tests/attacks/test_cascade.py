@@ -186,6 +186,35 @@ def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -
         assert (again > most).nonzero().squeeze(1).tolist() == audited(40)
 
 
+def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_stage_did() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watched(Victim):
+        def __init__(self, model: Classifier, name: str) -> None:
+            super().__init__(model)
+            self.name = name
+
+        def logits(self, x: Tensor) -> Answer:
+            seen.append((self.name, self.low))
+            return super().logits(x)
+
+    stages = [
+        Stage(name, Up(0.01), lambda model, name=name: Watched(model, name))
+        for name in ("apgd-ce", "apgd-margin", "fab", "apgd-t", "square")
+    ]
+    cascade = Steps()
+    cascade.stages = lambda model: stages  # type: ignore[method-assign]
+    x, y, draws = greys(0.1, 0.2)
+    model = FixedBatch(Grey(), 2, low=True)
+    names = [stage.name for stage in stages]
+    for thorough, again in ((False, names[1:]), (True, ["apgd-t"])):
+        cascade.thorough = thorough
+        seen.clear()
+        model.begin(2)
+        assert cascade(model, x, y, draws).broken_by == [None, None]
+        assert seen == [(name, True) for name in names] + [(name, False) for name in again]
+
+
 def test_an_audit_of_no_survivors_and_of_a_cascade_without_its_stages() -> None:
     model, _, _, threat = breakable(low=True)
     x = away_from_the_box(40)

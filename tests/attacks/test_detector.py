@@ -173,6 +173,12 @@ def test_a_model_without_the_score_is_left_alone() -> None:
     assert not Judged(fitted)(model, x)
 
 
+def test_a_stochastic_model_has_no_detector_since_one_draw_would_decide() -> None:
+    plane = Plane()
+    plane.stochastic = True
+    assert Fitted("log_prob", 0.05, calibration_pictures)(FixedBatch(plane, 8)) is None
+
+
 def test_what_cannot_be_fitted_is_said() -> None:
     images = torch.rand(10, 1, 1, 2)
     with pytest.raises(UnsupportedError, match="no log p"):

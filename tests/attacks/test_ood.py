@@ -67,6 +67,23 @@ def test_the_energy_moves_as_far_as_the_dual_norm_allows(
     assert attack.threat.contains(X, found).all()
 
 
+class Shaken(Sloped):
+    """The same, 8 above it, where log-probabilities have a logsumexp of 0; its draws differ a little."""
+
+    stochastic = True
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        return super().logits(x) + 8 + 0.01 * torch.randn(len(x), 1)
+
+
+@pytest.mark.parametrize(("foreign", "way"), [(True, 1), (False, -1)])
+def test_a_stochastic_models_energy_moves_too(foreign: bool, way: int) -> None:
+    torch.manual_seed(0)
+    found = Fixed(ThreatModel("linf", EPS["linf"]), "energy", foreign=foreign)(Shaken(), X, Y, draws()).images
+    plain = Sloped()
+    is_the_most((plain.logits(found) - plain.logits(X))[:, 0], [way] * 6, plain.w, "linf")
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_labels_odds_fall_as_far_as_they_can_whether_right_or_wrong(norm: Literal["linf", "l2"]) -> None:
     model = two_classes()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustgen import load_data, load_model
 from robustgen.attacks.losses import margin, targeted_margin
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import Averaged, Estimated, Smoothed, Straight, hides_gradients, noise_at
@@ -226,6 +227,16 @@ def test_a_hidden_gradient_is_found_and_the_loss_is_the_models_own(kind: type[Li
 def test_an_honest_model_hides_nothing() -> None:
     assert not hides_gradients(Linear())
     assert not hides_gradients(FixedBatch(Mixture(), 4))
+
+
+@pytest.mark.parametrize("name", ["diffusion-digits", "score-digits"])
+def test_a_graph_that_is_built_anew_for_its_gradient_hides_nothing(name: str) -> None:
+    model = load_model(name)
+    assert not hides_gradients(model)
+    x, y = load_data("digits").images[:2], torch.tensor([0, 1])
+    ours = Straight(Victim(model)).direction(x, lambda z: margin(z, y))
+    theirs = Victim(model).gradient(x, lambda z: margin(z, y)).gradient
+    assert torch.equal(ours, theirs)
 
 
 def test_the_mean_over_noise_sees_past_rounding() -> None:

@@ -84,6 +84,19 @@ def test_an_attack_that_breaks_less_than_noise_is_an_error(
         )
 
 
+@pytest.mark.parametrize(("regained", "lost", "flagged"), [(6, 5, False), (12, 1, True)])
+def test_the_luck_of_a_stochastic_models_draws_is_no_error(regained: int, lost: int, flagged: bool) -> None:
+    before = np.array(verdicts(60))
+    after = before.copy()
+    after[60 : 60 + regained], after[:lost] = True, False
+    clean, attacked, noisy = (
+        rows(r.tolist(), draws=[32] * 100, draws_correct=(32 * r).tolist()) for r in (before, after, before)
+    )
+    found = flags(run((CLEAN, clean), (attack("pgd"), attacked), (attack("noise"), noisy)))
+    assert ({"easier_than_clean", "weaker_than_noise"} <= set(found)) == flagged
+    assert flagged or not found
+
+
 @pytest.mark.parametrize(("regained", "flagged"), [(2, False), (3, True)])
 def test_samples_that_a_larger_ball_gives_back_are_counted_one_by_one(regained: int, flagged: bool) -> None:
     small = np.array(verdicts(60))
@@ -165,6 +178,10 @@ def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
     assert "thorough: true" in early.message
     assert "bfloat16" not in early.message
     assert "audit" not in flags(run((attack("pgd"), rows(64)), precision="bf16"))
+    # pyautoattack's code and stochastic models are spared nothing
+    by_chunk = rows(64, seeded_by=["chunk"] * 64)
+    spared = attack("autoattack", cascade=STANDARD) | {"thorough": False}
+    assert "audit" not in flags(run((spared, by_chunk), precision="bf16", classes=10))
 
 
 @pytest.mark.parametrize(
@@ -191,3 +208,24 @@ def test_too_few_classes_for_a_targeted_attack(
     if says:
         assert says in found["few_classes"].message
     assert flags(run(plain, classes=classes, specs=specs)) == {}
+
+
+def test_the_classes_aimed_at_are_those_of_norm_and_attack() -> None:
+    in_l1 = (attack("autoattack", norm="l1", cascade=STANDARD), rows())
+    assert flags(run(in_l1, classes=8)) == {}  # 5 of 7 are aimed at
+    assert "the 5 asked for" in flags(run(in_l1, classes=5))["few_classes"].message
+    specs = [
+        {"kind": "attack", "attack": "fab", "options": {"n_target_classes": 3}},
+        {"kind": "attack", "attack": "fab-t", "options": {}},
+    ]
+    assert "few_classes" in flags(run((attack("fab-t"), rows()), classes=8, specs=specs))
+
+
+def test_pictures_from_elsewhere_break_what_was_right_and_what_own_searches_of_their_threat_left() -> None:
+    clean, added = rows(verdicts(90)), attack("added") | {"added": {"file": "f.npz"}}
+    broken = rows([False] * 2 + verdicts(88, 98))
+    for norm, left in (("l2", 90), ("linf", 50)):
+        found = flags(run((CLEAN, clean), (attack("pgd", norm=norm), rows(verdicts(50))), (added, broken)))
+        assert found["broken_elsewhere"].message.startswith(f"2 of {left} samples")
+    wrong_already = rows([True] * 90 + [False] * 10)
+    assert flags(run((CLEAN, clean), (added, wrong_already))) == {}

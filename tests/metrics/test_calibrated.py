@@ -111,12 +111,14 @@ def measured(*parts: tuple[str, Evaluation]) -> dict[Key, Metric]:
 
 def test_corrupted_pictures_are_pooled_and_a_temperature_is_applied_to_all() -> None:
     first, second = LOGITS[:100] + RNG.normal(0, 2, (100, 7)), LOGITS[:100] + RNG.normal(0, 4, (100, 7))
+    fewer = rows(second[10:], LABELS[10:100], np.arange(10, 100))
     found = measured(
         evaluation("clean", "clean", rows(LOGITS[:100], LABELS[:100])),
         evaluation("calibration", "calibration", rows(LOGITS[100:], LABELS[100:])),
-        evaluation("noise-1", "corruption", rows(first, LABELS[:100])),
-        # the second lacks ten pictures: only what both have is pooled
-        evaluation("noise-2", "corruption", rows(second[10:], LABELS[10:100], np.arange(10, 100))),
+        evaluation("noise-1", "corruption", rows(first, LABELS[:100]), type="noise"),
+        # which lacks ten pictures: only what both have is pooled
+        evaluation("noise-2", "corruption", fewer, type="noise"),
+        evaluation("c-noise-1", "corruption", rows(second, LABELS[:100]), type="imagenet-c:noise"),
     )
     t = found[Key("calibration", "", "temperature")].value
     both, labels = np.concatenate([first[10:], second[10:]]), np.tile(LABELS[10:100], 2)
@@ -129,6 +131,8 @@ def test_corrupted_pictures_are_pooled_and_a_temperature_is_applied_to_all() -> 
             calibration.brier(p, labels).value
         )
         assert Key("corruptions", variant, "aurc") in found
+        alone = calibration.ece(np.exp(log_softmax(second / scale)), LABELS[:100]).value
+        assert found[Key("corruptions-imagenet-c", variant, "ece")].value == pytest.approx(alone)
     assert Key("clean", "temperature", "classwise_ece") in found
     assert all(m.ci_low <= m.value <= m.ci_high for m in found.values())
 

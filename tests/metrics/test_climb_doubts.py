@@ -82,3 +82,14 @@ def test_a_bad_share_is_flagged_and_one_less_is_not(
 def test_samples_that_are_wrong_anyway_and_empty_tables_say_nothing() -> None:
     assert flags({"fall": 5.0}, 20, right=0) == {}
     assert flags({}, 0, n=0) == {}
+
+
+def test_a_few_zeros_of_all_logits_do_not_hide_many_of_the_cross_entropys() -> None:
+    table = pd.DataFrame([GOOD | {"ce_gradient_zero": float(i < 60)} for i in range(200)])
+    table = table.assign(sample_id=range(200))
+    table.loc[0, "gradient_zero"] = 1.0
+    found = run((CLIMBS, rows(200)))
+    evaluation = found.evaluations["climbs"]
+    assert evaluation.rows is not None
+    (flag,) = climb_doubts(found, evaluation, evaluation.rows, table)
+    assert "where the cross-entropy's gradient is exactly 0, on 60 of 200" in flag.message

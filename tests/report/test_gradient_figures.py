@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from robustgen.metrics.rows import Run
 from robustgen.registry import ZooModel, model_folders
 from robustgen.report import pictures
 from robustgen.report.explained import explained_figures, explained_gallery, sentence
+from robustgen.report.plots import BOTTOM, Chart
 from robustgen.report.render import render
+from robustgen.report.sections import gradient_charts
 from robustgen.report.summary import summarise
 from robustgen.store import RunStore
 
@@ -147,3 +150,20 @@ def test_what_the_data_do_not_allow_is_said() -> None:
     assert {r["evaluation"] for r in found.refused} == {"efficiency", "explained"}
     with pytest.raises(UserError, match="needs more of them"):
         plan(protocol(SWEEP[:8]), load("digits"))
+
+
+def test_the_line_of_no_gain_lies_within_the_chart_where_all_gain() -> None:
+    gains = {"sigma-0.2": (0.03, 0.05, 0.06), "sigma-0.4": (0.09, 0.1, 0.15)}
+    metrics = [
+        {
+            "model": "m", "evaluation": "gradients", "variant": variant, "metric": "guidance_gain",
+            "ci_low": low, "value": value, "ci_high": high,
+        }
+        for variant, (low, value, high) in gains.items()
+    ]  # fmt: skip
+    readout = {"name": "gradients", "kind": "gradients", "sigmas": [0.2, 0.4]}
+    content = {"models": [{"name": "m", "evaluations": [readout]}], "metrics": metrics}
+    (figure,) = [f for f in gradient_charts(content) if f.title == "Guidance gain"]
+    (line,) = re.findall(r'<polyline class="reference"[^>]*points="([^"]*)"', figure.svg)
+    heights = {float(point.split(",")[1]) for point in line.split()}
+    assert heights == {Chart("", "", "", "", []).height - BOTTOM}

@@ -1,0 +1,29 @@
+"""Ways about the ball of a threat in Linf and L2: a random point of it, and the steepest step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustgen.draws import Draws
+from robustgen.threat import ThreatModel
+from robustgen.types import Norm
+
+
+def random_point(threat: ThreatModel, x: Tensor, draws: Draws) -> Tensor:
+    """A point around each picture of x (batch, ...): uniform in the Linf ball, on the L2 sphere, and then
+    clipped to the box."""
+    shape = x.shape[1:]
+    delta = draws.uniform(*shape) * 2 - 1 if threat.norm == "linf" else unit(draws.normal(*shape), "l2")
+    return threat.project(x, x + threat.eps * delta.to(x))
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of norm 1 along which a loss with this gradient (batch, ...) rises most."""
+    return gradient.sign() if norm == "linf" else unit(gradient, "l2")
+
+
+def unit(x: Tensor, norm: Norm) -> Tensor:
+    """x (batch, ...) scaled to norm 1."""
+    length = x.flatten(1).norm(p=torch.inf if norm == "linf" else 2, dim=1)
+    return x / (length.view(-1, 1, 1, 1) + 1e-12)
