@@ -125,24 +125,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("model", nargs="?", help="a name of the zoo (default: diffusion-DATA and score-DATA)")
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--model", help="the diffusion classifier (default: diffusion-DATA)")
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="sizes of the full noise set")
     parser.add_argument("--split", default="test", choices=["test", "calibration"])
     parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--n-more", type=int, default=100, help="pictures for the dearer flows")
-    parser.add_argument("--only", choices=["diffusion", "score"])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     part = data.load(arguments.data, arguments.split).slice(0, arguments.n)
     x, y = part.images, part.labels
     result: dict[str, Any] = {"data": arguments.data, "split": arguments.split, "n": len(x)}
     began = time.perf_counter()
-    if arguments.only != "score":
-        model = load_model(arguments.model or f"diffusion-{arguments.data}")
-        result["diffusion"] = diffusion(model, x, y, tuple(arguments.levels))
-    if arguments.only != "diffusion":
-        result["score"] = score(load_model(f"score-{arguments.data}"), x, y, arguments.n_more)
+    both = (f"diffusion-{arguments.data}", f"score-{arguments.data}")
+    for name in (arguments.model,) if arguments.model else both:
+        model = load_model(name)
+        if isinstance(model, DiffusionClassifier):
+            result["diffusion"] = diffusion(model, x, y, tuple(arguments.levels))
+        elif isinstance(model, ScoreClassifier):
+            result["score"] = score(model, x, y, arguments.n_more)
+        else:
+            parser.error(f"{name} is neither a diffusion classifier nor a score-based one")
     result["seconds"] = round(time.perf_counter() - began, 1)
     print(json.dumps(result, indent=1) if arguments.json else table(result))
     return 0
