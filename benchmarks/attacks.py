@@ -16,8 +16,6 @@ import argparse
 import copy
 import hashlib
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +31,8 @@ from robustgen.audit import AUDIT
 from robustgen.classifiers.base import FixedBatch, PlainClassifier
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
+from robustgen.environment import environment
+from robustgen.places import cache_folder
 from robustgen.threat import ThreatModel
 
 SHAPE = (3, 32, 32)
@@ -60,11 +60,11 @@ def build(name: str) -> nn.Module:
 def reference(net: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, layout: str) -> dict[str, Any]:
     """Seconds and the samples left standing, by pyautoattack; from the cache where it is there."""
     known = hashlib.sha256(
-        repr((eps, seed, layout, torch.__version__, torch.get_num_threads(), platform.processor())).encode()
+        repr((eps, seed, layout, torch.get_num_threads(), sorted(environment().items()))).encode()
     )
     for tensor in (*net.state_dict().values(), x, y):
         known.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen" / "benchmarks"
+    cache = cache_folder() / "benchmarks"
     file = cache / f"reference-{known.hexdigest()[:16]}.json"
     if file.is_file():
         return json.loads(file.read_text())
@@ -171,7 +171,7 @@ def main() -> None:
         name: measure(name, options.n or NETS[name], options.eps, lambda line: print(line, file=stream))
         for name in options.nets
     }
-    where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": environment()["cpu"]}
     if options.json:
         print(json.dumps({**where, "nets": table}, indent=2))
         return

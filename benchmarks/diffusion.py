@@ -50,7 +50,7 @@ def diffusion(model: DiffusionClassifier, x: Tensor, y: Tensor, levels: tuple[in
     largest = rebuilt(model, levels=max(levels), **same)
     terms = torch.cat([largest.terms(part) for part in x.split(BATCH)], 1)
     weights = {"elbo": torch.ones_like(largest.sigmas), "uniform": largest.sigmas**2}
-    full, verdicts = [], {}
+    full, verdicts, staged_verdicts = [], {}, {}
     for name, weight in weights.items():
         for count in levels:
             weighted = (terms * weight[:, None, None])[:count].mean(0)
@@ -69,12 +69,15 @@ def diffusion(model: DiffusionClassifier, x: Tensor, y: Tensor, levels: tuple[in
             "levels": count, "calls": float(calls.mean()), "most_calls": int(calls.max()), **accuracy(right),
             "lost": int((verdicts[count] & ~right).sum()), "won": int((right & ~verdicts[count]).sum()),
         })  # fmt: skip
-        verdicts[-count] = right
-    return {"full": full, "staged": staged, "bar": bar(full, staged, verdicts)}
+        staged_verdicts[count] = right
+    return {"full": full, "staged": staged, "bar": bar(full, staged, verdicts, staged_verdicts)}
 
 
-def bar(full: list[dict], staged: list[dict], verdicts: dict[int, Tensor]) -> dict[str, Any]:
-    """Each staged run beside the smallest full run that is within a point of the best."""
+def bar(
+    full: list[dict], staged: list[dict], verdicts: dict[int, Tensor], staged_verdicts: dict[int, Tensor]
+) -> dict[str, Any]:
+    """Each staged run beside the smallest full run that is within a point of the best; the verdicts of both
+    by their levels."""
     elbo = [run for run in full if run["weights"] == "elbo"]
     best = max(run["accuracy"] for run in elbo)
     smallest = next(run for run in elbo if run["accuracy"] >= best - 1)
@@ -82,7 +85,7 @@ def bar(full: list[dict], staged: list[dict], verdicts: dict[int, Tensor]) -> di
     runs = [
         {
             "levels": run["levels"], "share_of_calls": run["calls"] / smallest["calls"],
-            "paired_loss": 100 * float((reference - verdicts[-run["levels"]].double()).mean()),
+            "paired_loss": 100 * float((reference - staged_verdicts[run["levels"]].double()).mean()),
         }
         for run in staged
     ]  # fmt: skip

@@ -90,6 +90,8 @@ def measure(name: str, source: str, n: int, norm: Norm, eps: float | None) -> di
         "seconds": {"joint-adaptive": time.perf_counter() - began},
     }  # fmt: skip
     say(f"{name} {threat.slug}: joint-adaptive leaves {len(stands)} of {len(x)}")
+    if not len(stands):
+        return result | {"broken": 0, "share": 0.0, "upper_bound": 1.0}
     broken = torch.zeros(len(stands), dtype=torch.bool)
     for attack, find in outsiders(model, norm).items():
         began = time.perf_counter()

@@ -51,6 +51,7 @@ from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson
+from robustgen.places import cache_folder
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
@@ -82,7 +83,7 @@ def cached(subject: Subject, *key: object, compute: Callable[[], Any]) -> Any:
     known = hashlib.sha256(repr(said).encode())
     for tensor in (*subject.model.state_dict().values(), subject.x, subject.y):
         known.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen" / "benchmarks"
+    cache = cache_folder() / "benchmarks"
     file = cache / f"parity-{known.hexdigest()[:16]}.json"
     if file.is_file():
         return json.loads(file.read_text())
@@ -99,7 +100,8 @@ def _code() -> str:
     import robustgen
 
     folder = Path(robustgen.__file__).parent
-    files = sorted([*folder.glob("attacks/*.py"), *folder.glob("classifiers/*.py"), folder / "draws.py"])
+    beside = [folder / f"{name}.py" for name in ("audit", "draws", "perturb", "threat")]
+    files = sorted([*folder.glob("attacks/*.py"), *folder.glob("classifiers/*.py"), *beside])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

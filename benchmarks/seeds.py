@@ -6,7 +6,8 @@ An interval over test pictures says nothing of this: it is that of one trained m
 trained once more for each seed, in a workspace of its own (``--out``); what is trained already is not
 trained again. Then one report for all of them, the zoo's own model among them, and for each metric the mean
 and the standard deviation (n - 1) over the models of a recipe. A model over a denoiser has no
-recipe, and so no seed.
+recipe, and so no seed; one that starts from another's weights (``warm_start``) is left out, since that
+one's seed would stay the same.
 """
 
 from __future__ import annotations
@@ -55,21 +56,24 @@ def main() -> None:
         for name, folder in folders.items():
             train(name, folder, seed, arguments.out)
     table = {}
-    for name, folder in folders.items():
-        if registry.load_card(folder).family != "denoiser":
-            names = [name, *(renamed(name, seed) for seed in arguments.seeds)]
-            table[name] = measure(names, arguments.data, arguments.protocol, arguments.out)
-            if not arguments.json:
-                print(sentence(name, table[name]), flush=True)
+    for name in folders:
+        names = [name, *(renamed(name, seed) for seed in arguments.seeds)]
+        table[name] = measure(names, arguments.data, arguments.protocol, arguments.out)
+        if not arguments.json:
+            print(sentence(name, table[name]), flush=True)
     if arguments.json:
         print(json.dumps(table, indent=1))
 
 
 def trained(source: str) -> list[str]:
-    """The zoo's models for that data which have weights of their own; a denoiser first."""
-    cards = [registry.load_card(folder) for folder in registry.model_folders().values()]
-    own = [card for card in cards if card.data == source and card.over is None]
-    return [card.name for card in sorted(own, key=lambda card: card.family != "denoiser")]
+    """The zoo's classifiers for that data which are trained from nothing."""
+    found = []
+    for name, folder in registry.model_folders().items():
+        card = registry.load_card(folder)
+        if card.data == source and card.over is None and card.family != "denoiser":
+            recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+            found += [] if "warm_start" in recipe else [name]
+    return found
 
 
 def renamed(name: str, seed: int) -> str:

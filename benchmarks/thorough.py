@@ -52,8 +52,8 @@ def measure(setting: str, data: Dataset) -> dict[str, Any]:
         result[kind] = {
             "robust": int(right.sum()), "seconds": round(seconds, 1),
             "broken_by_audit": (found.broken_by or []).count(AUDIT),
-            "forwards_per_survivor": round(float(model.forwards[right].mean())),
-            "backwards_per_survivor": round(float(model.backwards[right].mean())),
+            "forwards_per_survivor": round(float(model.forwards[right].mean())) if right.any() else None,
+            "backwards_per_survivor": round(float(model.backwards[right].mean())) if right.any() else None,
         }  # fmt: skip
     result["lost"] = int((stands["as_it_is"] & ~stands["thorough"]).sum())
     result["won"] = int((stands["thorough"] & ~stands["as_it_is"]).sum())

@@ -66,10 +66,10 @@ def check(card: ModelCard, protocol: str, metrics: list[Metric]) -> list[str]:
     """A sentence for each claim of a card under a protocol, beginning with ok or MISS."""
     found = {(m.metric, m.evaluation, m.variant): m for m in metrics}
     sentences = [] if card.claims else [f"MISS {card.name} claims nothing"]
-    for claim in (claim for claim in card.claims if claim.protocol == protocol):
+    for claim in card.claims:
         key = (claim.metric, claim.evaluation, claim.variant)
         what = f"{card.name} {' '.join(part for part in key if part)}: claimed {claim.value:.4f}"
-        if key not in found:
+        if claim.protocol != protocol or key not in found:
             sentences.append(f"MISS {what}, not measured")
             continue
         now = found[key]

@@ -91,7 +91,7 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
         stochastic=spec["model"]["stochastic"],
     )  # fmt: skip
     clean = store.rows("clean")
-    n = None if clean is None else len(clean)
+    n = None if clean is None else 1 + max(clean["sample_id"].to_pylist())
     finished = {evaluation.name: store.finished(evaluation.name) for evaluation in evaluations}
     for chunk in left(evaluations, finished, spec["protocol"]["chunk"], n):
         result = worker(chunk)

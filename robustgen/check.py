@@ -187,10 +187,15 @@ def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> I
             f"{_share(by_range[best])} on {best}",
             "put it into forward(): eps and corruptions are defined on [0, 1]",
         )
-    elif right.float().mean().item() < 2 / logits.shape[1]:
+    elif binomtest(int(right.sum()), len(y), _largest_share(y), alternative="greater").pvalue > 0.01:
         yield Problem(
             "warning", f"only {_share(right)} right, near chance", "is it trained, and for this data set?"
         )
+
+
+def _largest_share(y: Tensor) -> float:
+    """What a model that always says the same has right at most."""
+    return float(y.bincount().max()) / len(y)
 
 
 def _share(right: Tensor) -> str:

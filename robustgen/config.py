@@ -33,6 +33,8 @@ _FRACTION = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.A
 
 
 def _fraction(value: Any) -> Any:
+    if isinstance(value, bool):  # which pydantic takes for 1 and 0
+        raise ValueError("expected a number, not yes or no")
     if not isinstance(value, str):
         return value
     try:

@@ -134,7 +134,7 @@ def check(names: Sequence[str]) -> None:
 
 
 class Detectors(Score):
-    """Detectors by name, fitted on the first 10,000 pictures of ``train()`` when a model is first scored.
+    """Detectors by name, fitted on up to 10,000 pictures of ``train()`` when a model is first scored.
 
     A score is the negative of pytorch-ood's. A model without features, or whose features do not go
     into its logits by a linear layer, lacks the detectors that need them, and those that cannot be fitted.

@@ -139,8 +139,9 @@ def listed(folder: Path) -> list[str]:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a damaged file out of the way, under a name that nothing reads."""
-    aside = path.with_name(f"{path.name}.damaged")
+    """Take a damaged file out of the way, under a hidden name: who reads the folder whole, as pyarrow and
+    pandas do, passes over it."""
+    aside = path.with_name(f".{path.name}.damaged")
     try:
         move(path, aside) if is_remote(path) else path.replace(aside)
     except FileNotFoundError:  # another run was faster

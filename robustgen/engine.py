@@ -288,10 +288,27 @@ def _spec(
     }
 
 
+OPENCV = ("opencv-python", "opencv-python-headless")
+MADE_WITH = {
+    "jpeg_compression": ("pillow",),
+    "frost": ("pillow", "imagecorruptions"),
+    "spatter": OPENCV,
+    "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
+}
+"""The packages whose versions a corruption's bits depend on, by what its type's name has in it."""
+
+
 def _libraries(planned: Plan) -> list[str]:
-    """The packages that outside attacks come from."""
+    """The packages that outside attacks come from, and those that some corruptions are made with."""
     named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
-    return sorted(named & {"pyautoattack", "torchattacks", "foolbox"})
+    types = {str(e.detail["type"]) for e in planned.evaluations if e.kind == "corruption"}
+    made = {
+        package
+        for name, packages in MADE_WITH.items()
+        for package in packages
+        if any(name in type_ for type_ in types)
+    }
+    return sorted(named & {"pyautoattack", "torchattacks", "foolbox"} | made)
 
 
 def _environment(reference: ModelRef, root: Path | None) -> dict[str, str]:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def environment() -> dict[str, str]:
-    """What a run was computed with: versions, processor, cores. Recorded, not part of its identity."""
+    """What a run was computed with: versions, processor, cores. The versions of packages that its rows depend
+    on are a part of its identity (engine.py)."""
     names = [
-        "robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pyautoattack",
-        "torchattacks", "foolbox",
+        "robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pillow", "pyautoattack",
+        "torchattacks", "foolbox", "imagecorruptions", "scikit-image", "opencv-python",
+        "opencv-python-headless",
     ]  # fmt: skip
     found = {name: _version(name) for name in names}
     return {

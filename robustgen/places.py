@@ -13,6 +13,11 @@ from typing import Any, cast
 from robustgen.errors import UserError, missing_package
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen"
+
+
 def place(text: str | Path) -> Path:
     """The path that a person means by ``--out``: a URL walks like a Path, and is none of this machine's."""
     if "://" not in str(text):

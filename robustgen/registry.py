@@ -83,6 +83,11 @@ def load_protocol(name: str) -> Protocol:
     if name not in files:
         raise unknown_name("protocol", name, files)
     protocol = config.read(Protocol, files[name])
+    if protocol.name != name:
+        raise UserError(
+            "a protocol's name must be that of its file", where=files[name], expected=name, got=protocol.name,
+            remedy="rename the file, or mend the name",
+        )  # fmt: skip
     for spec in protocol.evaluations:
         if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
             raise UserError(

@@ -71,6 +71,13 @@ def values(folder: Path) -> dict[tuple[str, str], float]:
     return {(m.evaluation, m.variant): m.value for m in found if m.metric == "robust_accuracy"}
 
 
+def test_later_chunks_are_asked_where_an_earlier_one_is_missing(report, tmp_path, one_step):
+    (path,) = report.glob("runs/*")
+    (path / "samples" / "clean" / "000000-000016.parquet").unlink()
+    (name, _) = add(report, save(tmp_path / "late.npz", one_step[0][:4], np.arange(36, 40)))
+    assert RunStore.read(path).chunks(name) == [(0, 16), (16, 32), (32, 40)]
+
+
 def test_what_they_break_is_lowered_with_its_source(report, tmp_path, one_step):
     images, right, clean = one_step
     file = save(tmp_path / "fgsm.npz", images)

@@ -151,6 +151,21 @@ def test_an_untrained_net_is_near_chance(tmp_path):
     assert any("near chance" in p.what for p in problems(tmp_path, extra=net, name="untrained"))
 
 
+def test_near_chance_is_what_a_constant_answer_explains_whatever_the_classes(tmp_path):
+    """Of the digits 0 and 1 a model that is right about nine in ten is not near chance, a constant one is."""
+    halves = data.load("digits:0-1")
+    model = "\nclass Two(Net):\n    def forward(self, x):\n        return self.net(x)[:, :2]\n"
+    model += "\nclass One(Net):\n    def forward(self, x):\n        return 0 * self.net(x)[:, :2] + EYE\n"
+    found = {}
+    for name in ("Two", "One"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(HEAD.replace("{forward}", "self.net(x)") + "EYE = torch.tensor([1.0, 0.0])\n" + model)
+        (reference,) = registry.resolve(f"{file}:{name}")
+        found[name] = [p.what for p in check.check(reference, halves) if "near chance" in p.what]
+    assert found["Two"] == []
+    assert len(found["One"]) == 1
+
+
 class Counting(PlainClassifier):
     """Right about every picture, by its first pixel; it remembers the pictures that it is asked about."""
 

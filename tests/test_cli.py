@@ -246,7 +246,7 @@ def test_a_damaged_chunk_is_computed_anew_and_costs_only_itself(tmp_path: Path):
     assert after["metrics"] == before["metrics"]
     (flag,) = (f for f in after["flags"] if f not in before["flags"])
     assert flag["flag"] == "set_aside"
-    assert "000000-000064.parquet.damaged" in flag["message"]
+    assert ".000000-000064.parquet.damaged" in flag["message"]
 
 
 def test_compare_puts_several_reports_on_one_page(tmp_path: Path):

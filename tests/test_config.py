@@ -96,7 +96,13 @@ def test_what_counts_nothing_or_no_machine_counts_is_refused(key, count):
         config.validate(Protocol, MINIMAL | {key: count}, where="p.yaml")
 
 
-@pytest.mark.parametrize("change", [{"n": True}, {"seed": False}, {"data": {"any": {"sigmas": [True]}}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": True}, {"seed": False}, {"data": {"any": {"sigmas": [True]}}},
+        {"data": {"any": {"eps": {"linf": True}}}},
+    ],
+)  # fmt: skip
 def test_yes_and_no_are_no_numbers(change):
     with pytest.raises(UserError, match="not yes or no"):
         config.validate(Protocol, MINIMAL | change, where="p.yaml")

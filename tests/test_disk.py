@@ -62,5 +62,5 @@ def test_a_damaged_file_is_set_aside_and_a_second_time_is_no_error(tmp_path: Pat
     file = tmp_path / "x.parquet"
     file.write_bytes(b"broken")
     aside = disk.set_aside(file)
-    assert (aside.name, aside.read_bytes(), file.exists()) == ("x.parquet.damaged", b"broken", False)
+    assert (aside.name, aside.read_bytes(), file.exists()) == (".x.parquet.damaged", b"broken", False)
     assert disk.set_aside(file) == aside

@@ -81,7 +81,7 @@ def test_a_report_on_an_object_store_has_the_rows_of_one_on_disk_and_mends_what_
     ).runs  # fmt: skip
     assert steps[-1].done == 1
     assert again.rows("clean") == local.rows("clean")
-    assert f"{rows.name}.damaged" in listed(rows.parent)
+    assert f".{rows.name}.damaged" in listed(rows.parent)
 
 
 def test_a_report_on_an_object_store_is_compared_with_one_on_disk(bucket, tmp_path):

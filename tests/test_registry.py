@@ -6,6 +6,7 @@ from robustgen import registry
 from robustgen.errors import UserError
 
 CARD = "name: {name}\nfamily: {family}\nsummary: s\ndata: digits\narch: resnet-softmax\n"
+PROTOCOL = "name: {name}\nversion: 1\nsummary: s\ndata: {{any: {{}}}}\nevaluations: [{{kind: clean}}]\n"
 
 
 @pytest.fixture
@@ -98,9 +99,17 @@ def test_a_card_must_bear_its_folders_name(workspace: Path):
         registry.load_card(workspace / "models" / "a-digits")
 
 
+def test_a_protocol_must_bear_its_files_name(workspace: Path):
+    (workspace / "attacks").mkdir(exist_ok=True)
+    (workspace / "attacks" / "mine.yaml").write_text(PROTOCOL.format(name="linf-8-255"))
+    with pytest.raises(UserError, match="name must be that of its file"):
+        registry.load_protocol("mine")
+    assert registry.load_protocol(str(workspace / "attacks" / "mine.yaml")).name == "linf-8-255"
+
+
 def test_a_protocol_by_path_and_by_an_unknown_name(tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\nversion: 1\nsummary: s\ndata: {any: {}}\nevaluations: [{kind: clean}]\n")
+    file.write_text(PROTOCOL.format(name="mine"))
     assert registry.load_protocol(str(file)).name == "mine"
     with pytest.raises(UserError, match="no protocol named"):
         registry.load_protocol("quik-ly")

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from robustgen import parquet
 from robustgen.config import fingerprint
+from robustgen.disk import set_aside
 from robustgen.errors import DamagedError, DiskFullError, UserError
 from robustgen.rowtable import row_schema
 from robustgen.store import Chunk, RunStore
@@ -118,7 +120,7 @@ def test_a_damaged_specification_costs_no_rows_of_its_run(run: RunStore, where: 
     again = RunStore.open(run.path, SPEC, {"torch": "x"})
     assert again.rows("clean").equals(rows(0, 1))
     assert RunStore.read(run.path).environment == {"torch": "x"}
-    assert file.with_name("run.json.damaged").read_bytes() == content
+    assert file.with_name(".run.json.damaged").read_bytes() == content
     assert "run.json was damaged" in (run.path / "errors.jsonl").read_text()
 
 
@@ -256,6 +258,15 @@ def test_samples_of_a_smaller_batch_are_counted_up_to_n(run: RunStore):
     assert [run.smaller("gradients", n) for n in (None, 5, 1)] == [{32: 2}, {32: 2}, {32: 1}]
 
 
+def test_who_reads_the_folder_whole_passes_over_what_was_set_aside(run: RunStore):
+    chunk = with_sides(run)
+    folder = run.path / "samples" / "gradients"
+    set_aside(folder / f"{chunk.stem}.parquet")
+    with_sides(run)
+    assert len(list(folder.iterdir())) == 2
+    assert len(pd.read_parquet(folder)) == 2
+
+
 def test_every_byte_of_a_chunk_is_watched_over(run: RunStore):
     """Wherever a byte of the rows is damaged: found, or of no consequence to anything that is read."""
     chunk = with_sides(run)
@@ -268,7 +279,7 @@ def test_every_byte_of_a_chunk_is_watched_over(run: RunStore):
         found += len(lost)
         if lost:
             assert not file.exists()
-            assert "set aside as 000000-000002.parquet.damaged" in lost[0]
+            assert "set aside as .000000-000002.parquet.damaged" in lost[0]
         else:
             assert run.rows("gradients").equals(rows(0, 1))
             assert run.damaged(chunk) == []
@@ -344,6 +355,7 @@ def test_failures_are_noted_a_line_each(run: RunStore):
 THREADS = """
 import os, sys
 from pathlib import Path
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from robustgen.parquet import read_parquet

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.perturb import Perturbation, Perturbed
+from robustgen.places import cache_folder
 
 FOLDER = "CIFAR-10-C"
 BLOCKS = 5
@@ -107,7 +107,7 @@ def check(file: Path) -> None:
     size and time of change in the user's cache folder."""
     status = file.stat()
     key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
-    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen" / "md5.json"
+    memory = cache_folder() / "md5.json"
     known = _remembered(memory)
     if key not in known:
         with file.open("rb") as stream:

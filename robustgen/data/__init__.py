@@ -20,6 +20,7 @@ from robustgen.data.classes import numbers as class_numbers
 from robustgen.data.dataset import Dataset, make, no_split
 from robustgen.data.foreign import DERIVED, Foreign, derive, matched
 from robustgen.errors import UserError, unknown_name
+from robustgen.places import cache_folder
 from robustgen.types import Split
 
 __all__ = [
@@ -42,8 +43,7 @@ def data_root(root: Path | str | None = None) -> Path:
                 remedy="name an existing folder; 'digits' needs none",
             )
         return path
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "robustgen" / "data"
+    return cache_folder() / "data"
 
 
 OWN = "NAME:CLASSES, imagefolder:PATH, FILE.npz, or FILE.parquet"

@@ -97,7 +97,8 @@ class FastAdversarial(Objective):
 
     Noise wider than the ball, and no projection, keep the single step from the catastrophic
     overfitting of plain FGSM (de Jorge et al. 2022, arXiv:2202.01181). The step is taken in
-    evaluation mode.
+    evaluation mode. Their code clips the start to the box as well; here the picture is clipped once, after
+    the step.
     """
 
     spec: FastAdversarialSpec

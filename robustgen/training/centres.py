@@ -10,7 +10,7 @@ from robustgen.classifiers.gmmc import GMMC
 from robustgen.errors import UserError
 from robustgen.training import accuracy
 from robustgen.training.recipe import GmmcSpec
-from robustgen.training.sgld import WithChains, check_gap
+from robustgen.training.sgld import WithChains, check_gap, with_noise
 
 
 class Gmmc(WithChains):
@@ -40,7 +40,7 @@ class Gmmc(WithChains):
                 expected="the architecture gmmc",
                 got=type(model).__name__,
             )
-        x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
+        x = with_noise(model, x, generator)
         joint = model.log_joint(x)
         energy = -_of_class(joint, y).mean()
         loss = energy + self.spec.cross_entropy * functional.cross_entropy(joint, y)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustgen import classifiers
+from robustgen import classifiers, places
 from robustgen.classifiers.user import neighbours
-from robustgen.disk import atomic, cannot_write
-from robustgen.errors import DiskFullError, UserError
+from robustgen.disk import append_line, cannot_write, write_bytes
+from robustgen.errors import UserError
 from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
@@ -29,7 +27,6 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     ``model.py``, after a file that this one imports from there was changed, or after its warm start was
     trained anew. ``folder``: where the recipe lies.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = recipe.code_file
     code = None
     if file is not None:
@@ -38,7 +35,7 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     if recipe.warm_start is not None:
         model = classifiers.zoo_folder(recipe.warm_start, where=f"{recipe.name}: warm_start")
         start = classifiers.fingerprint_model(ZooModel(recipe.warm_start, model))
-    return cache / "robustgen" / "training" / f"{recipe.name}-{recipe.fingerprint(code, start)}"
+    return places.cache_folder() / "training" / f"{recipe.name}-{recipe.fingerprint(code, start)}"
 
 
 def _sha256(path: Path) -> str:
@@ -51,12 +48,6 @@ def _sha256(path: Path) -> str:
             expected="the Python file that the recipe's arch names, beside the recipe",
             got=error.strerror,
         ) from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or as it was; a full disk and the like are UserErrors."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -107,10 +98,4 @@ class Curve:
     def add(self, step: int, parts: dict[str, float]) -> None:
         """Append one line."""
         line = json.dumps({"step": step} | {k: float(f"{v:.6g}") for k, v in parts.items()})
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(where=self.path) from None
-            raise UserError("cannot write", where=self.path, got=error.strerror) from None
+        append_line(self.path, line)

@@ -125,6 +125,8 @@ class Run:
         if self.restore() and self.done < self.total:
             step = f"step {self.done} of {self.total}"
             console.print(f"{recipe.name}: going on from {step} ({self.file})")
+        elif self.done:
+            console.print(f"{recipe.name}: trained already ({self.file}); --fresh trains anew")
         self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 from robustgen import config
 from robustgen.classifiers.user import neighbours
 from robustgen.config import ModelCard, Weights
-from robustgen.training.checkpoint import write_bytes
+from robustgen.disk import write_bytes
 from robustgen.training.recipe import Recipe
 
 

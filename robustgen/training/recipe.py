@@ -48,10 +48,9 @@ class FastAdversarialSpec(Strict):
 
 
 class ChainSpec(Strict):
-    """How samples are drawn while a density is trained on them; see training/sgld.py."""
+    """How samples are drawn while a density is trained on them; see training/sgld.py. Every training picture
+    gets the noise that the model declares (the option ``sigma`` of jem and gmmc)."""
 
-    sigma: float = Field(default=0.03, ge=0)
-    """Standard deviation of the noise that is added to every training picture, in pixel units."""
     steps: int = Field(default=20, ge=1)
     step_size: Positive = 1.0
     noise: float = Field(default=0.01, ge=0)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.jem import JEM
 from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
 from robustgen.training import Diverged, Objective, accuracy, frozen
 from robustgen.training.recipe import ChainSpec, SgldSpec
+from robustgen.types import FixedNoise
 
 
 class Chains:
@@ -60,6 +62,12 @@ class Chains:
         return samples, places
 
 
+def with_noise(model: Classifier, x: Tensor, generator: torch.Generator) -> Tensor:
+    """x with noise of the one level that the model is of, if it is of one."""
+    sigma = model.noise.sigma if isinstance(model.noise, FixedNoise) else 0.0
+    return x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
+
+
 def check_gap(gap: Tensor, largest: float) -> None:
     """Diverged where |log p(data) - log p(samples)| exceeds ``largest`` nats, or is no number."""
     if not abs(float(gap.detach())) <= largest:
@@ -97,7 +105,7 @@ class Sgld(WithChains):
     def loss(
         self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        x = x + self.spec.sigma * torch.randn(x.shape, generator=generator, device=x.device)
+        x = with_noise(model, x, generator)
         generative = self.progress >= self.spec.discriminative
         pictures = x
         if generative:

@@ -30,7 +30,7 @@ def model():
 
 
 def objective(digits, **changes):
-    options = {"kind": "gmmc", "steps": 3, "step_size": 0.02, "noise": 0.0, "sigma": 0.0, "buffer": 200}
+    options = {"kind": "gmmc", "steps": 3, "step_size": 0.02, "noise": 0.0, "buffer": 200}
     return make_objective(GmmcSpec(**options | changes), digits)
 
 

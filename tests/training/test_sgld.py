@@ -14,7 +14,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return JEM(10, (1, 8, 8), sigma=0.03, width=4, blocks=(1,), pool=2)
+    return JEM(10, (1, 8, 8), sigma=0.0, width=4, blocks=(1,), pool=2)
 
 
 def draw(objective, model, n, generator):
@@ -23,7 +23,7 @@ def draw(objective, model, n, generator):
 
 
 def spec(**changes):
-    options = {"kind": "sgld", "steps": 3, "step_size": 0.5, "noise": 0.0, "sigma": 0.0, "buffer": 200}
+    options = {"kind": "sgld", "steps": 3, "step_size": 0.5, "noise": 0.0, "buffer": 200}
     return SgldSpec(**options | changes)
 
 
