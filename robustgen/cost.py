@@ -42,7 +42,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a model's run takes: its evaluations, and the most memory in bytes of a worker at work."""
 
     model: str
@@ -68,7 +68,7 @@ class Estimate:
         }  # fmt: skip
 
 
-def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -> Estimate:
+def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -> CostEstimate:
     """Compute a few pictures of each evaluation, here, and scale up to the first n; nothing is stored."""
     torch.set_num_threads(threads)
     model, planned, dataset = work.load()
@@ -98,7 +98,7 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
                 reading.seconds / pictures * total * gain, error,
             )
         )  # fmt: skip
-    return Estimate(work.reference.name, costs, memory(work.device))
+    return CostEstimate(work.reference.name, costs, memory(work.device))
 
 
 def _seconds(work: Work, model: Any, size: int) -> float:
@@ -127,17 +127,17 @@ def memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def write(out: Path, estimates: list[Estimate], n: int | None, protocol: str) -> None:
+def write(out: Path, estimates: list[CostEstimate], n: int | None, protocol: str) -> None:
     """Keep estimates beside the report that they are of."""
     write_json(out / FILE, {"n": n, "protocol": protocol, "models": described(estimates)})
 
 
-def described(estimates: list[Estimate]) -> dict[str, dict[str, Any]]:
+def described(estimates: list[CostEstimate]) -> dict[str, dict[str, Any]]:
     """Estimates for machines, by model."""
     return {estimate.model: estimate.describe() for estimate in estimates}
 
 
-def lines(estimates: list[Estimate]) -> list[str]:
+def lines(estimates: list[CostEstimate]) -> list[str]:
     """Estimates in words, a line a model, and its three dearest evaluations below."""
     found = []
     for estimate in estimates:

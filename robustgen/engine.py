@@ -16,7 +16,7 @@ from robustgen.chunks import Shard, left
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import Classifier, threads_for
 from robustgen.config import Protocol
-from robustgen.cost import Estimate, measure
+from robustgen.cost import CostEstimate, measure
 from robustgen.data import Dataset
 from robustgen.environment import environment
 from robustgen.errors import DiskFullError, UserError
@@ -94,7 +94,7 @@ def evaluate(
 
 def estimate(
     models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Any
-) -> tuple[list[Estimate], dict[str, str]]:
+) -> tuple[list[CostEstimate], dict[str, str]]:
     """What ``evaluate`` with the same arguments will take, from a few pictures, and what went wrong with
     which model; nothing is stored. Raises UserError if none could be estimated."""
     job = _Job.plan(protocol, source, out, **options)
@@ -172,7 +172,7 @@ class _Job:
         parts = reference, self.protocol, dataset.source, self.root, self.device
         return model, Work(*parts, limit=self.limit, loaded=(model, self.planned))
 
-    def estimate(self, reference: ModelRef) -> Estimate:
+    def estimate(self, reference: ModelRef) -> CostEstimate:
         """What one model's run will take, measured where its chunks would be computed."""
         _, work = self.work(reference)
         kernels = self._call(None)

@@ -54,7 +54,7 @@ class Pair:
     beaten: int
 
 
-class Transfer(NamedTuple):
+class Crossed(NamedTuple):
     """All pairs, and a flag where a foreign picture beats the white-box attack."""
 
     pairs: list[Pair]
@@ -69,7 +69,7 @@ class _Attacked(NamedTuple):
     right: Array
 
 
-def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Transfer:
+def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Crossed:
     """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
 
     The models are those that summary.json names. Random noise is left out: it is the same picture for every
@@ -87,7 +87,7 @@ def transfer(out: Path, console: Console | None = None, *, code: Collection[Path
     flags = list(_flags(pairs))
     _write(out / "transfer.csv", pairs)
     _print(console or Console(highlight=False), pairs, flags)
-    return Transfer(pairs, flags)
+    return Crossed(pairs, flags)
 
 
 def _check(out: Path, stores: list[RunStore]) -> None:

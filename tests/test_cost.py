@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import imagenet
 from robustgen import cost
 from robustgen.cli import app
-from robustgen.cost import Cost, Estimate, duration
+from robustgen.cost import Cost, CostEstimate, duration
 
 PROTOCOL = """\
 name: small
@@ -55,7 +55,7 @@ def test_a_dry_run_foretells_the_calls_exactly_and_computes_no_rows(tmp_path: Pa
 
 def test_errors_of_evaluations_add_up_to_the_interval() -> None:
     costs = [Cost("clean", 10, 10, 0, 5.0, 0.0), Cost("pgd", 10, 400, 400, 100.0, 0.1)]
-    found = Estimate("m", costs, 2**30)
+    found = CostEstimate("m", costs, 2**30)
     assert found.total("forwards") == 410
     assert found.bounds() == pytest.approx((105 - 19.6, 105 + 19.6))
     assert "1.0 GB" in cost.lines([found])[0]

@@ -16,7 +16,7 @@ from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
 
-class Curve(NamedTuple):
+class RobustCurve(NamedTuple):
     """``eps`` (radii,), rising; ``images`` (radii, batch, channels, height, width), each in its ball;
     ``robust`` (radii, batch): whether the model is still right there, never again true once it was not."""
 
@@ -39,7 +39,7 @@ def robust_curve(
     norm: Norm,
     epsilons: Sequence[float],
     draws: Draws,
-) -> Curve:
+) -> RobustCurve:
     """Attack pictures x (batch, ...) with labels y at several radii, the smallest first.
 
     ``make``: an attack for a threat, such as ``autoattack.AutoAttack``. A picture that broke a sample
@@ -72,4 +72,4 @@ def robust_curve(
             standing[left[broken]] = False
         images.append(found.clone())
         robust.append(standing.clone())
-    return Curve(torch.tensor(radii), torch.stack(images), torch.stack(robust))
+    return RobustCurve(torch.tensor(radii), torch.stack(images), torch.stack(robust))

@@ -45,7 +45,7 @@ def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     return found | rows.scores
 
 
-class Curve(NamedTuple):
+class Roc(NamedTuple):
     """A ROC curve: share of foreign and of own pictures whose score is at least each threshold."""
 
     foreign: Array
@@ -78,10 +78,10 @@ class Detection(NamedTuple):
     fpr95_at_ood_tpr: Array
 
 
-def roc(own: Array, foreign: Array) -> Curve:
+def roc(own: Array, foreign: Array) -> Roc:
     """The ROC curve of scores own (n,) and foreign (m,), own pictures positive; it begins at (0, 0)."""
     tp, fp = _cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign))
-    return Curve(_from_zero(fp)[0] / len(foreign), _from_zero(tp)[0] / len(own))
+    return Roc(_from_zero(fp)[0] / len(foreign), _from_zero(tp)[0] / len(own))
 
 
 def detection(own: Array, foreign: Array) -> Detection:

@@ -42,7 +42,7 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _SILENT = logging.Logger("pyautoattack", level=logging.CRITICAL)
 
 
-class Budget(Options):
+class ReferenceBudget(Options):
     """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
     at (None: 9, in L1 5 for APGD-T; never more than there are), and Square's queries."""
 
@@ -51,13 +51,13 @@ class Budget(Options):
     n_queries: int = Field(default=5000, gt=0)
 
 
-class IterBudget(Options):
+class ReferenceIterBudget(Options):
     """The budget of APGD-CE."""
 
     n_iter: int = Field(default=100, gt=0)
 
 
-class Cascade(Attack):
+class ReferenceCascade(Attack):
     """Attacks in order, each from the clean pictures on those samples that are still classified right.
 
     ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
@@ -69,14 +69,14 @@ class Cascade(Attack):
     seeded_by_chunk = True
     title: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
-    budget: ClassVar[type[Options]] = Budget
+    budget: ClassVar[type[Options]] = ReferenceBudget
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         super().__init__(threat)
         title = f"pyautoattack:{self.title}"
         given = config.validate(self.budget, options, where=f"options of the attack {title!r}")
         self.name = given.mark(slug(title))
-        self.options = Budget(**given.model_dump())
+        self.options = ReferenceBudget(**given.model_dump())
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         self._check(model, x)
@@ -110,22 +110,22 @@ class Cascade(Attack):
             )
 
 
-class Standard(Cascade):
+class Standard(ReferenceCascade):
     """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
 
     title = "standard"
     names = STANDARD
 
 
-class ApgdCe(Cascade):
+class ApgdCe(ReferenceCascade):
     """Auto-PGD on the cross-entropy alone."""
 
     title = "apgd-ce"
     names = ("apgd-ce",)
-    budget = IterBudget
+    budget = ReferenceIterBudget
 
 
-class ApgdT(Cascade):
+class ApgdT(ReferenceCascade):
     """Auto-PGD on the targeted difference-of-logits ratio alone."""
 
     title = "apgd-t"
@@ -133,7 +133,7 @@ class ApgdT(Cascade):
     budget = TargetBudget
 
 
-class FabT(Cascade):
+class FabT(ReferenceCascade):
     """The targeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
 
     title = "fab-t"
@@ -141,7 +141,7 @@ class FabT(Cascade):
     budget = TargetBudget
 
 
-class Square(Cascade):
+class Square(ReferenceCascade):
     """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
 
     title = "square"
@@ -149,7 +149,9 @@ class Square(Cascade):
     budget = QueryBudget
 
 
-KINDS: dict[str, type[Cascade]] = {kind.title: kind for kind in (Standard, ApgdCe, ApgdT, FabT, Square)}
+KINDS: dict[str, type[ReferenceCascade]] = {
+    kind.title: kind for kind in (Standard, ApgdCe, ApgdT, FabT, Square)
+}
 
 # --- the parts, as AutoAttack's standard version sets them -------------------------------------------
 
@@ -157,7 +159,7 @@ Part = Callable[[Tensor, Tensor], Tensor]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def _apgd_ce(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+def _apgd_ce(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     l1 = threat.norm == "l1"
     attack = APGDAttack(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=5 if l1 else 1, eps=threat.eps,
@@ -178,7 +180,7 @@ class _MarginTargeted(APGDAttack_targeted):
         return x[u, self.y_target] - x[u, y]
 
 
-def _apgd_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+def _apgd_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     l1 = threat.norm == "l1"
     kind = _MarginTargeted if model.num_classes < 4 else APGDAttack_targeted
     attack = kind(
@@ -188,7 +190,7 @@ def _apgd_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -
     return attack.perturb
 
 
-def _fab_t(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+def _fab_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     attack = FABAttack_PT(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
         targeted=True, n_target_classes=_targets(model, budget, 9),
@@ -205,7 +207,7 @@ class _Square(SquareAttack):
         return torch.where(margin == 0, -1e-12, margin), loss
 
 
-def _square(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -> Part:
+def _square(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     attack = _Square(
         model, n_queries=budget.n_queries, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
         p_init=0.8, resc_schedule=False,
@@ -213,7 +215,7 @@ def _square(model: Classifier, threat: ThreatModel, budget: Budget, seed: int) -
     return attack.perturb
 
 
-PARTS: dict[str, Callable[[Classifier, ThreatModel, Budget, int], Part]] = {
+PARTS: dict[str, Callable[[Classifier, ThreatModel, ReferenceBudget, int], Part]] = {
     "apgd-ce": _apgd_ce,
     "apgd-t": _apgd_t,
     "fab-t": _fab_t,
@@ -221,10 +223,10 @@ PARTS: dict[str, Callable[[Classifier, ThreatModel, Budget, int], Part]] = {
 }
 
 
-def _targets(model: Classifier, budget: Budget, reference: int) -> int:
+def _targets(model: Classifier, budget: ReferenceBudget, reference: int) -> int:
     return min(budget.n_target_classes or reference, model.num_classes - 1)
 
 
-def build(attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> Cascade:
+def build(attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> ReferenceCascade:
     """The standard version, or one of its parts alone."""
     return KINDS[attack](threat, **options)

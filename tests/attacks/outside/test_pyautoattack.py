@@ -15,9 +15,9 @@ from robustgen.attacks.outside.pyautoattack import (
     STANDARD,
     ApgdCe,
     ApgdT,
-    Budget,
-    Cascade,
     FabT,
+    ReferenceBudget,
+    ReferenceCascade,
     Square,
     Standard,
 )
@@ -29,7 +29,12 @@ from robustgen.perturb import Perturbed
 from robustgen.threat import ThreatModel
 
 EPS = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
-ALONE: dict[str, type[Cascade]] = {"apgd-ce": ApgdCe, "apgd-t": ApgdT, "fab-t": FabT, "square": Square}
+ALONE: dict[str, type[ReferenceCascade]] = {
+    "apgd-ce": ApgdCe,
+    "apgd-t": ApgdT,
+    "fab-t": FabT,
+    "square": Square,
+}
 SHORT = {"n_target_classes": 1, "n_queries": 100}
 SHORT_ALONE = {
     "apgd-ce": {},
@@ -39,13 +44,13 @@ SHORT_ALONE = {
 }
 
 
-def run(attack: Cascade, model: FixedBatch, digits: Dataset, n: int = 32) -> Perturbed:
+def run(attack: ReferenceCascade, model: FixedBatch, digits: Dataset, n: int = 32) -> Perturbed:
     part = digits.slice(0, n)
     model.begin(n)
     return attack(model, part.images, part.labels, Draws(0, "test", part.sample_ids))
 
 
-def on(attack: Cascade, model: FixedBatch, x: torch.Tensor, y: torch.Tensor) -> Perturbed:
+def on(attack: ReferenceCascade, model: FixedBatch, x: torch.Tensor, y: torch.Tensor) -> Perturbed:
     model.begin(len(x))
     return attack(model, x, y, Draws(0, "test", torch.arange(len(x))))
 
@@ -83,7 +88,7 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
     }
     assert tuple(theirs.attacks_to_run) == Standard.names
     for stage in Standard.names:
-        part = PARTS[stage](trained, ThreatModel(norm, EPS[norm]), Budget(), 0)
+        part = PARTS[stage](trained, ThreatModel(norm, EPS[norm]), ReferenceBudget(), 0)
         ours = vars(part.__self__) | {"device": None, "logger": None}  # type: ignore[attr-defined]
         assert ours == vars(reference[stage]) | {"device": None, "logger": None}
 
