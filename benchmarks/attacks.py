@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import kept
 from torch import Tensor, nn
 
 from robustgen import load_data, load_model
@@ -32,7 +32,6 @@ from robustgen.classifiers.base import FixedBatch, PlainClassifier
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.environment import environment
-from robustgen.places import cache_folder
 from robustgen.threat import ThreatModel
 
 SHAPE = (3, 32, 32)
@@ -59,26 +58,19 @@ def build(name: str) -> nn.Module:
 
 def reference(net: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, layout: str) -> dict[str, Any]:
     """Seconds and the samples left standing, by pyautoattack; from the cache where it is there."""
-    known = hashlib.sha256(
-        repr((eps, seed, layout, torch.get_num_threads(), sorted(environment().items()))).encode()
-    )
-    for tensor in (*net.state_dict().values(), x, y):
-        known.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    cache = cache_folder() / "benchmarks"
-    file = cache / f"reference-{known.hexdigest()[:16]}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    from pyautoattack import AutoAttack as Reference
+    said = (eps, seed, layout, torch.get_num_threads(), sorted(environment().items()))
 
-    attack = Reference(_Laid(net, layout).eval(), norm="Linf", eps=eps, seed=seed, device="cpu")
-    began = time.perf_counter()
-    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
-    seconds = time.perf_counter() - began
-    with torch.no_grad():
-        robust = (net(x_adv).argmax(1) == y).tolist()
-    cache.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"seconds": seconds, "robust": robust}))
-    return {"seconds": seconds, "robust": robust}
+    def measure() -> dict[str, Any]:
+        from pyautoattack import AutoAttack as Reference
+
+        attack = Reference(_Laid(net, layout).eval(), norm="Linf", eps=eps, seed=seed, device="cpu")
+        began = time.perf_counter()
+        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+        seconds = time.perf_counter() - began
+        with torch.no_grad():
+            return {"seconds": seconds, "robust": (net(x_adv).argmax(1) == y).tolist()}
+
+    return kept("reference", said, (*net.state_dict().values(), x, y), measure)
 
 
 class _Laid(nn.Module):

@@ -22,19 +22,17 @@ it depends on, so a benchmark that was cut off goes on where it was.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from kept import attack_code, kept
 from pyautoattack import AutoAttack as Reference
 from pyautoattack.autopgd_base import APGDAttack
 from splits import first
@@ -51,7 +49,6 @@ from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson
-from robustgen.places import cache_folder
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
@@ -80,29 +77,7 @@ class Subject(NamedTuple):
 def cached(subject: Subject, *key: object, compute: Callable[[], Any]) -> Any:
     """What ``compute`` returns (of JSON's types), once for this model, these pictures and ``key``."""
     said = (key, subject.batch, subject.budget, torch.__version__, version("pyautoattack"))
-    known = hashlib.sha256(repr(said).encode())
-    for tensor in (*subject.model.state_dict().values(), subject.x, subject.y):
-        known.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    cache = cache_folder() / "benchmarks"
-    file = cache / f"parity-{known.hexdigest()[:16]}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    result = compute()
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(result))
-    unfinished.replace(file)
-    return result
-
-
-def _code() -> str:
-    """sha256 of our attacks' code: what it finds is not another version's."""
-    import robustgen
-
-    folder = Path(robustgen.__file__).parent
-    beside = [folder / f"{name}.py" for name in ("audit", "draws", "perturb", "threat")]
-    files = sorted([*folder.glob("attacks/*.py"), *folder.glob("classifiers/*.py"), *beside])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return kept("parity", said, (*subject.model.state_dict().values(), subject.x, subject.y), compute)
 
 
 def reference(subject: Subject, norm: Norm, eps: float, seed: int = SEED) -> Reference:
@@ -230,7 +205,7 @@ def measure(
         for side in ("reference", other):
             kind = cascade if name == "cascade" else partial(alone, name=name)
             run = partial(kind, subject, norm=norm, eps=at, side=side)
-            code = _code() if side == "ours" else ""
+            code = attack_code() if side == "ours" else ""
             pair.append(cached(subject, name, norm, at, side, code, compute=run))
         lines.append(row(name, at, pair[0], other, pair[1]))
         line = lines[-1]
