@@ -335,7 +335,7 @@ class ModelCard(Strict):
     summary: str
     data: str
     arch: Arch
-    """A name of robustgen.classifiers.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
+    """A name of robustgen.classifiers.trained.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
     options: dict[str, JsonValue] = {}
     """Keyword arguments of the architecture."""
     weights: Weights | None = None

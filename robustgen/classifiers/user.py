@@ -1,4 +1,4 @@
-"""Models from a user's Python file; what fails in it is told by file, line and message."""
+"""Models from a user's Python file or package; what fails in a file is told by line and message."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +126,14 @@ def _check_namesakes(module: ModuleType, folder: Path) -> None:
                     "on one page by 'robustgen compare'",
                 )  # fmt: skip
             waiting.append(sys.modules[name])
+
+
+def find_entry_point(name: str) -> EntryPoint:
+    """The model that another installed package gives by this name."""
+    points = list(entry_points(group="robustgen.models", name=name))
+    if not points:
+        raise unknown_name("model", name, {p.name for p in entry_points(group="robustgen.models")})
+    return points[0]
 
 
 def construct(thing: Any, *, where: str, **options: Any) -> Any:

@@ -18,7 +18,7 @@ from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
 from robustgen.classifiers.diffusion import DiffusionClassifier
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.classifiers.score import ScoreClassifier
-from robustgen.gradients.guidance import class_gradient, in_batches, squares, within_levels
+from robustgen.gradients.guidance import class_gradient, in_batches, kept_pictures, squares, within_levels
 from robustgen.gradients.nearest import Nearest, nearest_wrong
 from robustgen.perturb import Readout
 from robustgen.types import ConditionalNoise
@@ -78,8 +78,8 @@ class Explained(Readout):
             columns |= {
                 "sample_id": draws.sample_ids, "sigma": [sigma] * len(x), "dims": [x[0].numel()] * len(x)
             }  # fmt: skip
-            for name in PICTURES:
-                columns[name] = self._kept(columns.get(name), draws)
+            shown = {name: columns[name] for name in PICTURES if columns.get(name) is not None}
+            columns |= {name: kept_pictures(picture, draws, self.pictures) for name, picture in shown.items()}
             missing = [None] * len(x)
             filled = {f.name: missing if columns.get(f.name) is None else columns[f.name] for f in schema()}
             tables.append(pyarrow.table(filled, schema=schema()))
@@ -139,13 +139,6 @@ class Explained(Readout):
             "gradient_square": squares(right),
             "difference_square": squares(difference),
         }
-
-    def _kept(self, pictures: Tensor | None, draws: Draws) -> list[list[float] | None] | None:
-        if pictures is None:
-            return None
-        kept = (draws.sample_ids < self.pictures).tolist()
-        flat = pictures.detach().flatten(1).float().cpu()
-        return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
 
 
 def schema() -> pyarrow.Schema:

@@ -82,16 +82,19 @@ class Guidance(Readout):
             "dims": [x[0].numel()] * len(x),
         }
         if sigma == self.shown:
-            shown = {"noisy": noisy, "reference": reference, "guidance": guidance}
-            columns |= {name: self._kept(found, draws) for name, found in shown.items() if found is not None}
+            shown = {"noisy": noisy, "reference": reference}
+            shown |= {} if guidance is None else {"guidance": guidance}
+            columns |= {name: kept_pictures(found, draws, self.pictures) for name, found in shown.items()}
         nothing = [None] * len(x)
         filled = {name: nothing if columns.get(name) is None else columns[name] for name in schema().names}
         return pyarrow.table(filled, schema=schema())
 
-    def _kept(self, pictures: Tensor, draws: Draws) -> list[list[float] | None]:
-        flat = pictures.detach().flatten(1).cpu()
-        kept = draws.sample_ids < self.pictures
-        return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
+
+def kept_pictures(pictures: Tensor, draws: Draws, most: int) -> list[list[float] | None]:
+    """Pictures, flattened, of the samples whose ids are below ``most``, and None of the others."""
+    kept = (draws.sample_ids < most).tolist()
+    flat = pictures.detach().flatten(1).float().cpu()
+    return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
 
 
 def schema() -> pyarrow.Schema:

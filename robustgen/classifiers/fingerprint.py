@@ -1,0 +1,77 @@
+"""What a stored run remembers a model by."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustgen import config, registry
+from robustgen.classifiers.trained import denoiser_folder
+from robustgen.classifiers.user import find_entry_point, neighbours
+from robustgen.config import ModelCard
+from robustgen.errors import UserError
+from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
+
+
+def fingerprint_model(ref: ModelRef) -> str:
+    """Equal fingerprints, equal weights and code of the model."""
+    content: list[Any] = [type(ref).__name__]
+    if isinstance(ref, ZooModel):
+        card: ModelCard = registry.load_card(ref.folder)
+        content += [card.arch, card.options, card.weights and card.weights.sha256]
+        if card.over is not None:
+            folder = denoiser_folder(card.over, ref.folder / "card.yaml")
+            content.append(fingerprint_model(ZooModel(card.over, folder)))
+        file, _, attribute = card.arch.partition(":")
+        if attribute:
+            path = ref.folder / file
+            content += [_sha256(path), *map(_sha256, neighbours(path))]
+    elif isinstance(ref, FileModel):
+        content += [_sha256(ref.path), ref.attribute, *map(_sha256, neighbours(ref.path))]
+    elif isinstance(ref, ObjectModel):
+        parts = dict(ref.module.named_modules())
+        kinds = {type(part) for part in parts.values() if not type(part).__module__.startswith("torch.")}
+        content += [repr(ref.module), sorted(map(_source, kinds))]
+        content += [{name: _settings(part) for name, part in parts.items()}]
+    elif isinstance(ref, EntryPointModel):
+        point = find_entry_point(ref.name)
+        content += [point.value, point.dist.version if point.dist else ""]
+    elif isinstance(ref, OutsideModel):
+        content += [ref.library, ref.model, _version(ref.library)]
+    return config.fingerprint(content)
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """What a module's author set by hand, which neither its code nor its state_dict says: a temperature."""
+    found = {}
+    for key, value in vars(module).items():
+        values = value if isinstance(value, tuple | list) else [value]
+        if key != "training" and all(isinstance(v, bool | int | float | str | None) for v in values):
+            found[key] = repr(value)
+    return found
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed into an interpreter
+        return kind.__qualname__
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError("cannot read the file", where=path, got=error.strerror) from None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,200 @@
+"""Trained models from their folders: a card's architecture with the weights that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen import registry
+from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.classifiers.user import construct, import_file
+from robustgen.errors import UserError, unknown_name
+
+# Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
+ARCHITECTURES: dict[str, str] = {
+    "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
+    "jem": "robustgen.classifiers.jem:JEM",
+    "gmmc": "robustgen.classifiers.gmmc:GMMC",
+    "cdn": "robustgen.classifiers.cdn:CDN",
+    "egc": "robustgen.classifiers.egc:EGC",
+    "noisy-softmax": "robustgen.classifiers.cdn:NoisySoftmax",
+    "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
+    "shared-denoiser": "robustgen.classifiers.denoisers:SharedDenoiser",
+}
+
+# Those of a card with ``over``: called with the denoiser that it names and the card's options.
+OVER_A_DENOISER: dict[str, str] = {
+    "diffusion": "robustgen.classifiers.diffusion:DiffusionClassifier",
+    "score": "robustgen.classifiers.score:ScoreClassifier",
+}
+
+REMEDY = "fetch the file again, or train anew"
+
+
+def build(
+    arch: str, options: dict[str, Any], *, where: object, folder: Path | None = None
+) -> Classifier | Denoiser:
+    """A model as its options alone make it: a name of ARCHITECTURES or, with the option ``over``, of
+    OVER_A_DENOISER, or ``model.py:NAME`` in ``folder``."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    file, _, attribute = arch.partition(":")
+    if attribute and file.endswith(".py") and folder is not None:
+        make = import_file(folder / file, attribute)
+        return construct(make, where=f"{folder / file}:{attribute}", **options)
+    known = ARCHITECTURES | OVER_A_DENOISER
+    if arch in OVER_A_DENOISER and "over" not in options:
+        raise UserError(
+            f"the architecture {arch!r} has no weights of its own, but stands on a trained denoiser",
+            where=where,
+            remedy="name one in the card, such as 'over: denoiser-digits'; there is nothing to train",
+        )
+    if arch in known:
+        module, _, attribute = known[arch].partition(":")
+        make = getattr(importlib.import_module(module), attribute)
+    else:
+        raise unknown_name("architecture", arch, known, where=where)
+    try:
+        return make(**options)
+    except UserError:
+        raise
+    except Exception as error:  # an argument that is not known, of a wrong type, or that torch refuses
+        raise UserError(
+            f"the architecture {arch!r} does not take these options",
+            where=where,
+            expected=", ".join(f"{k}={v!r}" for k, v in options.items() if k != "over") + " to make a model",
+            got=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
+            remedy="mend the options",
+        ) from None
+
+
+def load(folder: Path | str) -> Classifier | Denoiser:
+    """A trained model from its folder (or its card.yaml), in evaluation mode, float32, without gradients.
+
+    The weights' sha256 and every key and shape are checked; any mismatch is a UserError.
+    """
+    folder = Path(folder)
+    folder = folder.parent if folder.name == "card.yaml" else folder
+    card = registry.load_card(folder)
+    over = {} if card.over is None else {"over": load(denoiser_folder(card.over, folder / "card.yaml"))}
+    model = build(card.arch, card.options | over, where=folder / "card.yaml", folder=folder)
+    if card.weights is not None:
+        _load_weights(model, folder / card.weights.file, card.weights.sha256)
+    return frozen(model)
+
+
+def take_weights(model: nn.Module, name: str, *, where: object) -> None:
+    """Start a model from the trained weights of the zoo's model ``name``, each of which must fit into it.
+
+    What the model has beyond them starts at 0, so that it begins as the network that it continues: an
+    energy whose heads came random would be off by a thousand nats. A tensor without a place is a UserError.
+    """
+    own = model.state_dict()
+    taken = load(zoo_folder(name, where=where)).state_dict()
+    for key, value in taken.items():
+        if key not in own or own[key].shape != value.shape:
+            raise UserError(
+                f"the weights of {name!r} do not fit into this network",
+                where=f"{where}: {key}",
+                expected=f"shape {tuple(value.shape)}",
+                got=f"shape {tuple(own[key].shape)}" if key in own else "no such tensor",
+                remedy="give both recipes the same options, or leave warm_start out",
+            )
+    model.load_state_dict({key: taken.get(key, torch.zeros_like(value)) for key, value in own.items()})
+
+
+def zoo_folder(name: str, *, where: object) -> Path:
+    """The folder of the zoo's model ``name``; ``where`` says who names it, should there be none."""
+    folders = registry.model_folders()
+    if name not in folders:
+        raise unknown_name("model of the zoo", name, folders, where=where)
+    return folders[name]
+
+
+def denoiser_folder(name: str, where: Path) -> Path:
+    """The folder of the denoiser that a card stands on."""
+    folder = registry.model_folders().get(name)
+    if folder is None:
+        raise UserError(
+            "the denoiser that this card stands on is not there",
+            where=f"{where}: over",
+            expected=f"a folder models/{name}",
+            got="no such folder",
+            remedy="fetch or train it, or name another one ('robustgen list models')",
+        )
+    card = registry.load_card(folder)
+    if card.family != "denoiser" or card.over is not None:
+        raise UserError(
+            "a card can only stand on a denoiser",
+            where=f"{where}: over",
+            expected="a model of the family denoiser, with weights of its own",
+            got=f"{name}, of the family {card.family}",
+        )
+    return folder
+
+
+def frozen(model: Any) -> Any:
+    """A model as it is judged: evaluation mode, float32, without gradients."""
+    return model.float().eval().requires_grad_(False)
+
+
+def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_safetensors
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "the weights of this model are not there",
+            where=path,
+            expected="the file that the card names",
+            got=error.strerror,
+            remedy="'robustgen train' with the recipe beside the card makes them",
+        ) from None
+    got = hashlib.sha256(content).hexdigest()
+    if got != sha256:
+        raise UserError(
+            "these are not the weights that the card names",
+            where=path,
+            expected=f"sha256 {sha256}",
+            got=got,
+            remedy=REMEDY,
+        )
+    try:
+        tensors = from_safetensors(content)
+    except SafetensorError as error:
+        raise UserError(
+            "this is no safetensors file",
+            where=path,
+            expected="tensors as safetensors",
+            got=error,
+            remedy=REMEDY,
+        ) from None
+    _check_keys(model, tensors, path)
+    model.load_state_dict(tensors)  # copies, and so casts float16 to the model's float32
+
+
+def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    own = model.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in own.items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                "the weights do not fit the architecture that the card names",
+                where=f"{path}: {key}",
+                expected=f"shape {wanted[key]}" if key in wanted else "no such tensor",
+                got=f"shape {found[key]}" if key in found else "no such tensor",
+                remedy="the card's arch and options must be those of the training",
+            )
+        finite = bool(own[key].isfinite().all())  # a mask may hold -inf by right
+        if finite and tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
+            raise UserError(
+                "these weights are no weights", where=f"{path}: {key}", expected="finite numbers",
+                got="NaN or infinity", remedy=REMEDY,
+            )  # fmt: skip
