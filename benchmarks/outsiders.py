@@ -105,7 +105,7 @@ def measure(name: str, source: str, n: int, norm: Norm, eps: float | None) -> di
                 verdicts = judge(ids).tolist()
                 return {"verdicts": verdicts, "seconds": time.perf_counter() - began}
 
-            said = (attack, threat.slug, threat.eps, ids.tolist(), VERSIONS, attack_code())
+            said = (attack, STEPS, threat.slug, threat.eps, ids.tolist(), VERSIONS, attack_code())
             part = kept("outsiders", said, (*model.state_dict().values(), x[ids], y[ids]), run)
             found += part["verdicts"]
             seconds += part["seconds"]
