@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 OBJECT = "python"
+MANY_CALLS = 10
+"""Network calls a picture, from which a model runs only where it is named."""
 OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
 
 
@@ -240,7 +242,7 @@ def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data.
 
-    Of these, one of many network calls a picture has to be named: minutes would become hours. So has one
+    Of these, one of ``MANY_CALLS`` a picture has to be named: minutes would become hours. So has one
     with code of its own, which nobody but its author may know.
     """
     if references:
@@ -263,7 +265,7 @@ def left_out(data: str) -> dict[str, str]:
     for model in _zoo():
         if _card(model).data == data and code_of(model):
             found[model.name] = "code of its own"
-        elif _card(model).data == data and _card(model).calls > 1:
+        elif _card(model).data == data and _card(model).calls >= MANY_CALLS:
             found[model.name] = "many network calls a picture"
     return found
 

@@ -91,6 +91,13 @@ def test_what_the_data_do_not_have_is_refused_with_its_reason(tmp_path) -> None:
     assert len(found.refused) == 6
 
 
+def test_of_one_class_no_picture_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "one.npz"
+    np.savez(file, images=data.load("digits").images[:30].numpy(), labels=np.zeros(30, np.int64))
+    found = planned({"kind": "explained"}, source=str(file), denoiser="denoiser-digits", sigmas=[0.4])
+    assert "one class" in refused(found)["explained"]
+
+
 @pytest.mark.parametrize(
     "evaluation", [{"kind": "clean"}, {"kind": "detected", "score": "confidence", "norm": "linf"}]
 )

@@ -41,6 +41,12 @@ def test_a_model_of_many_network_calls_has_to_be_named(workspace: Path):
     assert [m.name for m in registry.resolve_all(["*-digits"], "digits")] == ["a-digits", "b-digits"]
 
 
+def test_a_model_of_two_network_calls_has_not(workspace: Path):
+    card = workspace / "models" / "b-digits" / "card.yaml"
+    card.write_text(CARD.format(name="b-digits", family="softmax") + "calls: 2\n")
+    assert [m.name for m in registry.resolve_all([], "digits")] == ["a-digits", "b-digits"]
+
+
 def test_a_model_named_twice_runs_once(workspace: Path):
     assert len(registry.resolve_all(["a-digits", "a-*"], "digits")) == 1
 

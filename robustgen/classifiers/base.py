@@ -15,6 +15,8 @@ from robustgen.types import ConditionalNoise, Density, Noise, NoNoise
 
 def check_level(sigma: float | Tensor, levels: ConditionalNoise) -> None:
     """Raise UnsupportedError unless every ``sigma`` lies within the levels that a model was trained on."""
+    if isinstance(sigma, Tensor) and not sigma.numel():
+        return  # of no pictures
     lowest, highest = (float(value) for value in torch.as_tensor(sigma).detach().aminmax())
     rounding = 1 + 1e-6  # a level may come as float32
     if not (lowest * rounding >= levels.low and highest <= levels.high * rounding):  # NaN is refused too

@@ -55,7 +55,7 @@ class NoisyClassifier(Classifier):
     def _levels(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
         """sigma (batch,); UnsupportedError outside the levels of the training."""
         assert isinstance(self.noise, ConditionalNoise)
-        if sigma is not None and len(x):
+        if sigma is not None:
             check_level(sigma, self.noise)
         return per_sample(self.noise.low if sigma is None else sigma, x)
 

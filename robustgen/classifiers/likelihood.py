@@ -28,7 +28,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 def log_gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """log N(x; mean, variance I) in nats, (batch,)."""
     squares = (x - mean).square().flatten(1).sum(1)
-    return -0.5 * (squares / variance + x[0].numel() * torch.log(2 * math.pi * variance))
+    return -0.5 * (squares / variance + x.shape[1:].numel() * torch.log(2 * math.pi * variance))
 
 
 def log_density(
@@ -70,7 +70,10 @@ class Recomputed(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return None, torch.autograd.grad(ctx.function(x), x, gradients)[0]
+            # the trace of a denoiser that is linear in x does not depend on it
+            pairs = zip(ctx.function(x), gradients, strict=True)
+            values, gradients = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+            return None, torch.autograd.grad(values, x, gradients)[0]
 
 
 def _heun(
@@ -99,7 +102,7 @@ def flow(denoise: Denoise, x: Tensor, sigma: Tensor, probes: Tensor) -> tuple[Te
             )
             trace = trace + (probe * pulled).flatten(1).sum(1)
         slope = x - estimate
-    return slope if onward else slope.detach(), x[0].numel() - trace / len(probes)
+    return slope if onward else slope.detach(), x.shape[1:].numel() - trace / len(probes)
 
 
 def every_axis(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -64,8 +64,7 @@ class ScoreClassifier(Classifier):
         assert isinstance(self.noise, ConditionalNoise)
         sigma = self.test_sigma if sigma is None else sigma
         assert sigma is not None
-        if len(x):
-            check_level(sigma, self.noise)
+        check_level(sigma, self.noise)
         every = torch.arange(self.num_classes, device=x.device)
         labels, levels = every.repeat_interleave(len(x)), per_sample(sigma, x).repeat(len(every))
         densities = log_density(

@@ -25,3 +25,17 @@ class Softmax(Classifier):
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return self.net(x)
+
+
+class MirroredSoftmax(Softmax):
+    """Softmax of the mean logits of a picture and its mirror image, by one network.
+
+    In training mode it reads the picture alone: a recipe's ``augment.flip`` mirrors half of them.
+    """
+
+    calls_per_image = 2
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        if self.training:
+            return self.net(x)
+        return (self.net(x) + self.net(x.flip(-1))) / 2

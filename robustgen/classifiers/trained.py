@@ -18,6 +18,7 @@ from robustgen.errors import UserError, unknown_name
 # Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
 ARCHITECTURES: dict[str, str] = {
     "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
+    "mirrored-softmax": "robustgen.classifiers.softmax:MirroredSoftmax",
     "jem": "robustgen.classifiers.jem:JEM",
     "gmmc": "robustgen.classifiers.gmmc:GMMC",
     "cdn": "robustgen.classifiers.cdn:CDN",

@@ -50,7 +50,7 @@ def codec_of(picture: Any) -> Jpeg | None:
     the standard's, the nearest quality."""
     from PIL.JpegImagePlugin import get_sampling
 
-    if picture.format != "JPEG":
+    if picture.format not in ("JPEG", "MPO"):  # the latter: several JPEGs in a file, as phones write them
         return None
     scale = picture.quantization[0][0] * 100 / 16  # 16 is that entry in the standard's table
     guess = round(100 - scale / 2 if scale <= 100 else 5000 / scale)

@@ -280,7 +280,7 @@ def _pictures_of_test(name: str, path: Path) -> Iterator[Any]:
 
 def _grey_where_grey(images: Any, tested: Iterable[Any] = ()) -> Any:
     """One channel of grey pictures that were opened as colour, unless one of the test split's, ``tested``
-    (height, width, 3), has colours: all splits have its channels."""
+    (height, width, 3), has colours: a grey split has the test split's channels."""
     grey = (images == images[:, :1]).all() and all((picture == picture[..., :1]).all() for picture in tested)
     return images[:, :1] if grey else images
 

@@ -17,9 +17,10 @@ BISECTIONS = 10
 class Nearest(NamedTuple):
     """What was found for each picture (batch,): the picture, its class, its L2 distance; at the clean
     picture the logit margin z_y - max z_k, and the first-order radius min over k of (z_y - z_k) /
-    |grad (z_y - z_k)|, both negative where the model is wrong.
+    |grad (z_y - z_k)|.
 
-    A picture that is wrong as it is has distance 0; where nothing was found it is NaN, and the picture
+    A picture that is wrong as it is has a negative margin, distance 0, and a radius that means nothing;
+    where nothing was found it is NaN, and the picture
     the clean one.
     """
 

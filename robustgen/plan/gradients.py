@@ -54,6 +54,9 @@ def efficiency(planning: Planning) -> None:
 
 def explained(planning: Planning, spec: ExplainedSpec) -> None:
     """The nearest wrong pictures, at the lowest, the middle and the highest of the data's sigmas."""
+    if len(planning.dataset.class_names) < 2:
+        planning.refuse("explained", "where there is one class, no picture is wrong")
+        return
     ordered = sorted(planning.settings.sigmas)
     three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if len(ordered) > 2 else ordered
 

@@ -21,6 +21,8 @@ def augment(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
         x = _affine(x, spec, generator)
     if spec.shift:
         x = _shift(x, spec, generator)
+    if spec.cutout:
+        x = _cutout(x, spec.cutout, generator)
     if spec.share < 1:
         changed = torch.rand(len(x), generator=generator, device=x.device) < spec.share
         x = torch.where(changed.view(-1, 1, 1, 1), x, before)
@@ -37,6 +39,17 @@ def _shift(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
     columns = (left + torch.arange(width, device=x.device)).view(batch, 1, 1, width)
     which = torch.arange(batch, device=x.device).view(batch, 1, 1, 1)
     return padded[which, torch.arange(channels, device=x.device).view(1, -1, 1, 1), rows, columns]
+
+
+def _cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Cutout: a grey square around a pixel of each picture; near the border, what of it lies inside."""
+    batch, _, height, width = x.shape
+    draw = torch.rand(2, batch, 1, generator=generator, device=x.device)
+    rows = torch.arange(height, device=x.device) - (draw[0] * height).long()
+    columns = torch.arange(width, device=x.device) - (draw[1] * width).long()
+    before, after = -(side // 2), side - side // 2  # from the drawn pixel, the second exclusive
+    rows, columns = ((line >= before) & (line < after) for line in (rows, columns))
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], 0.5, x)
 
 
 def _affine(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:

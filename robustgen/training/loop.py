@@ -57,6 +57,8 @@ def train(
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
+    if hasattr(run.trained, "calls_per_image"):
+        card["calls"] = run.trained.calls_per_image
     publish.publish(run.trained, card, folder, recipe_path, half=recipe.storage == "float16")
     return folder
 

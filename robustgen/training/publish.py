@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen import config
 from robustgen.classifiers.user import neighbours
 from robustgen.config import ModelCard, Weights
 from robustgen.disk import write_bytes
+from robustgen.errors import UserError
 from robustgen.training.recipe import Recipe
 
 
@@ -39,7 +40,7 @@ def publish(
     # copies: a safetensors file has no tensors that share memory, as tied weights do
     tensors = {key: value.contiguous().cpu().clone() for key, value in model.state_dict().items()}
     if half:
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+        tensors = {k: _half(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
     file = folder / "card.yaml"
@@ -58,6 +59,17 @@ def publish(
         for beside in neighbours(source):  # what it imports from its folder goes with it
             _copy(beside, folder / beside.relative_to(source.resolve().parent))
     write_bytes(file, text.encode())
+
+
+def _half(name: str, value: Tensor, folder: Path) -> Tensor:
+    stored = value.half()
+    if bool((stored.isinf() & value.isfinite()).any()):
+        raise UserError(
+            "float16 cannot hold the trained weights", where=folder,
+            expected="numbers of at most 65504", got=f"{float(value.abs().max()):g} in {name}",
+            remedy="set storage: float32 in the recipe, and train again: it goes on from the end",
+        )  # fmt: skip
+    return stored
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -133,6 +133,9 @@ class Augment(Strict):
     """Share by which the size grows or shrinks at most."""
     subpixel: float = Field(default=0.0, ge=0)
     """Pixels, either way on each axis, by bilinear interpolation."""
+    cutout: int = Field(default=0, ge=0)
+    """Side of a square around a random pixel that becomes mid-grey, which a ResNet of the zoo sees as 0
+    (DeVries and Taylor 2017, arXiv 1708.04552)."""
 
 
 class Recipe(Strict):
@@ -206,5 +209,7 @@ class Recipe(Strict):
         if self.warm_start is None:
             left_out.add("warm_start")
         content = self.model_dump(mode="json", exclude=left_out)
+        if not self.augment.cutout:  # which came later: trainings begun before it go on
+            del content["augment"]["cutout"]
         outside = {"code": code, "start": start}
         return fingerprint(content | {key: value for key, value in outside.items() if value is not None})

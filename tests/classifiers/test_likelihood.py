@@ -107,6 +107,22 @@ def test_the_gradient_is_that_of_what_is_computed():
     )
 
 
+def test_where_the_denoiser_is_linear_the_gradient_is_the_gaussian_score():
+    """Of N(0, v): D(y) = v / (v + sigma^2) y, whose trace does not depend on y."""
+    v, sigma = 0.09, torch.full((2,), 0.2, dtype=torch.float64)
+
+    def denoise(y, level):
+        return y * (v / (v + level**2))[:, None, None, None]
+
+    def prior(y):
+        return -0.5 * (y**2).flatten(1).sum(1) / (v + HIGH**2)
+
+    x = pictures(2).requires_grad_()
+    density = log_density(denoise, x, sigma, HIGH, prior, signs(400, 1))
+    (score,) = torch.autograd.grad(density.sum(), x)
+    torch.testing.assert_close(score, -x.detach() / (v + 0.2**2), rtol=1e-3, atol=1e-6)
+
+
 def test_the_gradient_tends_to_the_exact_score():
     data, x = mixture(), pictures(3).requires_grad_()
     denoise, prior = of_class(data, 0)

@@ -95,3 +95,8 @@ def test_outside_the_levels_nothing_is_said(sigma):
 def test_a_flow_without_steps_or_probes_is_refused(options):
     with pytest.raises(UserError, match="steps and probes"):
         ScoreClassifier(mixture(), **options)
+
+
+def test_no_picture_has_no_densities():
+    model = ScoreClassifier(mixture(), steps=2, sigma=0.2).double()
+    assert model.log_joint(pictures(0)).shape == (0, model.num_classes)

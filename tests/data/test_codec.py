@@ -36,6 +36,14 @@ def test_a_pictures_file_says_its_codec(quality: int, sampling: str) -> None:
         assert codec.codec_of(picture) is None
 
 
+def test_several_jpegs_in_one_file_are_no_lossless_picture() -> None:
+    file, pictures = io.BytesIO(), [Image.fromarray(one) for one in codec.as_bytes(photo())]
+    pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:], quality=80, subsampling="4:2:0")
+    with Image.open(file) as picture:
+        assert picture.format == "MPO"
+        assert codec.codec_of(picture) == Jpeg(80, "4:2:0")
+
+
 def test_grey_comes_back_as_its_rounded_cosines() -> None:
     x = photo(channels=1)
     file = io.BytesIO()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from robustgen.training.augment import augment
@@ -63,3 +64,19 @@ def test_rotation_turns_pictures_that_are_not_square_by_its_angle():
         found = torch.rad2deg(torch.atan2(2 * xy, xx - yy) / 2)
         drawn = (torch.rand(4, 20, generator=generator()) * 2 - 1)[0] * 30
         assert torch.all((found + drawn).abs() < 1)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 20])
+def test_cutout_greys_one_square_around_any_pixel(side):
+    x = torch.zeros(4000, 2, 6, 9)
+    grey = augment(x, Augment(cutout=side), generator())
+    assert torch.equal(grey[:, 0], grey[:, 1])
+    assert set(grey.unique().tolist()) <= {0.0, 0.5}
+    cut = grey[:, 0] > 0
+    rows, columns = cut.any(2), cut.any(1)
+    assert torch.equal(cut, rows[:, :, None] & columns[:, None, :])
+    # the share of middles, each as likely, whose square covers a pixel of the first column, or a middle one
+    for line, size in ((rows, 6), (columns, 9)):
+        for place in (0, size // 2):
+            covering = sum(-(side // 2) <= place - middle < side - side // 2 for middle in range(size))
+            assert abs(float(line[:, place].float().mean()) - covering / size) < 0.03

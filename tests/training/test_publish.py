@@ -122,3 +122,30 @@ def test_a_mask_of_infinities_is_no_divergence_and_no_damage(tmp_path):
     path = write(tmp_path / "source", tiny(arch="model.py:Net", options={}))
     (path.parent / "model.py").write_text(MASKED)
     assert classifiers.load(train(path, tmp_path / "masked")).mask.isinf().any()
+
+
+def test_two_calls_of_the_network_stand_on_the_card(tmp_path, cache):
+    folder = train(write(tmp_path / "source", tiny(arch="mirrored-softmax")), tmp_path / "mirrored")
+    assert yaml.safe_load((folder / "card.yaml").read_text())["calls"] == 2
+
+
+def test_weights_that_float16_cannot_hold_are_refused_and_kept(tmp_path, cache):
+    source = tmp_path / "source"
+    path = write(source, tiny(arch="model.py:Large", storage="float16"))
+    code = """
+import torch
+from robustgen.classifiers.softmax import Softmax
+
+
+class Large(Softmax):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register_buffer("large", torch.tensor([1.0, 70_000.0]))
+"""
+    (source / "model.py").write_text(code)
+    with pytest.raises(UserError, match="float16 cannot hold") as caught:
+        train(path, tmp_path / "large")
+    assert caught.value.details["got"] == "70000 in large"
+    assert not (tmp_path / "large" / "card.yaml").exists()
+    write(source, tiny(arch="model.py:Large"))
+    assert float(classifiers.load(train(path, tmp_path / "large")).large[1]) == 70_000

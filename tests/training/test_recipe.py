@@ -67,3 +67,8 @@ def test_fingerprint_sees_what_decides_the_weights_and_no_words():
     ):
         assert Recipe(**tiny(**change)).fingerprint() != first
     assert Recipe(**tiny()).fingerprint("00ff") != first
+    assert Recipe(**tiny(augment={"cutout": 2})).fingerprint() != first
+
+
+def test_a_training_begun_before_cutout_came_goes_on():
+    assert Recipe(**tiny()).fingerprint() == "3925f62dcc7a596e"  # by the commit before it
