@@ -251,10 +251,11 @@ def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, sh
 
 
 def targets(start: Start, targeted: bool) -> Tensor:
-    """The class that a job aims at, (rows,): the (job + 2)th of the clean picture's, by its logits."""
+    """The class that a job aims at, (rows,): the (job + 2)th of the clean picture's, by its logits, the
+    label being the first, be it one of several that tie."""
     if not targeted:
         return start.y
-    order = start.clean.sort(1, descending=False).indices
+    order = start.clean.scatter(1, start.y[:, None], torch.inf).sort(1).indices
     return order.gather(1, order.shape[1] - 2 - start.job[:, None]).squeeze(1)
 
 

@@ -21,6 +21,9 @@ from robustgen.metrics.intervals import (
     resampled_sums,
 )
 
+LEAST = 10
+"""Samples that a bootstrap test needs: of fewer, resamples say too little of their spread, of one nothing."""
+
 
 class Key(NamedTuple):
     """What two models are compared in."""
@@ -91,7 +94,7 @@ def _mcnemar(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
 def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     """On their common samples models share their resamples, so the replicates' difference is paired."""
     ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
-    if a.replicates is None or b.replicates is None or not len(ids):
+    if a.replicates is None or b.replicates is None or len(ids) < LEAST:
         return None
     ours, theirs = a.at(np.sort(in_a)), b.at(np.sort(in_b))
     gap, replicates = ours.value - theirs.value, ours.replicates - theirs.replicates

@@ -48,8 +48,11 @@ def _attacked(run: Run, clean: Rows) -> Iterator[Estimate]:
         own = next((r for e, r in run.of_kind("fixed") if alike.items() <= e.detail.items()), None)
         pairs = {"foreign": (clean, rows), "own": (own, plain.rows), "both": (own, rows)}
         for side, (ours, theirs) in pairs.items():
-            if ours is not None:
-                both = ((ours, ood.scores(ours)[score]), (theirs, ood.scores(theirs)[score]))
+            if ours is None:
+                continue
+            values, others = ood.scores(ours).get(score), ood.scores(theirs).get(score)
+            if values is not None and others is not None:
+                both = ((ours, values), (theirs, others))
                 yield from _detection(run, evaluation.name, f"{score}-{side}", *both)
 
 

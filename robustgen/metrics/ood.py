@@ -26,7 +26,7 @@ def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     max_logit (Hendrycks et al. 2022). Where every row has the model's log p(x): log_prob; typicality,
     -|log p(x) - the mean log p of the ``calibration`` split| (Nalisnick et al. 2019, for one picture);
     complexity_corrected, log p(x) + ln 2 * complexity, in nats (Serra et al. 2020, negated). And what
-    was stored beside the logits: gradient, complexity, chroma, detectors.
+    was stored beside the logits, where every row has a number: gradient, complexity, chroma, detectors.
     """
     top = rows.logits.max(1)
     log_p = rows.log_probabilities
@@ -42,7 +42,7 @@ def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
             found["typicality"] = -np.abs(rows.log_prob - calibration.log_prob.mean())
         if "complexity" in rows.scores:
             found["complexity_corrected"] = rows.log_prob + np.log(2) * rows.scores["complexity"]
-    return found | rows.scores
+    return found | {name: values for name, values in rows.scores.items() if np.isfinite(values).all()}
 
 
 class Roc(NamedTuple):
@@ -119,7 +119,8 @@ def _thresholds(own: Array, foreign: Array) -> tuple[Array, Array]:
     """The order of all scores from the largest, and the last place of each group of equal ones."""
     pooled = np.concatenate([own, foreign])
     order = np.argsort(-pooled, kind="stable")
-    return order, np.append(np.flatnonzero(np.diff(pooled[order])), len(pooled) - 1)
+    falling = pooled[order]
+    return order, np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(pooled) - 1)
 
 
 def _cumulative(own: Array, foreign: Array, order: Array, ends: Array) -> tuple[Array, Array]:

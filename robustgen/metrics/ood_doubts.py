@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from robustgen.metrics.foreign import LEAST
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Rows, Run
 from robustgen.types import Flag
 
 DEPENDENT = {
@@ -32,7 +34,23 @@ def ood_doubts(run: Run) -> Iterator[Flag]:
                 f"{len(rows)} foreign pictures: nothing is said of them, since 95 % of fewer than {LEAST} is "
                 "all of them. Take a larger set.",
             )  # fmt: skip
+        yield from _no_numbers(run.model, evaluation.name, rows)
+    for evaluation, rows in run.of_kind("clean"):
+        yield from _no_numbers(run.model, evaluation.name, rows)
     yield from _detectors(run)
+
+
+def _no_numbers(model: str, evaluation: str, rows: Rows) -> Iterator[Flag]:
+    """Stored scores that are no number for some pictures, of which ``ood.scores`` takes none."""
+    lacking = {name: int((~np.isfinite(v)).sum()) for name, v in rows.scores.items()}
+    lacking = {name: count for name, count in lacking.items() if count}
+    if lacking:
+        counted = ", ".join(f"{name} ({count} of {len(rows)})" for name, count in lacking.items())
+        yield Flag(
+            model, evaluation, "scores_not_finite", "warning",
+            f"Scores that are infinite or no number for some pictures: {counted}. Nothing is said of them; "
+            "look for a division by 0, or a root of 0, in the model or its features.",
+        )  # fmt: skip
 
 
 def _detectors(run: Run) -> Iterator[Flag]:

@@ -237,6 +237,13 @@ def test_targets_are_the_runners_up() -> None:
     assert targets(start, False).tolist() == [1, 0, 0]
 
 
+def test_a_class_that_ties_with_the_label_is_the_first_target() -> None:
+    clean = torch.tensor([[2.0, 2.0, 0.0, -1.0, -2.0], [2.0, 2.0, 0.0, -1.0, -2.0]]).repeat_interleave(4, 0)
+    y, jobs = torch.tensor([0, 1]).repeat_interleave(4), torch.arange(4).repeat(2)
+    aims = targets(Start(torch.arange(8), clean, y, clean, jobs), True)
+    assert aims.tolist() == [1, 2, 3, 4, 0, 2, 3, 4]
+
+
 def test_restarts_draw_anew_and_break_more(trained: FixedBatch, digits: data.Dataset) -> None:
     x, y = digits.images[:32], digits.labels[:32]
     trained.begin(32)

@@ -36,6 +36,12 @@ def test_models_without_a_common_sample_are_not_tested() -> None:
     assert compare([mean_of("a", values, ids), mean_of("b", values, ids + 40)], [NLL]) == []
 
 
+@pytest.mark.parametrize(("n", "tests"), [(1, 0), (9, 0), (10, 1)])
+def test_of_a_handful_of_samples_no_bootstrap_test_is_made(n: int, tests: int) -> None:
+    ids, values = np.arange(n), RNG.random(n)
+    assert len(compare([mean_of("a", values, ids), mean_of("b", values + 0.5, ids)], [NLL])) == tests
+
+
 def test_a_pair_whose_replicates_are_not_finite_is_not_tested() -> None:
     ids, values = np.arange(40), RNG.random(40)
     other = np.where(ids == 3, np.nan, values)

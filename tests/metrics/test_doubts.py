@@ -110,6 +110,15 @@ def test_foreign_pictures_that_depend_on_each_other_are_named() -> None:
     assert "dependent_samples" not in flags(whole(foreign="mnist"))
 
 
+def test_stored_scores_that_are_no_number_are_named() -> None:
+    strange = [np.nan, -np.inf, *map(float, range(6))]
+    scores = [[("gradient", value), ("chroma", 1.0)] for value in strange]
+    flag = flags(run((CLEAN, rows(scores=scores))))["scores_not_finite"]
+    assert "gradient (2 of 8)" in flag.message
+    assert "chroma" not in flag.message
+    assert "scores_not_finite" not in flags(run((CLEAN, rows(scores=scores[2:] + scores[2:4]))))
+
+
 @pytest.mark.parametrize(("declared", "severity"), [(True, "info"), (False, "warning")])
 def test_a_random_model_is_named_and_one_that_hides_it_is_warned_of(declared: bool, severity: str) -> None:
     model = {"stochastic": True, "stochastic_declared": declared}

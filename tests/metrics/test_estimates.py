@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robustgen.audit import AUDIT
-from robustgen.metrics import estimates
+from robustgen.metrics import comparisons, estimates
 from robustgen.metrics.comparisons import Key, compare
 from robustgen.metrics.rows import Evaluation, Rows, Run
 from robustgen.types import Metric
@@ -110,7 +110,8 @@ def test_one_eps_in_two_floats_has_one_worst_case() -> None:
     assert [(m.evaluation, m.value) for m in worst] == [("worst-linf-0.3", 0.0)]
 
 
-def test_a_stochastic_and_a_deterministic_model_are_compared() -> None:
+def test_a_stochastic_and_a_deterministic_model_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparisons, "LEAST", 4)
     key = Key("clean", "", "accuracy")
     both = [e for draws in (32, 1) for e in estimates.measure(drawn(f"of-{draws}", draws))]
     (test,) = compare(both, [key])

@@ -58,6 +58,19 @@ def test_a_score_that_only_one_side_has_is_no_measure() -> None:
     assert {variant for _, variant in found} == {"msp", "entropy", "energy", "max_logit", "chroma"}
 
 
+def test_a_stored_score_that_is_no_number_somewhere_is_no_measure() -> None:
+    nothing = np.full(40, np.nan)
+    found = measured(
+        evaluation("clean", "clean", made(40, 3, scores={"gradient": nothing, "knn": RNG.random(40)})),
+        evaluation(
+            "ood-x", "ood", made(40, 1, scores={"gradient": nothing, "knn": np.full(40, -np.inf)}), data="x"
+        ),
+    )
+    assert {variant for _, variant in found} == {"msp", "entropy", "energy", "max_logit"}
+    endless = np.full(40, -np.inf)
+    assert float(ood.detection(endless, endless).auroc) == 0.5
+
+
 def test_after_an_attack_on_a_score_each_side_may_be_the_attacked_one() -> None:
     detail = {"objective": "energy", "norm": "linf", "eps": 0.1, "steps": 20}
     clean, plain, own, theirs = (made(60, scale) for scale in (4, 2, 1, 6))
