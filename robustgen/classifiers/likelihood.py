@@ -70,10 +70,11 @@ class Recomputed(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         with torch.enable_grad():
             x = x.detach().requires_grad_()
+            values = ctx.function(x)
+            pairs = zip((values,) if isinstance(values, Tensor) else values, gradients, strict=True)
             # the trace of a denoiser that is linear in x does not depend on it
-            pairs = zip(ctx.function(x), gradients, strict=True)
-            values, gradients = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
-            return None, torch.autograd.grad(values, x, gradients)[0]
+            known, wanted = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+            return None, torch.autograd.grad(known, x, wanted)[0]
 
 
 def _heun(
