@@ -20,8 +20,7 @@ class Nearest(NamedTuple):
     |grad (z_y - z_k)|.
 
     A picture that is wrong as it is has a negative margin, distance 0, and a radius that means nothing;
-    where nothing was found it is NaN, and the picture
-    the clean one.
+    where nothing was found the distance is NaN, and the picture the clean one.
     """
 
     picture: Tensor
