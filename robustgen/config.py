@@ -121,7 +121,7 @@ class AttackSpec(Strict):
 
 
 class TransferSpec(Strict):
-    """Pictures made for the zoo's other models of the data that ask their network less than 10 times a picture."""
+    """Pictures made for the zoo's other models of the data, of less than 10 network calls a picture."""
 
     kind: Literal["transfer"]
     norm: Literal["linf", "l2"]
