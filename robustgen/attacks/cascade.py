@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustgen.attacks.search import Found, Search, run
 from robustgen.attacks.victim import Victim
-from robustgen.attacks.victims import usual_view
+from robustgen.attacks.victims import said, usual_view
 from robustgen.audit import AUDIT, audited, repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
@@ -64,11 +64,13 @@ class Cascade(Attack):
                     stage.search, stage.victim(model), x[left], y[left], streams, width=width,
                     thorough=thorough,
                 )  # fmt: skip
-            broken = left[result.broken]
-            if model.stochastic:
-                found.weigh(left, result.images, result.margin)
-            else:
-                found.note(broken, result.images[result.broken])
+                if model.stochastic:
+                    # The best of many looks was a lucky one: draws that chose nothing say what it is worth.
+                    again = said(model, result.images)
+                    broken = found.judge(model, left, result.images, again, y[left])
+                else:
+                    broken = left[result.broken]
+                    found.note(broken, result.images[result.broken])
             robust[broken] = False
             for i in broken.tolist():
                 broken_by[i] = name

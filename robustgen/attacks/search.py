@@ -122,7 +122,7 @@ class Found:
 
     ``images``: the picture, the clean one where there is none; ``broken``: whether the model takes it
     for something else. Of a stochastic model no single answer is believed: there the point of highest
-    ``margin`` is kept, by the mean over its draws, and is broken where that margin is positive.
+    ``margin`` is kept, by the mean probability of its draws, and is broken where that is positive.
     """
 
     images: Tensor

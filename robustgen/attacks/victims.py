@@ -7,6 +7,7 @@ are about the model itself wherever its answer is one number.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,13 +21,17 @@ from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
 from robustgen.types import ConditionalNoise
 
+SAID_DRAWS = 32
+"""As many as a verdict takes (worker.py): what they say seldom differs from it."""
+
 
 class Averaged(Victim):
     """A stochastic model by the mean over ``m`` draws of its own randomness: expectation over
     transformation (Athalye et al. 2018, arXiv:1802.00420).
 
-    Loss and gradient are means over the draws, so the best point is not one lucky draw's; logits are
-    means of log p(y | x). A hit is confirmed by as many draws that the search has not seen.
+    Loss and gradient are means over the draws, so the best point is not one lucky draw's. Logits are logs
+    of the mean p(y | x): a few draws that are off by many nats outweigh the others in a mean of logs, and
+    neither by majority nor here. A hit is confirmed by as many draws that the search has not seen.
     """
 
     def __init__(self, model: Classifier, m: int = 16) -> None:
@@ -35,7 +40,7 @@ class Averaged(Victim):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Answer:
-        return Answer(_mean_log_softmax(self.fast.logits(copies(x, self.m)), self.m))
+        return Answer(_log_mean_softmax(self.fast.logits(copies(x, self.m)), self.m))
 
     def see(self, x: Tensor) -> Tensor:
         return self.fast.logits(copies(x, self.m))
@@ -44,7 +49,7 @@ class Averaged(Victim):
         return mean_loss(seen, loss, self.m)
 
     def say(self, seen: Tensor) -> Tensor:
-        return _mean_log_softmax(seen, self.m)
+        return _log_mean_softmax(seen, self.m)
 
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
         return self.logits(x).logits.argmax(1) != y
@@ -58,8 +63,8 @@ def usual_view(model: Classifier) -> Victim:
 @torch.no_grad()
 def said(model: Classifier, x: Tensor) -> Tensor:
     """What a model itself, no copy of it, says of x, (batch, classes): its logits, of a stochastic one the
-    mean of log p(y | x) over its draws."""
-    return Averaged(model).logits(x).logits if model.stochastic else model.logits(x)
+    log of the mean p(y | x) over SAID_DRAWS draws."""
+    return Averaged(model, SAID_DRAWS).logits(x).logits if model.stochastic else model.logits(x)
 
 
 class View(Victim):
@@ -205,8 +210,8 @@ def mean_loss(logits: Tensor, loss: Loss, m: int) -> Tensor:
     return torch.stack([loss(part) for part in logits.chunk(m)]).mean(0)
 
 
-def _mean_log_softmax(logits: Tensor, m: int) -> Tensor:
-    return logits.log_softmax(1).view(m, -1, logits.shape[1]).mean(0)
+def _log_mean_softmax(logits: Tensor, m: int) -> Tensor:
+    return logits.log_softmax(1).view(m, -1, logits.shape[1]).logsumexp(0) - math.log(m)
 
 
 def noise_at(x: Tensor, m: int) -> Tensor:

@@ -19,6 +19,7 @@ from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
+from robustgen.worker import ask, seeded
 
 
 class Up(Search):
@@ -227,3 +228,39 @@ def test_an_audit_of_no_survivors_and_of_a_cascade_without_its_stages() -> None:
     only.searches = {"first": apgd(ThreatModel("linf", 1e-4), "ce", n_iter=1)}
     found = only(model, x, model.logits(x).argmax(1), Draws(0, "aa", torch.arange(40)))
     assert AUDIT not in found.broken_by
+
+
+class Wild(Classifier):
+    """Class 0, with no gradient, unless the left half is the lighter; a share of draws is off by 100 nats."""
+
+    num_classes, input_shape, stochastic = 4, (1, 8, 8), True
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        slope = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
+        side = torch.where(slope > 0.05, -1.0, 1.0) + 0 * slope
+        usual = torch.stack([side, -side, 0 * side - 2, 0 * side - 3], 1)
+        off = torch.tensor([-100.0, 100.0, 0.0, 0.0])
+        return torch.where(torch.rand(len(x), 1) < self.share, off, usual)
+
+
+def test_a_few_wild_draws_do_not_spare_a_stochastic_model_the_later_stages() -> None:
+    x, y, draws = (
+        torch.full((8, 1, 8, 8), 0.5),
+        torch.zeros(8, dtype=torch.long),
+        Draws(0, "aa", torch.arange(8)),
+    )
+    right = {}
+    for share in (0.0, 0.2):
+        model = FixedBatch(Wild(share).eval(), 64)
+        model.begin(8)
+        with seeded(model, "search", draws, x.device):
+            found = AutoAttack(ThreatModel("linf", 0.1), n_iter=5, n_queries=100)(model, x, y, draws)
+        assert set(found.broken_by or ()) <= {"square", None}
+        assert bool((ask(model, x, y, draws).correct > 16).all()), "the draws alone decide"
+        right[share] = int((ask(model, found.images, y, draws).correct > 16).sum())
+    assert right[0.0] <= 4, "Square does not break it"
+    assert right[0.2] <= right[0.0]
