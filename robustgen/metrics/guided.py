@@ -85,20 +85,28 @@ def _agreement(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Ite
 
 
 def _radius(run: Run, evaluation: str, part: pd.DataFrame) -> Iterator[Estimate]:
-    """The first-order radius against the distance found, of the samples that are right as they are."""
-    known = part.dropna(subset=["margin", "first_order", "distance"])
-    known = known[(known["margin"] > 0) & (known["distance"] > 0)]
-    if len(known) < explaining.FEWEST:
-        return
-    for metric, statistic, higher in (
-        ("radius_correlation", explaining.rank_correlation, True),
-        ("radius_partial_correlation", explaining.partial_rank_correlation, True),
-        ("margin_correlation", explaining.margin_correlation, None),
-        ("radius_ratio", explaining.median_ratio, None),
-        ("minimal_distance", explaining.median_distance, True),
+    """The first-order radius against the distance found, of the samples that are right as they are.
+
+    Where no wrong picture was found, none is near: to medians it is infinitely far. They are not given
+    where so many are that a resample's median is one of them.
+    """
+    right = part.dropna(subset=["margin", "first_order"])
+    right = right.assign(distance=right["distance"].fillna(np.inf))
+    right = right[(right["margin"] > 0) & (right["distance"] > 0)]
+    found = right[np.isfinite(right["distance"])]
+    for metric, statistic, higher, known in (
+        ("radius_correlation", explaining.rank_correlation, True, found),
+        ("radius_partial_correlation", explaining.partial_rank_correlation, True, found),
+        ("margin_correlation", explaining.margin_correlation, None, found),
+        ("radius_ratio", explaining.median_ratio, None, right),
+        ("minimal_distance", explaining.median_distance, True, right),
     ):
+        if len(known) < explaining.FEWEST:
+            continue
         again, ids = partial(_of_rows, known, statistic), known["sample_id"].to_numpy()
-        yield resampled(run, evaluation, "", metric, again, ids, higher=higher)
+        value = again(np.arange(len(ids)))
+        if np.isfinite(value.replicates).all():
+            yield resampled(run, evaluation, "", metric, again, ids, found=value, higher=higher)
 
 
 def _of_rows(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], Resampled], places: Array) -> Resampled:
