@@ -149,6 +149,22 @@ def test_the_temperature_of_scaled_logits_is_scaled(scale: float) -> None:
     assert calibration.fit_temperature(shifted, LABELS) == pytest.approx(scale * np.array(found))
 
 
+@pytest.mark.parametrize("much", [1e5, 1e30])
+def test_a_class_that_is_masked_does_not_hide_the_temperature(much: float) -> None:
+    found = calibration.fit_temperature(LOGITS, LABELS)
+    masked = np.c_[LOGITS, np.full(len(LOGITS), -much)]
+    assert calibration.fit_temperature(masked, LABELS) == pytest.approx(np.array(found))
+    outlier = np.r_[LOGITS, much * np.eye(1, LOGITS.shape[1])]
+    assert calibration.fit_temperature(outlier, np.r_[LABELS, 0]) == pytest.approx(np.array(found))
+
+
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_one_number_have_no_temperature() -> None:
+    assert calibration.fit_temperature(np.zeros((6, 3)), np.arange(6) % 3) == (1, 1, 1)
+    tied = np.repeat([[2.0, 2.0, 0.0], [0.0, 0.0, -1.0]], 8, 0)
+    assert np.isfinite(calibration.fit_temperature(tied, np.r_[[0] * 8, [1, 2] * 4])).all()
+
+
 def test_logits_say_nothing_where_no_finite_temperature_is_best() -> None:
     labels = np.array([0, 1])
     assert not calibration.says_nothing(np.array([[1.0, 0.0], [0.9, 0.0]]), labels)
@@ -165,9 +181,9 @@ def test_the_interval_of_a_temperature_that_nothing_fixes_is_all_that_is_sought(
     found = calibration.fit_temperature(
         logits, logits.argmin(1)
     )  # always wrong: ever larger T is ever better
-    spread = (logits - logits.mean(1, keepdims=True)).std()
-    assert found.value == pytest.approx(np.exp(8) * spread, rel=1e-3)
-    assert (found.low, found.high) == pytest.approx((np.exp(-8) * spread, np.exp(8) * spread))
+    lead = np.median(logits.max(1) - np.partition(logits, -2)[:, -2])
+    assert found.value == pytest.approx(np.exp(8) * lead, rel=1e-3)
+    assert (found.low, found.high) == pytest.approx((np.exp(-8) * lead, np.exp(8) * lead))
     assert calibration.says_nothing(logits, logits.argmin(1))
 
 

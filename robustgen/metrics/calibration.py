@@ -184,7 +184,7 @@ def mean(values: Array, versions: int = 1) -> Resampled:
     return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
 
 
-LOG_T = (-8.0, 8.0)  # of a temperature in units of the logits' spread
+LOG_T = (-8.0, 8.0)  # of a temperature in units of the logits' usual lead
 
 
 class Temperature(NamedTuple):
@@ -197,20 +197,23 @@ class Temperature(NamedTuple):
 
 def fit_temperature(logits: Array, labels: Array) -> Temperature:
     """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017), sought from e^-8 to e^8
-    times the spread of the logits: the root mean square of their distance from a sample's mean.
+    times the usual lead of the largest logit: the median gap to the second, of samples that have one.
+    A class that is far below the others, or a few samples' large logits, do not move it.
 
     The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where every sample
-    is right there is none (ever smaller T is ever better), and T = 1; where ``says_nothing``, ever larger
-    T is ever better, and T is the largest that is sought. The interval is Wald's on log T with the
-    sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first and second
-    derivative of a sample's NLL in b; it ends where T is not sought.
+    is right there is none (ever smaller T is ever better), nor where all logits of each are one number,
+    and T = 1; where ``says_nothing``, ever larger T is ever better, and T is the largest that is sought. The
+    interval is Wald's on log T with the sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i
+    and h_i the first and second derivative of a sample's NLL in b; it ends where T is not sought.
     """
-    if (logits.argmax(1) == labels).all():
+    if (logits.argmax(1) == labels).all() or (logits == logits[:, :1]).all():
         return Temperature(1.0, 1.0, 1.0)
     from scipy.optimize import minimize_scalar
 
-    spread = float((logits - logits.mean(1, keepdims=True)).std()) or 1.0
-    unit = logits / spread
+    ordered = np.sort(logits, 1)
+    gaps = ordered[:, -1] - ordered[:, -2]
+    lead = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else float(np.ptp(logits, 1).max())
+    unit = logits / lead
 
     def loss(log_t: float) -> float:
         log_p = log_softmax(unit / np.exp(log_t))
@@ -224,7 +227,7 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     curvature = (p * (unit - mean_logit[:, None]) ** 2).sum()
     half = Z95 * float(np.sqrt((gradient**2).sum()) / curvature) * t
     low, high = np.exp(np.clip([found.x - half, found.x + half], *LOG_T))
-    return Temperature(t * spread, float(low) * spread, float(high) * spread)
+    return Temperature(t * lead, float(low) * lead, float(high) * lead)
 
 
 def says_nothing(logits: Array, labels: Array) -> bool:

@@ -13,9 +13,9 @@ N = 40
 
 
 def numbers(distance: np.ndarray) -> dict[str, float]:
-    """What is made of these distances (N,) of pictures that are right, each at twice its first-order radius."""
+    """The numbers of right pictures with these distances (N,), and radii from 0.1 to 1."""
     radius = np.linspace(0.1, 1, N)
-    nothing = {name: np.nan for name in ("share", "random_share", "agreement_dot")}
+    nothing = dict.fromkeys(("share", "random_share", "agreement_dot"), np.nan)
     table = pd.DataFrame(
         {
             "sample_id": np.arange(N), "sigma": 0.5, "margin": radius, "first_order": radius,
