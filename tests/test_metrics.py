@@ -38,6 +38,33 @@ def test_wilson_is_scipys(n: int, share: float) -> None:
     assert intervals.wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("cells", "published"),
+    [((36, 12, 2, 0), (0.0569, 0.3404)), ((1, 1, 7, 12), (-0.5069, -0.0256))],
+    ids=["Newcombe 1998", "Fagerland et al. 2014"],
+)
+def test_newcombes_interval_is_the_published_one(
+    cells: tuple[int, int, int, int], published: tuple[float, float]
+) -> None:
+    assert intervals.newcombe(*cells) == pytest.approx(published, abs=1e-4)
+    both, only_a, only_b, neither = cells
+    low, high = intervals.newcombe(both, only_b, only_a, neither)
+    assert (-high, -low) == pytest.approx(published, abs=1e-4)
+
+
+def test_two_models_that_agree_on_a_few_pictures_may_differ() -> None:
+    assert intervals.newcombe(5, 0, 0, 0) == pytest.approx((-0.434, 0.434), abs=1e-3)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.2, 0.1, 0.2), (0.9, 0.03, 0.03, 0.04), (0.02, 0.05, 0.01, 0.92)])
+@pytest.mark.parametrize("n", [20, 200])
+def test_newcombes_interval_holds_the_true_difference(n: int, shares: tuple[float, ...]) -> None:
+    drawn = np.random.default_rng(0).multinomial(n, shares, 2000)
+    found = [intervals.newcombe(*map(int, cells)) for cells in drawn]
+    held = np.mean([low <= shares[1] - shares[2] <= high for low, high in found])
+    assert held > 0.95 - 4 * (0.95 * 0.05 / 2000) ** 0.5
+
+
 @given(a=st.integers(0, 400), b=st.integers(0, 400))
 def test_mcnemar_is_the_exact_binomial_test(a: int, b: int) -> None:
     expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0

@@ -17,8 +17,8 @@ from robustgen.metrics.intervals import (
     bootstrap_p,
     holm,
     mcnemar,
+    newcombe,
     percentile_interval,
-    resampled_sums,
 )
 
 LEAST = 10
@@ -37,8 +37,9 @@ class Key(NamedTuple):
 class Comparison:
     """A paired test of two models on the ``n`` samples that both have.
 
-    ``difference`` is a minus b with its 95 % interval (bootstrap). McNemar's test also gives how many
-    samples only one of the two gets right. ``p_holm`` is corrected over all tests of a report.
+    ``difference`` is a minus b with its 95 % interval: Newcombe's where McNemar's test is made, which also
+    gives how many samples only one of the two gets right, else the bootstrap's. ``p_holm`` is corrected
+    over all tests of a report.
     """
 
     evaluation: str
@@ -82,11 +83,13 @@ def _mcnemar(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     if not len(ids):
         return None
     right_a, right_b = a.right[in_a], b.right[in_b]
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    gap = right_a.astype(np.float64) - right_b
-    low, high = percentile_interval(resampled_sums(gap[:, None])[:, 0] / len(ids))
+    both, only_a, only_b, neither = (
+        int(which.sum())
+        for which in (right_a & right_b, right_a & ~right_b, right_b & ~right_a, ~(right_a | right_b))
+    )
+    low, high = newcombe(both, only_a, only_b, neither)
     return Comparison(
-        *key, a.metric.model, b.metric.model, float(gap.mean()), low, high, len(ids),
+        *key, a.metric.model, b.metric.model, (only_a - only_b) / len(ids), low, high, len(ids),
         "mcnemar", only_a, only_b, mcnemar(only_a, only_b),
     )  # fmt: skip
 
