@@ -1,9 +1,11 @@
 """The reconciliation study: the same checkpoints under protocols that published numbers were made by.
 
-    python benchmarks/reconcile.py [MODEL ...] [--data digits] [--out out/reconcile] [--write FILE.md]
+    python benchmarks/reconcile.py [MODEL ...] [--data digits] [--eps 2/255] [--out out/reconcile]
+        [--write FILE.md]
 
-Runs every protocol (`as-...`, the data's standard one, and joint-adaptive in Linf alone, whose file it
-writes into the folder) by the command that anyone would type; what is finished is not computed again.
+Runs every protocol (`as-...`, the data's standard one, and joint-adaptive in Linf alone) by the command
+that anyone would type; what is finished is not computed again. Protocols that are not as they come, of
+joint-adaptive or with another ``--eps``, are written into the folder.
 Prints one table, models against protocols: robust accuracy in percent with 95 % intervals, and n.
 ``--write`` puts it into a Markdown file.
 """
@@ -24,13 +26,16 @@ STANDARD = {"digits": "linf-0.15", "cifar10": "linf-8-255"}
 REENACTED = ("as-jem-2020", "as-sada-2023", "as-rdc-2024", "as-diffhammer-2024")
 
 
-def in_linf(out: Path) -> str:
-    """The path of joint-adaptive's protocol, clean pictures and attacks in Linf alone, written to ``out``."""
-    whole = yaml.safe_load(registry.protocol_files()["joint-adaptive"].read_text(encoding="utf-8"))
+def in_linf(name: str, eps: str | None, out: Path) -> str:
+    """The path of a protocol, clean pictures and attacks in Linf alone, within ``eps`` where that is given,
+    written to ``out``."""
+    whole = yaml.safe_load(registry.protocol_files()[name].read_text(encoding="utf-8"))
     wanted = [e for e in whole["evaluations"] if e["kind"] == "clean" or e.get("norm") == "linf"]
-    file = out / "joint-adaptive-linf.yaml"
+    settings = whole["data"] if eps is None else {"any": {"eps": {"linf": eps}}}
+    file = out / f"{name if eps else name + '-linf'}.yaml"
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(whole | {"name": file.stem, "evaluations": wanted}), encoding="utf-8")
+    adapted = whole | {"name": file.stem, "evaluations": wanted, "data": settings}
+    file.write_text(yaml.safe_dump(adapted), encoding="utf-8")
     return str(file)
 
 
@@ -61,12 +66,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", help="default: the zoo of the data")
     parser.add_argument("--data", default="digits", choices=STANDARD)
+    parser.add_argument("--eps", help="in Linf, such as 2/255 (default: as each protocol says)")
     parser.add_argument("--n", type=int, help="the first n samples (default: as each protocol says)")
     parser.add_argument("--out", type=Path, default=Path("out/reconcile"))
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     models = [ref.name for ref in registry.resolve_all(options.models, options.data)]
-    protocols = [*REENACTED, STANDARD[options.data], in_linf(options.out)]
+    protocols = [*REENACTED, STANDARD[options.data]]
+    if options.eps:
+        protocols = [in_linf(name, options.eps, options.out) for name in protocols]
+    protocols.append(in_linf("joint-adaptive", options.eps, options.out))
     found = {name: measure(models, name, options.data, options.out, options.n) for name in protocols}
     counts = [str(max((int(row["n"]) for row in found[name].values()), default=0)) for name in protocols]
     lines = [
