@@ -40,6 +40,15 @@ def native_bfloat16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def make_exact(device: torch.device) -> None:
+    """On a GPU float32 means float32, and the same bits twice."""
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

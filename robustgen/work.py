@@ -18,6 +18,7 @@ from robustgen.classifiers import fingerprint_model, load_model
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol, fingerprint
 from robustgen.data import Dataset
+from robustgen.environment import make_exact
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
@@ -184,13 +185,6 @@ def fingerprint_weights(reference: ModelRef, model: Classifier) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return fingerprint([fingerprint_model(reference), digest.hexdigest()])
-
-
-def make_exact(device: torch.device) -> None:
-    """On a GPU float32 means float32, and the same bits twice."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def gpu_share(model: Classifier, pictures: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser
@@ -35,6 +36,7 @@ OVER_A_DENOISER: dict[str, str] = {
 }
 
 REMEDY = "fetch the file again, or train anew"
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build(
@@ -92,7 +94,8 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
     """Start a model from the trained weights of the zoo's model ``name``, each of which must fit into it.
 
     What the model has beyond them starts at 0, so that it begins as the network that it continues: an
-    energy whose heads came random would be off by a thousand nats. A tensor without a place is a UserError.
+    energy whose heads came random would be off by a thousand nats. Layers that normalise keep what they
+    begin with, since a scale of 0 lets nothing through. A tensor without a place is a UserError.
     """
     own = model.state_dict()
     taken = load(zoo_folder(name, where=where)).state_dict()
@@ -105,7 +108,12 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
                 got=f"shape {tuple(own[key].shape)}" if key in own else "no such tensor",
                 remedy="give both recipes the same options, or leave warm_start out",
             )
-    model.load_state_dict({key: taken.get(key, torch.zeros_like(value)) for key, value in own.items()})
+    kept = {
+        f"{name}.{key}" for name, layer in model.named_modules() if isinstance(layer, NORMS)
+        for key in layer.state_dict()
+    }  # fmt: skip
+    begun = {key: value if key in kept else torch.zeros_like(value) for key, value in own.items()}
+    model.load_state_dict(begun | taken)
 
 
 def zoo_folder(name: str, *, where: object) -> Path:

@@ -19,6 +19,7 @@ ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 AUDIT_GAP = 0.005
 EPS_GAP = 0.02
 NOISE, TRANSFER = "noise", "transfer"
+SURELY = 3.0  # standard deviations, within which the draws of one picture may differ by chance
 BY_CHANCE = 0.05  # p, above which the verdicts of draws differ by their draws alone
 REFERENCE_TARGETS = {"linf": 9, "l2": 9, "l1": 5}
 """How many classes the first of AutoAttack's targeted attacks aims at where an option does not say so."""
@@ -154,8 +155,8 @@ def _transferred(run: Run) -> Iterator[Flag]:
         if not is_of(evaluation.detail, TRANSFER) or not own:
             continue
         ids = common_ids([rows, *own])
-        left = np.logical_and.reduce([at_ids(r, ids) for r in own])
-        broken = int((left & ~at_ids(rows, ids)).sum())
+        left, lost = _lost(own, rows, ids)
+        broken = int(lost.sum())
         if broken > STAGE_GAP * len(ids):
             yield Flag(
                 run.model, evaluation.name, "transfer_beats_search", "warning",
@@ -163,6 +164,18 @@ def _transferred(run: Run) -> Iterator[Flag]:
                 "pictures made for other models. Its gradients mislead the searches: try joint-adaptive, and "
                 "read the robust accuracy as an upper bound.",
             )  # fmt: skip
+
+
+def _lost(before: list[Rows], after: Rows, ids: Array) -> tuple[Array, Array]:
+    """Who of ``ids`` is right in all of ``before``, and who of these no longer is in ``after``: of a
+    stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
+    left = np.logical_and.reduce([at_ids(rows, ids) for rows in before])
+    lost = left & ~at_ids(after, ids)
+    if not after.stochastic:
+        return left, lost
+    several = [rows.share[np.searchsorted(rows.ids, ids)] for rows in (*before, after)]
+    spread = np.sqrt(2 * 0.25 / after.draws[np.searchsorted(after.ids, ids)])  # of a difference, at most
+    return left, lost & (np.min(several[:-1], 0) - several[-1] > SURELY * spread)
 
 
 def _undefended(run: Run) -> Iterator[Flag]:
@@ -203,8 +216,8 @@ def _audit(run: Run) -> Iterator[Flag]:
             remedies.append("--precision float32")
         yield Flag(
             run.model, evaluation.name, "audit", "warning" if k > AUDIT_GAP * m else "info",
-            f"{k} of {m} audited survivors broken by the attack in full, 95 % upper bound "
-            f"{100 * wilson(k, m).high:.2g} %. {' and '.join(saved)}; "
+            f"{k} of {m} audited survivors broken by the attack in full, upper bound "
+            f"{100 * wilson(k, m).high:.2g} % (of the 95 % interval). {' and '.join(saved)}; "
             f"{' and '.join(remedies)} would spare nothing.",
         )  # fmt: skip
 
@@ -220,8 +233,8 @@ def _added(run: Run) -> Iterator[Flag]:
         if not before:
             continue
         ids = common_ids([rows, *before])
-        left = np.logical_and.reduce([at_ids(r, ids) for r in before])
-        broken = int((left & ~at_ids(rows, ids)).sum())
+        left, lost = _lost(before, rows, ids)
+        broken = int(lost.sum())
         if broken:
             yield Flag(
                 run.model, evaluation.name, "broken_elsewhere", "warning",

@@ -55,10 +55,11 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> Interval:
     a, b = both + only_a, both + only_b
     low_a, high_a = wilson(a, n)
     low_b, high_b = wilson(b, n)
-    product = both * neither - only_a * only_b
-    product = max(product - n / 2, 0.0) if product > 0 else product
+    excess = float(both * neither - only_a * only_b)
+    if excess > 0:
+        excess = max(excess - n / 2, 0.0)
     margins = math.sqrt(a) * math.sqrt(n - a) * math.sqrt(b) * math.sqrt(n - b)
-    phi = product / margins if margins else 0.0
+    phi = excess / margins if margins else 0.0
     d = (only_a - only_b) / n
 
     def reach(s: float, t: float) -> float:

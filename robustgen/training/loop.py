@@ -17,7 +17,7 @@ from robustgen import classifiers, config, data
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, threads_for
 from robustgen.classifiers.user import failure
 from robustgen.disk import remove_stale
-from robustgen.environment import native_bfloat16
+from robustgen.environment import make_exact, native_bfloat16
 from robustgen.errors import UserError
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
@@ -96,6 +96,7 @@ class Run:
         self, recipe: Recipe, folder: Path, samples: data.Dataset, device: torch.device, console: Console
     ) -> None:
         self.recipe, self.data, self.device, self.console = recipe, samples, device, console
+        make_exact(device)
         shape = {"num_classes": len(samples.class_names), "input_shape": list(samples.shape)}
         self.options = recipe.options | shape
         torch.manual_seed(recipe.seed)

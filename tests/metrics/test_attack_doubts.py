@@ -221,6 +221,19 @@ def test_the_classes_aimed_at_are_those_of_norm_and_attack() -> None:
     assert "few_classes" in flags(run((attack("fab-t"), rows()), classes=8, specs=specs))
 
 
+def test_draws_that_differ_by_chance_are_broken_by_no_other_picture() -> None:
+    drawn = {"draws": [32] * 20, "label": [0] * 20}
+    searched = rows(20, **drawn | {"draws_correct": [18] * 20})
+    for correct, flagged in ((15, False), (2, True)):
+        moved = rows(20, **drawn | {"draws_correct": [correct] * 10 + [32] * 10})
+        for name in ("transfer", "added"):
+            line = attack(name) | ({"added": {"file": "f.npz"}} if name == "added" else {})
+            found = flags(run((CLEAN, searched), (attack("pgd"), searched), (line, moved)))
+            raised = {"transfer": "transfer_beats_search", "added": "broken_elsewhere"}[name]
+            assert (raised in found) == flagged
+            assert not flagged or "10 of 20 samples" in found[raised].message
+
+
 def test_pictures_from_elsewhere_break_what_was_right_and_what_own_searches_of_their_threat_left() -> None:
     clean, added = rows(verdicts(90)), attack("added") | {"added": {"file": "f.npz"}}
     broken = rows([False] * 2 + verdicts(88, 98))

@@ -272,6 +272,26 @@ def test_a_warm_start_begins_with_the_weights_of_another_model(tmp_path, monkeyp
     assert not any(bool(value.any()) for value in own.values())
 
 
+def test_a_warm_start_without_normalisation_leaves_a_networks_own_as_it_begins(tmp_path, monkeypatch, cache):
+    options = {"width": 4, "blocks": [1], "pool": 2}
+    published(tmp_path, monkeypatch, options=options | {"norm": "none"})
+    begun = begin(
+        tmp_path, tiny(name="second", warm_start="first", options=options | {"norm": "batch"})
+    ).model
+    scales = {key: value for key, value in begun.state_dict().items() if key.endswith("running_var")}
+    assert scales
+    for key, value in scales.items():
+        assert bool((value == 1).all())
+        assert bool((begun.state_dict()[key.replace("running_var", "weight")] == 1).all())
+
+
+def test_on_a_gpu_float32_is_float32_in_training_too(tmp_path, monkeypatch, cache):
+    seen = []
+    monkeypatch.setattr("robustgen.training.loop.make_exact", seen.append)
+    begin(tmp_path, tiny())
+    assert [device.type for device in seen] == ["cpu"]
+
+
 def test_a_warm_start_that_does_not_fit_says_which_tensor(tmp_path, monkeypatch, cache):
     published(tmp_path, monkeypatch)
     wider = tiny(name="second", warm_start="first", options={"width": 8, "blocks": [1], "pool": 2})
