@@ -218,9 +218,9 @@ def run(
         if some_over or (some_hit and not stochastic):
             # The mean of a stochastic model's draws may go on rising where it is wrong already.
             ended = state.over if stochastic else state.over | found.broken[state.row]
-            again = ended & ~found.broken[state.row] & (state.job == 0)
             if others:
-                standing = torch.cat([standing, state.row[again]])
+                first = state.row[ended & (state.job == 0)]
+                standing = torch.cat([standing, first[~_settled(found, victim, first, y)]])
             state = state.take(~ended)
     return found
 
@@ -245,6 +245,15 @@ def _check(finite: bool) -> None:
             "the model returned NaN or infinite logits under attack",
             expected="numbers everywhere in the box", remedy="'robustgen check MODEL' says more",
         )  # fmt: skip
+
+
+def _settled(found: Found, victim: Victim, rows: Tensor, y: Tensor) -> Tensor:
+    """Which of these samples need no other job: they are broken, by draws that the search has not seen."""
+    broken = found.broken[rows]
+    if victim.model.stochastic and bool(broken.any()):
+        with victim.serving(rows):
+            broken = broken & victim.confirm(found.images[rows], y[rows])
+    return broken
 
 
 def _note_hits(found: Found, victim: Victim, state: State, points: Tensor, hit: Tensor) -> None:

@@ -213,6 +213,20 @@ def test_a_stochastic_model_that_stands_gives_its_weakest_point_and_every_job() 
     torch.testing.assert_close(found.images, torch.full((3, 1, 2, 2), 0.5))
 
 
+class Lucky(Victim):
+    """What the search takes for broken, other draws take for right."""
+
+    def confirm(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(y, dtype=torch.bool)
+
+
+def test_a_sample_that_a_lucky_draw_broke_gets_its_other_jobs() -> None:
+    search, x = Countdown(10, jobs=2), torch.zeros(3, 1, 2, 2)
+    victim = Lucky(Tent(0.15, stochastic=True))
+    run(search, victim, x, torch.zeros(3, dtype=torch.long), Draws(0, "e", torch.arange(3)))
+    assert len(search.asked) == 20
+
+
 def test_points_outside_the_budget_do_not_count() -> None:
     class Late(Countdown):
         def allowed(self, state: State) -> Tensor:
