@@ -44,15 +44,12 @@ def load_model(reference: str, data: str = "") -> Classifier:
     """
     from robustgen import classifiers, registry
     from robustgen import data as datasets
-    from robustgen.errors import UserError
 
-    refs = registry.resolve(reference)
-    if len(refs) > 1:
-        raise UserError("this names several models", expected="one", got=", ".join(r.name for r in refs))
-    if isinstance(refs[0], registry.ZooModel):
-        data = data or registry.load_card(refs[0].folder).data
+    ref = registry.resolve_one(reference)
+    if isinstance(ref, registry.ZooModel):
+        data = data or registry.load_card(ref.folder).data
     dataset = datasets.load(data or "digits")
-    return classifiers.load_model(refs[0], class_names=dataset.class_names, input_shape=dataset.shape)
+    return classifiers.load_model(ref, class_names=dataset.class_names, input_shape=dataset.shape)
 
 
 def load_data(name: str, split: Split = "test", root: Path | str | None = None) -> Dataset:

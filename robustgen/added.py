@@ -20,12 +20,12 @@ from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
 from robustgen.data.npz import read_npz
 from robustgen.draws import Draws
-from robustgen.errors import UserError
+from robustgen.errors import UserError, in_words
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
 from robustgen.recalled import load_run
 from robustgen.registry import slug
-from robustgen.store import RunStore
+from robustgen.store import RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ADDED
 from robustgen.worker import Worker
@@ -102,8 +102,7 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
 
 
 def _run(folder: Path, model: str | None) -> RunStore:
-    paths = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
-    stores = [RunStore.read(path) for path in paths]
+    stores = [RunStore.read(path) for path in run_folders(folder)]
     fitting = [store for store in stores if model in (None, store.model)]
     if len(fitting) != 1:
         raise UserError(
@@ -166,5 +165,5 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         raise UserError(
             "cannot read this file of pictures", where=file,
             expected="an .npz or .safetensors file with images and sample_ids, without pickled objects",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", remedy=REMEDY,
+            got=in_words(error), remedy=REMEDY,
         ) from None  # fmt: skip

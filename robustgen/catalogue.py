@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from robustgen import registry
 from robustgen.config import Protocol
-from robustgen.errors import UserError, unknown_name
-
-KINDS = ("models", "protocols", "attacks", "corruptions", "data")
+from robustgen.errors import LISTED, UserError, unknown_name
 
 
 def entries(what: str) -> list[tuple[str, str]]:
@@ -34,7 +32,7 @@ def entries(what: str) -> list[tuple[str, str]]:
             made = [(name, f"foreign only: {kind.summary}") for name, kind in DERIVED.items()]
             made.append((HELD_OUT, f"foreign only: {SUMMARY}"))
             return [*((name, source.summary) for name, source in SOURCES.items()), *made]
-    raise UserError(f"cannot list {what!r}", expected=", ".join(KINDS), got=what)
+    raise UserError(f"cannot list {what!r}", expected=", ".join(LISTED.values()), got=what)
 
 
 def show(name: str) -> str:

@@ -47,7 +47,7 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
         model = module
     else:
         model = PlainClassifier(module, len(dataset.class_names), dataset.shape)
-    n = min(len(dataset), max(LEAST, n // getattr(model, "calls_per_image", 1)))
+    n = min(len(dataset), max(LEAST, n // model.calls_per_image))
     chosen = torch.arange(n) * len(dataset) // n
     x, y = dataset.images[chosen], dataset.labels[chosen]
     found = list(_mode(model, x))

@@ -185,9 +185,7 @@ def check(
     from robustgen import data as datasets
     from robustgen import registry
 
-    (reference, *others) = registry.resolve(model)
-    if others:
-        raise UserError("check takes one model", got=", ".join(r.name for r in (reference, *others)))
+    reference = registry.resolve_one(model)
     dataset = datasets.load(data, root=data_root)
 
     from robustgen import check as checks

@@ -52,7 +52,14 @@ def _own_file(value: str) -> str:
     return value
 
 
-def _own_code(value: str) -> str:
+def own_code(arch: str) -> tuple[str, str] | None:
+    """File and name of an architecture ``FILE.py:NAME`` beside its card or recipe; None for one of
+    robustgen's."""
+    file, colon, name = arch.partition(":")
+    return (file, name) if colon else None
+
+
+def _architecture(value: str) -> str:
     """An architecture's name, or ``FILE.py:NAME`` of a file in the same folder."""
     file, colon, name = value.partition(":")
     if colon and not (re.fullmatch(r"\w[\w.-]*\.py", file, re.ASCII) and name.isidentifier()):
@@ -65,7 +72,7 @@ Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 OwnFile = Annotated[str, AfterValidator(_own_file)]
-Arch = Annotated[str, AfterValidator(_own_code)]
+Arch = Annotated[str, AfterValidator(_architecture)]
 
 
 class Strict(BaseModel):

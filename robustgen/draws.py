@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -135,6 +138,26 @@ class ReferenceDraws(Draws):
         everyone = torch.zeros(len(self), *drawn.shape[1:])
         everyone[self.left] = drawn
         return everyone
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's, numpy's and Python's global generators."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@contextmanager
+def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, and restore their states afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        seed_generators(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def _child(keys: np.ndarray, number: np.ndarray) -> np.ndarray:

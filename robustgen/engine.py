@@ -27,9 +27,8 @@ from robustgen.pilot import check_precision
 from robustgen.plan import plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
-from robustgen.types import ADDED
+from robustgen.types import ADDED, VERDICT_DRAWS
 from robustgen.work import Done, Failed, Work, fingerprint_weights
-from robustgen.worker import VERDICT_DRAWS
 
 BATCH = 64
 
@@ -48,7 +47,7 @@ class Step(NamedTuple):
 
 
 Progress: TypeAlias = Callable[[Step], None]
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -101,11 +100,9 @@ def estimate(
     return _each(models, job.estimate)
 
 
-def _each(
-    models: Iterable[ModelRef], of_one: Callable[[ModelRef], Result]
-) -> tuple[list[Result], dict[str, str]]:
+def _each(models: Iterable[ModelRef], of_one: Callable[[ModelRef], T]) -> tuple[list[T], dict[str, str]]:
     """What comes of each model, and what went wrong with which; raises the first error if none could be."""
-    found: list[Result] = []
+    found: list[T] = []
     errors: dict[str, UserError] = {}
     for reference in models:
         try:

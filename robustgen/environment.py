@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
         "torchattacks", "foolbox", "imagecorruptions", "scikit-image", "opencv-python",
         "opencv-python-headless",
     ]  # fmt: skip
-    found = {name: _version(name) for name in names}
+    found = {name: version_of(name) for name in names}
     return {
         **{name: version for name, version in found.items() if version},
         "python": platform.python_version(),
@@ -49,7 +49,8 @@ def make_exact(device: torch.device) -> None:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of a package; "" where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -52,6 +52,11 @@ def _rebuild(cls: type[UserError], what: str, details: dict[str, object]) -> Use
     return cls(what, **details)  # type: ignore[arg-type]
 
 
+def in_words(error: BaseException, most: int = 200) -> str:
+    """Type and first line of an exception, at most so many characters; the type where it says nothing."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:most]
+
+
 class UnsupportedError(UserError):
     """A model, a data set or an evaluation was asked for something that it does not have."""
 

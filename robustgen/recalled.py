@@ -12,7 +12,7 @@ from robustgen import data
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import FixedBatch
 from robustgen.errors import UserError
-from robustgen.registry import ModelRef, code_of, resolve
+from robustgen.registry import ModelRef, code_of, resolve_one
 from robustgen.store import RunStore
 from robustgen.work import fingerprint_weights
 
@@ -45,11 +45,8 @@ def load_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatc
 def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
     """What run.json says that the model is; a UserError where that would run a file that nobody named."""
     named = str(store.environment.get("reference"))
-    found = resolve(named)
-    if len(found) != 1:
-        names = ", ".join(str(reference) for reference in found)
-        raise UserError("a run is of one model", where=store.path, expected="the name of one", got=names)
-    file = code_of(found[0])
+    found = resolve_one(named, where=store.path)
+    file = code_of(found)
     if file is not None and file.resolve() not in {path.resolve() for path in code}:
         raise UserError(
             "this run is of a model with code of its own, and no code runs on a report's word alone",
@@ -58,4 +55,4 @@ def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
             got=named,
             remedy=f"if you know that file: --code {shlex.quote(str(file))}",
         )
-    return found[0]
+    return found

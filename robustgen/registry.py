@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from robustgen import config
-from robustgen.config import AttackSpec, EvaluationSpec, ModelCard, Protocol
+from robustgen.config import AttackSpec, EvaluationSpec, ModelCard, Protocol, own_code
 from robustgen.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -197,6 +197,17 @@ def resolve(reference: str) -> list[ModelRef]:
     raise unknown_name("model", reference, [*zoo, *registered], also=outside)
 
 
+def resolve_one(reference: str, *, where: object = None) -> ModelRef:
+    """The one model that a MODEL argument means; UserError where a glob means several, or none."""
+    found = resolve(reference)
+    if len(found) != 1:
+        names = ", ".join(ref.name for ref in found) or "no classifier"
+        raise UserError(
+            "one model is wanted here", where=where, expected="the name of one", got=f"{reference}: {names}"
+        )
+    return found[0]
+
+
 def _refuse_code(pattern: str, names: list[str]) -> None:
     if names:
         raise UserError(
@@ -216,8 +227,8 @@ def code_of(reference: ModelRef) -> Path | None:
     if isinstance(reference, FileModel):
         return reference.path
     if isinstance(reference, ZooModel):
-        file, colon, _ = load_card(reference.folder).arch.partition(":")
-        return reference.folder / file if colon else None
+        own = own_code(load_card(reference.folder).arch)
+        return reference.folder / own[0] if own else None
     return None
 
 

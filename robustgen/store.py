@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from robustgen.config import fingerprint
 from robustgen.disk import append_line, listed, read_bytes, read_json, remove_stale, set_aside, write_json
-from robustgen.errors import DamagedError, UserError
+from robustgen.errors import DamagedError, UserError, in_words
 from robustgen.parquet import (
     content_hash,
     damaged,
@@ -54,6 +54,11 @@ class Chunk(NamedTuple):
     @property
     def stem(self) -> str:
         return f"{self.start:06d}-{self.stop:06d}"
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The runs of a report, or the one run that a folder is."""
+    return [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
 
 
 class RunStore:
@@ -143,7 +148,7 @@ class RunStore:
             raise DamagedError(
                 "this is no run of robustgen", where=path / "run.json",
                 expected="what 'robustgen report' wrote",
-                got=f"{type(error).__name__}: {error}"[:200], remedy="name the folder of a report",
+                got=in_words(error), remedy="name the folder of a report",
             ) from None  # fmt: skip
         checksums = [fingerprint([spec, environment]), fingerprint(spec)]  # the latter: older runs
         if stated not in checksums:
@@ -287,29 +292,20 @@ class RunStore:
 
     def chunks(self, evaluation: str) -> list[tuple[int, int]]:
         """Start and stop of the chunks that ``rows`` are of, in their order."""
-        return [
-            (chunk.start, chunk.stop)
-            for chunk, file in self._chunks(evaluation)
-            if self._ours(evaluation, read_metadata(file))
-        ]
+        return [(chunk.start, chunk.stop) for chunk, _, _ in self._own(evaluation)]
 
     def seconds(self, evaluation: str, n: int | None = None) -> float:
         """Wall time of an evaluation's chunks, added up; of one that goes beyond ``n``, its share below."""
         found = 0.0
-        for chunk, file in self._chunks(evaluation):
-            below = min(n or chunk.stop, chunk.stop) - chunk.start
-            metadata = read_metadata(file)
-            if below > 0 and self._ours(evaluation, metadata):
-                found += float(metadata[b"seconds"]) * (below / (chunk.stop - chunk.start))
+        for chunk, metadata, below in self._own(evaluation, n):
+            found += float(metadata[b"seconds"]) * (below / (chunk.stop - chunk.start))
         return found
 
     def smaller(self, evaluation: str, n: int | None = None) -> dict[int, int]:
         """How many of the first ``n`` samples were computed at a smaller batch than the run's, by batch."""
         found: dict[int, int] = {}
-        for chunk, file in self._chunks(evaluation):
-            metadata = read_metadata(file)
-            below = min(n or chunk.stop, chunk.stop) - chunk.start
-            if below > 0 and b"batch" in metadata and self._ours(evaluation, metadata):
+        for _, metadata, below in self._own(evaluation, n):
+            if b"batch" in metadata:
                 batch = int(metadata[b"batch"])
                 found[batch] = found.get(batch, 0) + below
         return found
@@ -318,16 +314,22 @@ class RunStore:
         """How many of the first ``n`` samples have rows, and a table no more that was written beside them."""
         have: set[int] = set()
         whole: set[int] = set()
-        for chunk, file in self._chunks(evaluation):
-            metadata = read_metadata(file)
-            if not self._ours(evaluation, metadata):
-                continue
-            samples = range(chunk.start, min(n or chunk.stop, chunk.stop))
+        for chunk, metadata, below in self._own(evaluation, n):
+            samples = range(chunk.start, chunk.start + below)
             tables = [name for name in json.loads(metadata[b"sha256"]) if name.startswith("tables/")]
             have.update(samples)
             if all((self.path / name).is_file() for name in tables):
                 whole.update(samples)
         return len(have - whole)
+
+    def _own(self, evaluation: str, n: int | None = None) -> Iterator[tuple[Chunk, dict[bytes, bytes], int]]:
+        """The chunks that ``rows`` are of, in their order, what each says of itself, and how many of its
+        samples are among the first ``n``, 1 at least."""
+        for chunk, file in self._chunks(evaluation):
+            metadata = read_metadata(file)
+            below = min(n or chunk.stop, chunk.stop) - chunk.start
+            if below > 0 and self._ours(evaluation, metadata):
+                yield chunk, metadata, below
 
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""

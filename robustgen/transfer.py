@@ -23,6 +23,7 @@ from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import is_of, to_rows
+from robustgen.metrics.verdicts import majority
 from robustgen.recalled import load_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
@@ -136,7 +137,7 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
             images = torch.from_numpy(foreign.images[np.searchsorted(foreign.ids, ids)])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
             verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
-            right = (2 * verdict.correct > verdict.draws).numpy()
+            right = majority(verdict.correct.numpy(), np.asarray(verdict.draws))
             yield _pair(source, store.model, evaluation, right, still)
 
 

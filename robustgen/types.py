@@ -20,7 +20,9 @@ Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 ADDED = "added"
 """What the attack of pictures from elsewhere is called, and the key of what is known of them."""
 UNLABELLED = -1
-LEVELS = 12
+VERDICT_DRAWS = 32
+"""How often a stochastic model is asked for its verdict on a picture; an attack's own check as often."""
+LEAST_LEVELS = 12
 """The fewest noise levels that an integral is taken over."""
 
 

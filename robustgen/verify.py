@@ -16,7 +16,7 @@ from robustgen.classifiers.base import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.recalled import load_run
-from robustgen.store import RunStore
+from robustgen.store import RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.worker import Verdict, ask
 
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]:
     """Check every run under a report's folder (or a single run's); ``code``: see ``load_run``."""
-    runs = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
+    runs = run_folders(folder)
     if not runs:
         raise UserError("there is no run here", where=folder, expected="the --out of 'robustgen report'")
     findings = [finding for run in runs for finding in verify_run(RunStore.read(run), code=code)]

@@ -22,6 +22,7 @@ from robustgen.environment import make_exact
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
+from robustgen.metrics.verdicts import majority
 from robustgen.pilot import pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
@@ -171,7 +172,7 @@ def _tally(evaluation: Evaluation, rows: pa.Table) -> Done:
     if evaluation.kind == "ood" or evaluation.foreign is not None:
         return Done(0, 0)  # their labels, where they have any, are of other classes
     labelled = np.asarray(rows["label"]) != UNLABELLED
-    right = 2 * np.asarray(rows["draws_correct"]) > np.asarray(rows["draws"])
+    right = majority(np.asarray(rows["draws_correct"]), np.asarray(rows["draws"]))
     return Done(int(labelled.sum()), int((labelled & right).sum()))
 
 

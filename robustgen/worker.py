@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import Tensor
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.data import Dataset
-from robustgen.draws import Draws
+from robustgen.draws import Draws, forked_generators, seed_generators
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, load_data
 from robustgen.limits import out_of_memory, time_limit
@@ -27,9 +26,7 @@ from robustgen.perturb import Attack, verify
 from robustgen.rowtable import row_schema
 from robustgen.scores import read_scores
 from robustgen.store import Chunk
-
-VERDICT_DRAWS = 32
-"""How often a stochastic model is asked for its verdict on a picture."""
+from robustgen.types import VERDICT_DRAWS
 
 
 class Reading(NamedTuple):
@@ -236,17 +233,10 @@ def seeded(model: FixedBatch, purpose: str, draws: Draws, device: torch.device) 
         yield
         return
     seed = Draws(draws.seed, f"{draws.scope}/{purpose}", draws.sample_ids).integer()
-    python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+    with forked_generators(seed, device):
         model.reseed(seed)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
+        seed_generators(seed)  # where reseed draws from them, or seeds them
+        yield
 
 
 @torch.no_grad()

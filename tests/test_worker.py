@@ -19,7 +19,8 @@ from robustgen.metrics.rows import Rows, to_rows
 from robustgen.perturb import Attack, Identity, Perturbation, Perturbed
 from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
-from robustgen.worker import VERDICT_DRAWS, Reading, Worker, combine, is_random
+from robustgen.types import VERDICT_DRAWS
+from robustgen.worker import Reading, Worker, combine, is_random
 
 SHAPE, N = (1, 8, 8), 256
 SHARES = torch.tensor([0.05, 0.3, 0.6, 0.9, 0.99])

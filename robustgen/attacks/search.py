@@ -150,6 +150,12 @@ class Found:
         self.images[rows], self.margin[rows] = points[best], margins[best].to(self.margin)
         self.broken[rows] = self.margin[rows] > 0
 
+    def standing(self, model: Classifier, x: Tensor, y: Tensor, said: Tensor) -> Tensor:
+        """Take in the clean pictures; who is to be attacked, bool (batch,): those that are right, of a
+        stochastic model all, since one draw decides nothing."""
+        self.judge(model, torch.arange(len(x), device=x.device), x, said, y)
+        return ~self.broken | model.stochastic
+
     def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Tensor, y: Tensor) -> Tensor:
         """Take in points that no search asked about, one of each of the samples ``rows`` with labels y, by
         what ``model`` says of them (victims.said). Returns the samples that they break, of a stochastic

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ood import Fixed
+from robustgen.attacks.fixed import Fixed
 from robustgen.attacks.search import Found
 from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
@@ -47,9 +47,7 @@ class Transfer(Attack):
         found = Found.nothing(x)
         broken_by: list[str | None] = [None] * len(x)
         clean = said(model, x)
-        found.judge(model, torch.arange(len(x), device=x.device), x, clean, y)
-        # One draw of a stochastic model decides nothing: all of its samples are attacked.
-        robust = ~found.broken | model.stochastic
+        robust = found.standing(model, x, y, clean)
         for place, (name, surrogate) in enumerate(self.surrogates().items()):
             left = robust.nonzero().squeeze(1)
             if not len(left):

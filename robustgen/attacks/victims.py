@@ -19,10 +19,7 @@ from robustgen.attacks.victim import Answer, Loss, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
-from robustgen.types import ConditionalNoise
-
-SAID_DRAWS = 32
-"""As many as a verdict takes (worker.py): what they say seldom differs from it."""
+from robustgen.types import VERDICT_DRAWS, ConditionalNoise
 
 
 class Averaged(Victim):
@@ -63,8 +60,8 @@ def usual_view(model: Classifier) -> Victim:
 @torch.no_grad()
 def said(model: Classifier, x: Tensor) -> Tensor:
     """What a model itself, no copy of it, says of x, (batch, classes): its logits, of a stochastic one the
-    log of the mean p(y | x) over SAID_DRAWS draws."""
-    return Averaged(model, SAID_DRAWS).logits(x).logits if model.stochastic else model.logits(x)
+    log of the mean p(y | x) over as many draws as a verdict takes."""
+    return Averaged(model, VERDICT_DRAWS).logits(x).logits if model.stochastic else model.logits(x)
 
 
 class View(Victim):

@@ -32,7 +32,7 @@ def load_model(
     A plain ``nn.Module`` is taken to map pictures in [0, 1] to logits. Raises UserError where the
     argument means no model or several, where a user's code fails, and where the data does not fit.
     """
-    ref = _one(reference) if isinstance(reference, str) else reference
+    ref = registry.resolve_one(reference) if isinstance(reference, str) else reference
     model = frozen(instantiate(ref, class_names, input_shape))
     if isinstance(model, Denoiser):
         raise UserError(f"{ref.name!r} is a denoiser, not a classifier", remedy="name a classifier")
@@ -68,14 +68,6 @@ def check_attributes(model: Classifier, ref: ModelRef) -> None:
                 got="no such attribute" if got is None else repr(got),
                 remedy=f"set self.{key} in its __init__, after super().__init__()",
             )
-
-
-def _one(reference: str) -> ModelRef:
-    found = registry.resolve(reference)
-    if len(found) != 1:
-        names = ", ".join(ref.name for ref in found)
-        raise UserError("one model is wanted here", expected="the name of one", got=f"{reference}: {names}")
-    return found[0]
 
 
 def instantiate(ref: ModelRef, class_names: Sequence[str], input_shape: tuple[int, int, int]) -> nn.Module:

@@ -67,7 +67,8 @@ class Classifier(nn.Module):
 
     Attributes: ``num_classes``; ``input_shape`` (channels, height, width); ``stochastic``, whether
     two calls may differ; ``density``, what log_prob is; ``noise``, the noise levels that it models;
-    ``test_sigma``, the level meant by ``sigma=None``.
+    ``test_sigma``, the level meant by ``sigma=None``; ``calls_per_image``, how many passes of
+    a network the logits of one picture cost.
     """
 
     num_classes: int
@@ -76,6 +77,7 @@ class Classifier(nn.Module):
     density: Density | None = None
     noise: Noise = NoNoise()
     test_sigma: float | None = None
+    calls_per_image: int = 1
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """Unnormalised log p(y | x), shape (batch, classes), for pictures x in [0, 1]."""

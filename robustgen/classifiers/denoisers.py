@@ -19,8 +19,8 @@ from robustgen.types import ConditionalNoise
 class Wiener(Denoiser):
     """The posterior mean under a Gaussian with the mean and full covariance of given pictures.
 
-    E[x | y] = m + C (C + sigma^2 I)^-1 (y - m), computed in float64 in the eigenbasis of C (unbiased
-    by n, not n - 1: the maximum-likelihood fit); the best affine denoiser, at any sigma >= 0.
+    E[x | y] = m + C (C + sigma^2 I)^-1 (y - m), computed in float64 in the eigenbasis of C (squares
+    over n, not n - 1: the maximum-likelihood fit); the best affine denoiser, at any sigma >= 0.
     ``images``: (n, channels, height, width) in [0, 1].
     """
 

@@ -85,11 +85,7 @@ class DiffusionClassifier(Classifier):
         # a draw for each level, since torch fills a larger tensor otherwise
         noise = [torch.randn(over.input_shape, generator=generator) for _ in range(levels)]
         self.register_buffer("noise_set", torch.stack(noise))
-
-    @property
-    def calls_per_image(self) -> int:
-        """Denoiser calls that one picture's logits cost."""
-        return 2 * len(self.sigmas) * (1 if self.denoiser.shares_classes else self.num_classes)
+        self.calls_per_image = 2 * levels * (1 if over.shares_classes else over.num_classes)
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return -self.terms(x).mean(0)

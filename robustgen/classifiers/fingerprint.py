@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from robustgen import config, registry
 from robustgen.classifiers.trained import denoiser_folder
 from robustgen.classifiers.user import find_entry_point, neighbours
 from robustgen.config import ModelCard
+from robustgen.environment import version_of
 from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
 
@@ -27,9 +27,8 @@ def fingerprint_model(ref: ModelRef) -> str:
         if card.over is not None:
             folder = denoiser_folder(card.over, ref.folder / "card.yaml")
             content.append(fingerprint_model(ZooModel(card.over, folder)))
-        file, _, attribute = card.arch.partition(":")
-        if attribute:
-            path = ref.folder / file
+        if own := config.own_code(card.arch):
+            path = ref.folder / own[0]
             content += [_sha256(path), *map(_sha256, neighbours(path))]
     elif isinstance(ref, FileModel):
         content += [_sha256(ref.path), ref.attribute, *map(_sha256, neighbours(ref.path))]
@@ -42,7 +41,7 @@ def fingerprint_model(ref: ModelRef) -> str:
         point = find_entry_point(ref.name)
         content += [point.value, point.dist.version if point.dist else ""]
     elif isinstance(ref, OutsideModel):
-        content += [ref.library, ref.model, _version(ref.library)]
+        content += [ref.library, ref.model, version_of(ref.library)]
     return config.fingerprint(content)
 
 
@@ -68,10 +67,3 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError("cannot read the file", where=path, got=error.strerror) from None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from robustgen.classifiers.base import Classifier, Denoiser, check_level
 from robustgen.classifiers.diffusion import DiffusionClassifier
 from robustgen.classifiers.energy import per_sample
-from robustgen.errors import UserError, missing_package
+from robustgen.errors import UserError, in_words, missing_package
 from robustgen.types import ConditionalNoise, Density
 
 PROMPT = "a photo of a {}."
@@ -104,11 +104,7 @@ class PipelineClassifier(Classifier):
         self.over_latents = DiffusionClassifier(over, low=low, high=high)
         self.num_classes = over.num_classes
         self.input_shape = input_shape
-
-    @property
-    def calls_per_image(self) -> int:
-        """Network calls that one picture's logits cost."""
-        return self.over_latents.calls_per_image
+        self.calls_per_image = self.over_latents.calls_per_image
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return self.over_latents.log_joint(self.encode(x))
@@ -235,7 +231,7 @@ def _fetch(name: str) -> Any:
             raise UserError(
                 f"diffusers:{name} could not be loaded",
                 expected="an id of the hub, or a folder with a model_index.json and weights as safetensors",
-                got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300],
+                got=in_words(error, 300),
                 remedy="check the name and the network; without one, fetch the pipeline elsewhere "
                 "(huggingface-cli download) and name its folder: diffusers:FOLDER",
             ) from None

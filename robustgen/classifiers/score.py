@@ -54,11 +54,8 @@ class ScoreClassifier(Classifier):
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (steps, 2, probes, *over.input_shape), generator=generator)
         self.register_buffer("probe_set", 2.0 * signs - 1)
-
-    @property
-    def calls_per_image(self) -> int:
-        """Denoiser calls that one picture's logits cost, each with a backward pass for each of its probes."""
-        return 2 * len(self.probe_set) * self.num_classes
+        # two calls a step and class, each with a backward pass for each of the probes
+        self.calls_per_image = 2 * steps * over.num_classes
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         assert isinstance(self.noise, ConditionalNoise)

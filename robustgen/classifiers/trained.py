@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.user import construct, import_file
-from robustgen.errors import UserError, unknown_name
+from robustgen.config import own_code
+from robustgen.errors import UserError, in_words, unknown_name
 
 # Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
 ARCHITECTURES: dict[str, str] = {
@@ -45,10 +46,10 @@ def build(
     """A model as its options alone make it: a name of ARCHITECTURES or, with the option ``over``, of
     OVER_A_DENOISER, or ``model.py:NAME`` in ``folder``."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    file, _, attribute = arch.partition(":")
-    if attribute and file.endswith(".py") and folder is not None:
-        make = import_file(folder / file, attribute)
-        return construct(make, where=f"{folder / file}:{attribute}", **options)
+    own = own_code(arch)
+    if own and folder is not None:
+        file, attribute = folder / own[0], own[1]
+        return construct(import_file(file, attribute), where=f"{file}:{attribute}", **options)
     known = ARCHITECTURES | OVER_A_DENOISER
     if arch in OVER_A_DENOISER and "over" not in options:
         raise UserError(
@@ -70,7 +71,7 @@ def build(
             f"the architecture {arch!r} does not take these options",
             where=where,
             expected=", ".join(f"{k}={v!r}" for k, v in options.items() if k != "over") + " to make a model",
-            got=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
+            got=in_words(error),
             remedy="mend the options",
         ) from None
 

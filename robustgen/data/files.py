@@ -15,7 +15,7 @@ import numpy as np
 from robustgen.data.codec import Jpeg, codec_of
 from robustgen.data.dataset import SPLIT_SEED, Dataset, check_classes, make, no_split, numbered
 from robustgen.data.npz import check_room, read_npz
-from robustgen.errors import UserError
+from robustgen.errors import UserError, in_words
 from robustgen.types import Split
 
 
@@ -27,8 +27,7 @@ def _reading(what: str, where: object, expected: str, remedy: str | None = None)
     except UserError:
         raise
     except Exception as error:  # zip, zlib, pickle, struct, assertions: each reader has its own
-        got = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
-        raise UserError(what, where=where, expected=expected, got=got, remedy=remedy) from None
+        raise UserError(what, where=where, expected=expected, got=in_words(error), remedy=remedy) from None
 
 
 def _must_exist(path: Path) -> None:
@@ -88,7 +87,7 @@ def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
         raise UserError(
             f"data set {name!r} is not there and could not be downloaded",
             where=root,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
+            got=in_words(error),
             remedy="put its files there as torchvision expects them, or name another --data-root",
         ) from None
 

@@ -21,7 +21,6 @@ from robustgen.classifiers.score import ScoreClassifier
 from robustgen.gradients.guidance import class_gradient, in_batches, kept_pictures, squares, within_levels
 from robustgen.gradients.nearest import Nearest, nearest_wrong
 from robustgen.perturb import Readout
-from robustgen.types import ConditionalNoise
 
 if TYPE_CHECKING:
     import pyarrow
@@ -126,7 +125,7 @@ class Explained(Readout):
         self, sigma: float, model: Classifier, noisy: Tensor, y: Tensor, other: Tensor, right: Tensor
     ) -> dict[str, Any]:
         own = own_denoiser(model)
-        if own is None or (isinstance(model.noise, ConditionalNoise) and sigma not in model.noise):
+        if own is None:
             return {}
         mean, given, asked = (in_batches(own, noisy, sigma, model, k) for k in (None, y, other))
         pictures = {"own_right": given - mean, "own_other": asked - mean}

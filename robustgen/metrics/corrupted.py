@@ -9,7 +9,7 @@ import numpy as np
 
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, common_ids, mean_of, resampled
-from robustgen.metrics.intervals import resampled_sums
+from robustgen.metrics.intervals import RESAMPLES, resampled_sums
 from robustgen.metrics.rows import Evaluation, Rows, Run
 
 Array = np.ndarray
@@ -122,7 +122,7 @@ def _mean_ratio(ours: Array, theirs: Array, places: Array) -> Resampled:
     """Errors (n, types), summed over severities."""
     known = theirs[places].sum(0) > 0
     if not known.any():
-        return Resampled(float("nan"), np.full(1000, np.nan))
+        return Resampled(float("nan"), np.full(RESAMPLES, np.nan))
     ours, theirs = ours[places][:, known], theirs[places][:, known]
     with np.errstate(divide="ignore", invalid="ignore"):
         again = resampled_sums(ours) / resampled_sums(theirs)

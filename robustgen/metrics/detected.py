@@ -31,13 +31,13 @@ def detected(run: Run) -> Iterator[Estimate]:
         if not len(ids):
             continue
         stands = at_ids(clean, ids) & _accepted(clean, judged_by(score, clean), threshold, ids)
-        yield rate(run, evaluation.name, "guarded_accuracy", ids, stands, "clean")
+        yield rate(run, evaluation.name, "clean", "guarded_accuracy", ids, stands)
         for one in unaware:
             stands = stands & (at_ids(one, ids) | ~_accepted(one, judged_by(score, one), threshold, ids))
         if unaware:
-            yield rate(run, evaluation.name, "guarded_accuracy", ids, stands, UNAWARE)
+            yield rate(run, evaluation.name, UNAWARE, "guarded_accuracy", ids, stands)
         stands = stands & (at_ids(rows, ids) | ~_accepted(rows, rows.scores["judged"], threshold, ids))
-        yield rate(run, evaluation.name, "guarded_accuracy", ids, stands)
+        yield rate(run, evaluation.name, "", "guarded_accuracy", ids, stands)
 
 
 def _comparable(attack: Evaluation, detected: Evaluation) -> bool:

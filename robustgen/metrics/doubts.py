@@ -70,7 +70,8 @@ def _incomplete(run: Run) -> Iterator[Flag]:
                 "lower the worst case of these alone. 'robustgen verify DIR --add FILE' computes the rest.",
             )  # fmt: skip
             continue
-        reason = f" The last failure: {str(last['error']).splitlines()[0]}." if last else ""
+        said = str(last["error"]).splitlines()[:1] if last else []
+        reason = f" The last failure: {said[0]}." if said else ""
         yield _flag(
             run, evaluation.name, "incomplete", "error",
             f"{have} of {evaluation.wanted} evaluated.{reason} The same command tries again what is missing.",

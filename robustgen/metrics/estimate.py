@@ -48,7 +48,7 @@ class Estimate:
         return self.again(places)
 
 
-def rate(run: Run, evaluation: str, metric: str, ids: Array, right: Array, variant: str = "") -> Estimate:
+def rate(run: Run, evaluation: str, variant: str, metric: str, ids: Array, right: Array) -> Estimate:
     """The share of right verdicts with Wilson's interval."""
     successes, n = int(right.sum()), len(right)
     ends = wilson(successes, n)

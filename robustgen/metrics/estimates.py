@@ -32,10 +32,10 @@ def measure(run: Run) -> list[Estimate]:
 def _accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
     """The share right: of a stochastic model the mean, then by majority and worst of K."""
     if not rows.stochastic:
-        yield rate(run, evaluation, metric, rows.ids, rows.correct)
+        yield rate(run, evaluation, "", metric, rows.ids, rows.correct)
         return
     yield share(run, evaluation, "", metric, rows.ids, rows.share)
-    yield rate(run, evaluation, metric, rows.ids, rows.correct, verdicts.MAJORITY)
+    yield rate(run, evaluation, verdicts.MAJORITY, metric, rows.ids, rows.correct)
     never_wrong = verdicts.worst_of(verdicts.WORST_OF, rows.draws_correct, rows.draws)
     yield share(run, evaluation, verdicts.WORST, metric, rows.ids, never_wrong)
 
@@ -58,7 +58,7 @@ def _attacks(run: Run) -> Iterator[Estimate]:
     for evaluation, rows in run.of_kind("attack"):
         yield from _accuracy(run, evaluation.name, "robust_accuracy", rows)
         for stage, right in after_stages(rows, evaluation.detail.get("cascade") or []).items():
-            yield rate(run, evaluation.name, "robust_accuracy", rows.ids, right, stage)
+            yield rate(run, evaluation.name, stage, "robust_accuracy", rows.ids, right)
 
 
 def after_stages(rows: Rows, cascade: list[str]) -> dict[str, Array]:
@@ -99,7 +99,7 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
             right = right & ~np.isin(ids, rows.ids[~rows.correct])
             by_name[worst_name(norm, evaluation.detail["eps"])] = right
         for name, alive in by_name.items():
-            yield rate(run, name, "robust_accuracy", ids, alive, variant)
+            yield rate(run, name, variant, "robust_accuracy", ids, alive)
 
 
 def _eps(pair: tuple[Evaluation, Rows]) -> float:

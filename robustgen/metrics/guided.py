@@ -11,6 +11,7 @@ import pandas as pd
 from robustgen.metrics import denoising, explaining
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, mean_of, resampled
+from robustgen.metrics.intervals import percentile_interval
 from robustgen.metrics.rows import Run
 
 Array = np.ndarray
@@ -60,7 +61,7 @@ def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Esti
         mean = partial(mean_of, values)
         yield resampled(run, evaluation, "", metric, mean, sides.ids, unit="nats", higher=True)
     least = explaining.ratio(sides.label, np.ones(len(sides.label)), np.arange(len(sides.ids)))
-    if np.quantile(least.replicates, 0.025) > 0:
+    if percentile_interval(least.replicates).low > 0:
         efficiency = partial(explaining.ratio, sides.gradient, sides.label)
         yield resampled(run, evaluation, "", "gradient_efficiency", efficiency, sides.ids, higher=True)
 

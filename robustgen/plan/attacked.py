@@ -7,7 +7,7 @@ from typing import Any
 
 from robustgen import attacks
 from robustgen.attacks.detector import DetectorAware, Fitted, Judged
-from robustgen.attacks.ood import Fixed
+from robustgen.attacks.fixed import Fixed
 from robustgen.attacks.own import OwnAttack
 from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load

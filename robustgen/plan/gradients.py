@@ -16,7 +16,7 @@ from robustgen.perturb import Readout
 from robustgen.plan.planning import Planning
 from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
-from robustgen.types import LEVELS
+from robustgen.types import LEAST_LEVELS
 
 
 def guidance(planning: Planning, spec: GradientsSpec) -> None:
@@ -42,11 +42,11 @@ def efficiency(planning: Planning) -> None:
 
         return Sweep(sweep, reference)
 
-    if 0 < len(sweep) < LEVELS:
+    if 0 < len(sweep) < LEAST_LEVELS:
         raise UserError(
             "an integral over noise levels needs more of them",
             where=f"the protocol's data.{planning.dataset.name}.sweep",
-            expected=f"{LEVELS} levels or more",
+            expected=f"{LEAST_LEVELS} levels or more",
             got=len(sweep),
         )
     _guided(planning, "efficiency", sorted(sweep), readout)

@@ -13,7 +13,7 @@ import torch
 from robustgen import classifiers, places
 from robustgen.classifiers.user import neighbours
 from robustgen.disk import append_line, cannot_write, write_bytes
-from robustgen.errors import UserError
+from robustgen.errors import UserError, in_words
 from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
@@ -75,7 +75,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
         raise UserError(
             "cannot read the checkpoint of this training",
             where=path,
-            got=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
+            got=in_words(error),
             remedy="delete the file; the training then starts anew",
         ) from None
 

@@ -18,7 +18,7 @@ from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, th
 from robustgen.classifiers.user import failure
 from robustgen.disk import remove_stale
 from robustgen.environment import make_exact, native_bfloat16
-from robustgen.errors import UserError
+from robustgen.errors import UserError, in_words
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
 from robustgen.training.recipe import Optimiser, Recipe
@@ -57,7 +57,7 @@ def train(
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
-    if hasattr(run.trained, "calls_per_image"):
+    if isinstance(run.trained, Classifier) and run.trained.calls_per_image > 1:
         card["calls"] = run.trained.calls_per_image
     publish.publish(run.trained, card, folder, recipe_path, half=recipe.storage == "float16")
     return folder
@@ -174,7 +174,7 @@ class Run:
         return UserError(
             what, where=self.recipe.name,
             expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",
-            got=": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200],
+            got=in_words(error),
             remedy=f"mend the options: {self.recipe.options}",
         )  # fmt: skip
 
@@ -276,7 +276,7 @@ class Run:
             raise UserError(
                 "the checkpoint is of another version of this model",
                 where=self.file,
-                got=str(error).splitlines()[0][:200],
+                got=in_words(error),
                 remedy="delete the file; the training then starts anew",
             ) from None
         return True

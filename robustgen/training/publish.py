@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustgen import config
 from robustgen.classifiers.user import neighbours
-from robustgen.config import ModelCard, Weights
+from robustgen.config import ModelCard, Weights, own_code
 from robustgen.disk import write_bytes
 from robustgen.errors import UserError
 from robustgen.training.recipe import Recipe
@@ -52,10 +52,9 @@ def publish(
     text = yaml.safe_dump({k: content[k] for k in order}, sort_keys=False, allow_unicode=True, width=110)
     write_bytes(folder / entry.file, weights)
     _copy(recipe_path, folder / "recipe.yaml")
-    code, _, attribute = card["arch"].partition(":")
-    if attribute:
-        source = recipe_path.parent / code
-        _copy(source, folder / code)
+    if own := own_code(card["arch"]):
+        source = recipe_path.parent / own[0]
+        _copy(source, folder / own[0])
         for beside in neighbours(source):  # what it imports from its folder goes with it
             _copy(beside, folder / beside.relative_to(source.resolve().parent))
     write_bytes(file, text.encode())

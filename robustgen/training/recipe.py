@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from robustgen.config import Arch, Positive, Slug, Strict, fingerprint
+from robustgen.config import Arch, Positive, Slug, Strict, fingerprint, own_code
 from robustgen.types import Norm
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -192,8 +192,8 @@ class Recipe(Strict):
     @property
     def code_file(self) -> str | None:
         """The Python file beside the recipe that ``arch: model.py:NAME`` names; None for a built-in one."""
-        file, _, attribute = self.arch.partition(":")
-        return file if attribute and file.endswith(".py") else None
+        own = own_code(self.arch)
+        return own[0] if own else None
 
     def fingerprint(self, code: str | None = None, start: str | None = None) -> str:
         """sha256 of what decides the weights; ``code`` is the sha256 of ``code_file``.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from untrained import DIGITS, write_model
 
+import robustgen
 from robustgen.classifiers import load_model, user
 from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel
@@ -40,6 +41,12 @@ def test_a_glob_of_two_models_is_refused_where_one_is_wanted(zoo):
     write_model(zoo.parent / "net2-digits")
     with pytest.raises(UserError, match="one model is wanted"):
         load_model("net*", **DIGITS)
+
+
+def test_a_glob_of_denoisers_alone_is_no_model():
+    with pytest.raises(UserError, match="one model is wanted") as error:
+        robustgen.load_model("denoiser-*")
+    assert "no classifier" in str(error.value)
 
 
 def test_entry_points(monkeypatch):

@@ -86,7 +86,8 @@ def test_mistakes_in_a_users_file_are_told_without_traceback(tmp_path, text, par
         load_model(f"{path}:net", **DIGITS)
     for part in parts:
         assert part in message(error)
-    assert error.value.__suppress_context__ or error.value.__cause__ is None
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__ or error.value.__context__ is None
     assert "Traceback" not in message(error)
 
 

@@ -29,11 +29,12 @@ def test_other_data_under_the_same_recipe_is_refused(tmp_path, cache):
     train(recipe, tmp_path / "tiny", fresh=True)
 
 
-def test_damaged_checkpoint_is_explained(tmp_path, cache):
+@pytest.mark.parametrize("left", [0, 1000])
+def test_damaged_checkpoint_is_explained(tmp_path, cache, left):
     recipe = write(tmp_path, tiny())
     train(recipe, tmp_path / "tiny")
     file = only_checkpoint(cache)
-    file.write_bytes(file.read_bytes()[:1000])
+    file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(UserError, match="cannot read the checkpoint") as error:
         train(recipe, tmp_path / "tiny")
     assert str(file) in str(error.value)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import random
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import numpy as np
 import torch
 from pydantic import Field, create_model
 from torch import Tensor, nn
@@ -19,7 +16,7 @@ from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found
 from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
-from robustgen.draws import Draws
+from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UserError
 from robustgen.perturb import Attack, Perturbed, verify
 from robustgen.registry import slug
@@ -60,9 +57,7 @@ class OutsideAttack(Attack):
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         seed, found = draws.integer(), Found.nothing(x)
-        found.judge(model, torch.arange(len(x), device=x.device), x, said(model, x), y)
-        # One draw of a stochastic model decides nothing: all of its samples are attacked.
-        left = (~found.broken | model.stochastic).nonzero().squeeze(1)
+        left = found.standing(model, x, y, said(model, x)).nonzero().squeeze(1)
         if len(left) == 0:
             return Perturbed(found.images)
         clean, labels = x[left], y[left]
@@ -155,19 +150,3 @@ def _kind(parameter: inspect.Parameter, kinds: Mapping[Any, Any]) -> Any:
 
 def _short(value: object) -> str:
     return format(value, "g") if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's, numpy's and Python's global generators, and restore their states afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)

@@ -26,11 +26,10 @@ from torch import Tensor
 from robustgen import config
 from robustgen.attacks.autoattack import QueryBudget, TargetBudget
 from robustgen.attacks.options import Options
-from robustgen.attacks.outside.base import forked_generators
 from robustgen.attacks.search import Found
 from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
-from robustgen.draws import Draws
+from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
 from robustgen.registry import slug
@@ -83,9 +82,7 @@ class ReferenceCascade(Attack):
         seed = draws.integer()
         found = Found.nothing(x)
         broken_by: list[str | None] = [None] * len(x)
-        found.judge(model, torch.arange(len(x), device=x.device), x, said(model, x), y)
-        # One draw of a stochastic model decides nothing: all of its samples are attacked.
-        robust = ~found.broken | model.stochastic
+        robust = found.standing(model, x, y, said(model, x))
         for stage in self.names:
             left = torch.nonzero(robust).squeeze(1)
             if len(left) == 0:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustgen.attacks.ood import Fixed
+from robustgen.attacks.fixed import Fixed
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
