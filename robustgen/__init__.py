@@ -40,7 +40,9 @@ def __getattr__(name: str) -> type[AutoAttack]:
 def load_model(reference: str, data: str = "") -> Classifier:
     """A classifier, ready to use: a zoo name, FILE.py:NAME, an entry point, or LIBRARY:NAME.
 
-    ``data`` names the data set that a custom or outside model is for; a zoo model's card says it.
+    ``data`` names the data set that a custom or outside model is for (digits unless said); a zoo model's
+    card says it. Raises UserError where the reference means no model or several, and where it does not fit
+    that data.
     """
     from robustgen import classifiers, registry
     from robustgen import data as datasets
@@ -53,14 +55,19 @@ def load_model(reference: str, data: str = "") -> Classifier:
 
 
 def load_data(name: str, split: Split = "test", root: Path | str | None = None) -> Dataset:
-    """A split of a data set: train, calibration or test."""
+    """A split (train, calibration or test) of a data set, by its name or path.
+
+    ``images`` float32 (n, channels, height, width) in [0, 1], ``labels`` int64 (n,). ``root``: where data
+    sets lie (ROBUSTGEN_DATA, or the user's cache folder, unless said). Raises UserError where there is no
+    such set or split, or its files cannot be had.
+    """
     from robustgen import data
 
     return data.load(name, split, root=root)
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name or by the path of its YAML file."""
+    """A protocol by name or by the path of its YAML file; UserError where there is none, or it is wrong."""
     from robustgen import registry
 
     return registry.load_protocol(name)
@@ -78,7 +85,9 @@ def evaluate(
     """Run one or several models through a protocol, as ``robustgen report`` does; finished chunks are kept.
 
     A model is what the command line takes, or a ``torch.nn.Module`` that maps pictures in [0, 1] to logits:
-    it is copied, and goes by the name of its class. The returned report is a data frame by ``.to_frame()``,
+    it is copied, and goes by the name of its class. ``n``: the first n samples of every evaluation (as the
+    protocol says unless said). What fails of one model is in the report's ``failures``; UserError where
+    nothing can be run at all. The returned report is a data frame by ``.to_frame()``,
     a page by ``.page()``, and a table in a notebook.
     """
     from torch.nn import Module
@@ -102,7 +111,7 @@ def evaluate(
 
 
 def render(out: Path | str) -> Path:
-    """Write OUT/index.html from what is stored under OUT, and return its path."""
+    """Write OUT/index.html from what is stored under OUT, and return its path; UserError where no report is."""
     from robustgen.places import place
     from robustgen.report.render import render as write_page
 

@@ -75,7 +75,8 @@ class Readout(ABC):
 
 
 class Verified(NamedTuple):
-    """Pictures inside box and ball; whether they were before; how far they are from the clean ones."""
+    """``images`` (batch, ...) inside box and ball; ``within_budget`` bool (batch,), whether they were before;
+    ``distance`` (batch,) from the clean ones in the threat's norm, in pixel units."""
 
     images: Tensor
     within_budget: Tensor
