@@ -111,7 +111,7 @@ def evaluate(
 
 
 def render(out: Path | str) -> Path:
-    """Write OUT/index.html from what is stored under OUT, and return its path; UserError where no report is."""
+    """Write OUT/index.html from what is stored under OUT, and return its path; UserError where none is."""
     from robustgen.places import place
     from robustgen.report.render import render as write_page
 
