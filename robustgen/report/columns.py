@@ -10,6 +10,7 @@ from robustgen.config import of_data
 from robustgen.metrics.comparisons import Key
 from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
+from robustgen.report.content import of_kind, stochastic
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -66,7 +67,7 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
         "Calibrated", "ECE ↓", "expected calibration error on clean pictures: how far confidence is from the "
         "share right; lower is better", Key("clean", "", "ece"), False,
     )  # fmt: skip
-    for detail in _of_kind(content, "ood"):
+    for detail in of_kind(content, "ood"):
         for score, title, called in SCORES:
             yield Column(
                 "Foreign, AUROC", f"{foreign_name(detail)} by {title}",
@@ -78,18 +79,14 @@ def _candidates(content: dict[str, Any]) -> Iterator[Column]:
 
 def _verdicts(content: dict[str, Any], group: str, title: str, meaning: str, key: Key) -> Iterator[Column]:
     """A column of shares right, and those of the other two verdicts on stochastic models."""
-    drawn = "; the mean over the draws of a stochastic model" if _any_stochastic(content) else ""
+    drawn = "; the mean over the draws of a stochastic model" if stochastic(content) else ""
     yield Column(group, title, meaning + drawn, key, True)
     for variant, by, means in VERDICTS:
         yield Column(group, f"{title}, {by}", f"{meaning}: {means}", key._replace(variant=variant), True)
 
 
-def _any_stochastic(content: dict[str, Any]) -> bool:
-    return any(model.get("stochastic") for model in content["models"])
-
-
 def _attacked(content: dict[str, Any]) -> Iterator[Column]:
-    attacks = _of_kind(content, "attack")
+    attacks = of_kind(content, "attack")
     for norm, eps in headline_eps(content):
         group = f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
         for detail in attacks:
@@ -116,7 +113,7 @@ DETECTED_BY = {"log_prob": "log p(x)", "confidence": "confidence"}
 
 
 def _guarded(content: dict[str, Any]) -> Iterator[Column]:
-    for detail in _of_kind(content, "detected"):
+    for detail in of_kind(content, "detected"):
         norm, by = detail["norm"], DETECTED_BY[detail["score"]]
         yield Column(
             f"Attacked, {NORMS[norm]} ≤ {eps_text(norm, detail['eps'])}", f"may reject, by {by}",
@@ -127,7 +124,7 @@ def _guarded(content: dict[str, Any]) -> Iterator[Column]:
 
 
 def _gradients(content: dict[str, Any]) -> Iterator[Column]:
-    for detail in _of_kind(content, "gradients"):
+    for detail in of_kind(content, "gradients"):
         for sigma in detail["sigmas"]:
             yield Column(
                 "Guidance gain", sigma_text(sigma),
@@ -150,7 +147,7 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
     A norm of which neither was run is shown at its largest eps.
     """
     settings = of_data(content["protocol"].get("data") or {}, content["data"]["name"]) or {}
-    attacks = _of_kind(content, "attack")
+    attacks = of_kind(content, "attack")
     run = {worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"]) for d in attacks}
     chosen = {worst_name(d["norm"], d["eps"]) for d in attacks if d["cascade"]}
     chosen |= {worst_name(*pair) for pair in settings.get("eps", {}).items()} & run.keys()
@@ -162,16 +159,6 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
 def foreign_name(detail: dict[str, Any]) -> str:
     """A foreign set as people read it: one that did not go through the data's codec says so."""
     return f"{detail['data']}{', raw (confounded)' if 'confounded' in detail else ''}"
-
-
-def _of_kind(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The evaluations of a kind that any model has, in the order of the first that has them."""
-    found: dict[str, dict[str, Any]] = {}
-    for model in content["models"]:
-        for detail in model["evaluations"]:
-            if detail["kind"] == kind:
-                found.setdefault(detail["name"], detail)
-    return list(found.values())
 
 
 def tested(content: dict[str, Any]) -> list[Key]:

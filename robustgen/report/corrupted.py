@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from robustgen.report.content import Numbers, by_key, names_of, of_kind
 from robustgen.report.plots import Chart
-from robustgen.report.sections import Figure, Numbers, by_key, drawn_figure, line_of, names_of
+from robustgen.report.sections import Figure, drawn_figure, line_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def heat_map(content: dict[str, Any]) -> Heat | None:
 def _kinds(content: dict[str, Any]) -> dict[str, dict[int, str]]:
     """Type to severity to the evaluation's name."""
     kinds: dict[str, dict[int, str]] = {}
-    for d in (d for m in content["models"] for d in m["evaluations"] if d["kind"] == "corruption"):
+    for d in of_kind(content, "corruption"):
         kinds.setdefault(d["type"], {})[d["severity"]] = d["name"]
     return kinds
 

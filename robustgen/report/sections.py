@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +13,8 @@ from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.content import Numbers, by_key, names_of, of_kind, stochastic
 from robustgen.report.plots import Chart, Series, reliability_svg
-
-Numbers = dict[tuple[str, str, str, str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -29,16 +27,6 @@ class Figure:
     note: str = ""
 
 
-def by_key(content: dict[str, Any]) -> Numbers:
-    """The metrics of a summary by (model, evaluation, variant, metric)."""
-    return {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
-
-
-def names_of(content: dict[str, Any]) -> list[str]:
-    """The models in the order of the report; a model's place is its colour."""
-    return [model["name"] for model in content["models"]]
-
-
 # --- accuracy against eps --------------------------------------------------------------------------
 
 
@@ -46,10 +34,8 @@ def curves(content: dict[str, Any]) -> list[Figure]:
     """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean); by majority of its draws,
     where a model is stochastic."""
     numbers = by_key(content)
-    sizes = {
-        worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"])
-        for m in content["models"] for d in m["evaluations"] if d["kind"] == "attack"
-    }  # fmt: skip
+    attacks = of_kind(content, "attack")
+    sizes = {worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"]) for d in attacks}
     return [
         figure
         for norm in NORMS
@@ -60,7 +46,7 @@ def curves(content: dict[str, Any]) -> list[Figure]:
 
 def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[float]) -> Figure | None:
     lines, words = [], []
-    drawn = {m["name"] for m in content["models"] if m.get("stochastic")}
+    drawn = stochastic(content)
     for index, model in enumerate(names_of(content)):
         by = MAJORITY if model in drawn else ""
         points = [(0.0, numbers.get((model, "clean", by, "accuracy")))]
@@ -213,21 +199,12 @@ def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
 def gradient_charts(content: dict[str, Any]) -> list[Figure]:
     """Guidance gain against sigma, and PSNR of the denoisers against sigma."""
     found: list[Figure] = []
-    for evaluation, sigmas in _sigmas(content):
+    for detail in of_kind(content, "gradients"):
+        evaluation, sigmas = detail["name"], detail["sigmas"]
         found += [
             f for f in (_gain(content, evaluation, sigmas), _denoising(content, evaluation, sigmas)) if f
         ]
     return found
-
-
-def _sigmas(content: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
-    found = {
-        d["name"]: d["sigmas"]
-        for m in content["models"]
-        for d in m["evaluations"]
-        if d["kind"] == "gradients"
-    }
-    yield from found.items()
 
 
 def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
@@ -281,7 +258,7 @@ def cost_points(content: dict[str, Any]) -> tuple[str, list[tuple[str, int, floa
     """What cost stands against, and (model, colour, milliseconds a clean picture, metric) of each: the worst
     case of the first threat, or clean accuracy where nobody was attacked."""
     numbers, threats = by_key(content), headline_eps(content)
-    drawn = {m["name"] for m in content["models"] if m.get("stochastic")}
+    drawn = stochastic(content)
     evaluation, metric, what = "clean", "accuracy", "clean accuracy"
     if threats:
         norm, eps = threats[0]

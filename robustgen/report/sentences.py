@@ -11,14 +11,15 @@ from robustgen.metrics.estimates import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import DETECTED_BY, NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.content import by_key, names_of, of_kind, stochastic
 from robustgen.report.corrupted import Heat
-from robustgen.report.sections import by_key, names_of, short
+from robustgen.report.sections import short
 
 
 def attacks(content: dict[str, Any]) -> list[str]:
     """Who loses most and least from clean pictures to the attacks of a size, a sentence a threat."""
     numbers, found = by_key(content), []
-    drawn = {model["name"] for model in content["models"] if model.get("stochastic")}
+    drawn = stochastic(content)
     for norm, eps in headline_eps(content):
         lost = {}
         for name in names_of(content):
@@ -42,9 +43,8 @@ def attacks(content: dict[str, Any]) -> list[str]:
 def guarded(content: dict[str, Any]) -> list[str]:
     """What stands of a detector once the attack knows of it, a sentence a detector."""
     numbers, found = by_key(content), []
-    details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "detected"}
-    for name, detail in details.items():
-        said = []
+    for detail in of_kind(content, "detected"):
+        name, said = detail["name"], []
         for model in names_of(content):
             unaware = numbers.get((model, name, "unaware", "guarded_accuracy"))
             aware = numbers.get((model, name, "", "guarded_accuracy"))
@@ -97,9 +97,8 @@ def calibrated(runs: list[Run]) -> list[str]:
 def foreign(content: dict[str, Any]) -> list[str]:
     """What is let in at 95 % of the data accepted, by energy, a sentence a foreign set."""
     found, own = [], content["data"]["name"]
-    for name, detail in {
-        d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "ood"
-    }.items():
+    for detail in of_kind(content, "ood"):
+        name = detail["name"]
         let_in = {
             m["model"]: m["value"] for m in content["metrics"]
             if (m["evaluation"], m["variant"], m["metric"]) == (name, "energy", "fpr95_at_id_tpr")

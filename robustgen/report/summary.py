@@ -18,6 +18,7 @@ from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.estimates import is_finite
 from robustgen.places import is_remote, relative, within
 from robustgen.report.columns import columns, format_value, tested
+from robustgen.report.content import by_key, names_of
 from robustgen.store import RunStore
 from robustgen.types import Flag, Metric
 
@@ -170,8 +171,7 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
     Names of models are broken at their hyphens, so that several fit.
     """
-    numbers = {(m["model"], m["evaluation"], m["variant"], m["metric"]): m for m in content["metrics"]}
-    names = [model["name"] for model in content["models"]]
+    numbers, names = by_key(content), names_of(content)
     rows = []
     for column in columns(content):
         found = [numbers.get((name, *column.key)) for name in names]

@@ -7,7 +7,7 @@ from typing import Any
 
 from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import SHARES, Column, columns, format_interval, format_value
-from robustgen.report.sections import by_key, names_of
+from robustgen.report.content import by_key, names_of
 
 ALPHA = 0.05
 
