@@ -52,6 +52,16 @@ def _fitted(name: str) -> Callable[[Any, Bank], Outlier]:
     return lambda o, bank: getattr(o, name)(None).fit_features(bank.features, bank.labels).predict_features
 
 
+def _by_covariance(name: str) -> Callable[[Any, Bank], Outlier]:
+    def fit(o: Any, bank: Bank) -> Outlier:
+        free, d = len(bank.labels) - len(bank.labels.unique()), bank.features.shape[1]
+        if free < d:  # the library inverts what has no inverse, and distances turn negative
+            raise ValueError(f"{len(bank.labels)} pictures are too few for a covariance of {d} features")
+        return _fitted(name)(o, bank)
+
+    return fit
+
+
 def _on_head(make: Callable[[Any, nn.Linear], Any]) -> Callable[[Any, Bank], Outlier]:
     return lambda o, bank: make(o, _layer(bank)).fit_features(bank.features, bank.labels).predict_features
 
@@ -97,8 +107,10 @@ DETECTORS: dict[str, Detector] = {
         "divergence from the classes' mean softmax",
     ),
     "knn": Detector("features", _fitted("KNN"), "distance to the 50th nearest training feature"),
-    "mahalanobis": Detector("features", _fitted("Mahalanobis"), "distance to the nearest class's mean"),
-    "rmd": Detector("features", _fitted("RMD"), "the same, less the distance to the mean of all"),
+    "mahalanobis": Detector(
+        "features", _by_covariance("Mahalanobis"), "distance to the nearest class's mean"
+    ),
+    "rmd": Detector("features", _by_covariance("RMD"), "the same, less the distance to the mean of all"),
     # half the features: what its paper takes for fewer than 768
     "vim": Detector(
         "head",
@@ -172,7 +184,7 @@ class Detectors(Score):
         rows = np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64)
         weight = next(model.parameters(), torch.zeros(()))
         images = train.images[rows].to(weight.device)
-        self._layer, head = find_layer(model.model, images[: model.batch])
+        self._layer, head = find_layer(model.model, images[: max(2, model.batch)])
         both = at_its_batch(model, lambda x: _activations(model.model, self._layer, x), images)
         features, logits = both[:, : -model.num_classes], both[:, -model.num_classes :]
         layer = None if self._layer is None else copy.deepcopy(self._layer).cpu()

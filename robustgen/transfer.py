@@ -23,7 +23,7 @@ from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import is_of, to_rows
-from robustgen.metrics.verdicts import majority
+from robustgen.metrics.verdicts import fell, majority
 from robustgen.recalled import load_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
@@ -63,10 +63,12 @@ class Crossed(NamedTuple):
 
 
 class _Attacked(NamedTuple):
-    """One evaluation of one run: sample ids (n,), pictures (n, ...), who is right in the end (n,)."""
+    """One evaluation of one run: sample ids (n,), pictures (n, ...), what share of the draws is right in the
+    end (n,), and who is by majority."""
 
     ids: Array
     images: Array
+    share: Array
     right: Array
 
 
@@ -111,7 +113,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
             continue
         images = np.stack(pictures["image"].to_numpy(zero_copy_only=False)).astype(np.float32)
         read = to_rows(rows)
-        found[detail["name"]] = _Attacked(read.ids, images.reshape(-1, *shape), read.correct)
+        found[detail["name"]] = _Attacked(read.ids, images.reshape(-1, *shape), read.share, read.correct)
     return found
 
 
@@ -130,22 +132,23 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
             ids = np.intersect1d(np.intersect1d(own.ids, foreign.ids), clean.ids[clean.correct])
             if not len(ids):
                 continue
-            still = own.right[np.searchsorted(own.ids, ids)]
+            at = np.searchsorted(own.ids, ids)
+            still = own.right[at]
             if source == store.model:
-                yield _pair(source, store.model, evaluation, still, still)
+                yield _pair(source, store.model, evaluation, still, still, 0)
                 continue
             images = torch.from_numpy(foreign.images[np.searchsorted(foreign.ids, ids)])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
             verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
-            right = majority(verdict.correct.numpy(), np.asarray(verdict.draws))
-            yield _pair(source, store.model, evaluation, right, still)
+            correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
+            right = majority(correct, count)
+            beaten = still & ~right & fell(own.share[at], correct / count, count)
+            yield _pair(source, store.model, evaluation, right, still, int(beaten.sum()))
 
 
-def _pair(source: str, target: str, evaluation: str, right: Array, own: Array) -> Pair:
+def _pair(source: str, target: str, evaluation: str, right: Array, own: Array, beaten: int) -> Pair:
     k, n = int(right.sum()), len(right)
-    return Pair(
-        source, target, evaluation, n, k, k / n, *wilson(k, n), int(own.sum()), int((own & ~right).sum())
-    )
+    return Pair(source, target, evaluation, n, k, k / n, *wilson(k, n), int(own.sum()), beaten)
 
 
 def _flags(pairs: list[Pair]) -> Iterator[Flag]:

@@ -138,6 +138,22 @@ def test_detectors_that_a_model_cannot_have_are_left_out() -> None:
     assert set(scored(list(DETECTORS), load_model("gmmc-digits"), images())) == with_features
 
 
+def test_a_covariance_of_more_features_than_pictures_is_not_inverted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("pytorch_ood")
+    for n, fits in ((24 + 5, False), (24 + 60, True)):
+        few = Detectors(["mahalanobis"], lambda n=n: data.load("digits", "train").slice(0, n))
+        assert ("mahalanobis" in few(FixedBatch(small(), 16), images())) == fits
+    assert "too few for a covariance" in caplog.text
+
+
+def test_one_picture_at_a_time_has_the_same_detectors() -> None:
+    pytest.importorskip("pytorch_ood")
+    few = Detectors(["knn"], lambda: data.load("digits", "train").slice(0, 100))
+    assert "knn" in few(FixedBatch(small(), 1), images())
+
+
 def test_a_detector_that_cannot_be_fitted_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("pytorch_ood")
     few = Detectors(["knn"], lambda: data.load("digits", "train").slice(0, 30))

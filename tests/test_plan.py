@@ -131,6 +131,28 @@ def test_a_detector_says_what_was_fitted_and_its_name_what_differs() -> None:
     assert usual.detail["calibration"] == data.load("digits", "calibration").fingerprint
 
 
+def test_options_that_share_a_name_are_told_apart_by_what_is_stored_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def hit(model, x, y, threat, mode: str = 'a'):\n    return x\n")
+    details = []
+    for mode in ("B", "b"):
+        spec = {"kind": "attack", "attack": f"{file}:hit", "norm": "linf", "options": {"mode": mode}}
+        (found,) = planned(spec, eps={"linf": 0.1}).evaluations
+        details.append(found.describe())
+    assert details[0]["name"] == details[1]["name"]
+    assert details[0] != details[1]
+
+
+def test_what_is_fitted_on_the_training_split_remembers_it() -> None:
+    train = data.load("digits", "train").fingerprint
+    (gradients,) = planned({"kind": "gradients"}, sigmas=[0.4], denoiser="denoiser-digits").evaluations
+    assert gradients.detail["wiener"] == train
+    pytest.importorskip("pytorch_ood")
+    scored = planned({"kind": "clean"}, {"kind": "ood", "detectors": ["knn"]}, foreign=["uniform-noise"])
+    clean = next(e for e in scored.evaluations if e.kind == "clean")
+    assert clean.detail["fitted_on"] == train
+
+
 def test_an_evaluation_twice_is_an_error() -> None:
     with pytest.raises(UserError, match="an evaluation twice"):
         planned({"kind": "clean"}, {"kind": "clean"})

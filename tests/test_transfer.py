@@ -57,6 +57,25 @@ class Masked(Classifier):
     def logits(self, x, sigma=None):
         return self.model.logits(Lost.apply(x))
 """
+# softmax-digits in strong noise of its own, and an attack that leaves pictures as they are.
+DRAWN = """
+import torch
+from torch import nn
+from robustgen import load_model
+
+class Drawn(nn.Module):
+    stochastic = True
+
+    def __init__(self):
+        super().__init__()
+        self.model = load_model("softmax-digits")
+
+    def forward(self, x):
+        return self.model.logits(x + 0.45 * torch.randn_like(x))
+
+def nothing(model, x, y, threat):
+    return x
+"""
 MODELS = ("softmax-digits", "softmax-noise-digits", "masked-masked")
 
 
@@ -136,6 +155,22 @@ def test_an_own_attack_is_crossed_whatever_its_file_is_called(tmp_path: Path) ->
     (tmp_path / "noise.py").write_text("def up(model, x, y, threat):\n    return threat.project(x, x + 1)\n")
     own = {"kind": "attack", "attack": f"{tmp_path}/noise.py:up", "norm": "linf"}
     assert evaluations_crossed(tmp_path / "out", own) == {"noise-up-linf-0.15"}
+
+
+def test_draws_that_differ_by_chance_beat_no_attack(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(DRAWN)
+    own = {"kind": "attack", "attack": f"{file}:nothing", "norm": "linf"}
+    content = PROTOCOL.model_dump() | {"n": 64, "evaluations": [{"kind": "clean"}, own]}
+    models = registry.resolve_all([f"{file}:Drawn", "softmax-digits"], "digits")
+    outcome = engine.evaluate(models, Protocol.model_validate(content), "digits", tmp_path / "out")
+    assert outcome.failures == {}
+    summarise(tmp_path / "out", outcome.runs, None, "")
+    found = transfer(tmp_path / "out", Console(file=io.StringIO()), code=[file])
+    (pair,) = (pair for pair in found.pairs if (pair.source, pair.target) == ("softmax-digits", "mine-drawn"))
+    assert pair.beaten == 0
+    assert pair.right < pair.left, "the draws differ too little to show anything"
+    assert found.flags == []
 
 
 def test_pictures_made_for_others_are_not_crossed_as_own_attacks(tmp_path: Path) -> None:

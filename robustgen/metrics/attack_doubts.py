@@ -12,6 +12,7 @@ from robustgen.audit import AUDIT, TARGETED
 from robustgen.metrics.estimates import at_ids, common_ids
 from robustgen.metrics.intervals import mcnemar, wilson
 from robustgen.metrics.rows import Array, Evaluation, Rows, Run, is_of
+from robustgen.metrics.verdicts import fell
 from robustgen.types import ADDED, Flag
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
@@ -19,7 +20,6 @@ ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
 AUDIT_GAP = 0.005
 EPS_GAP = 0.02
 NOISE, TRANSFER = "noise", "transfer"
-SURELY = 3.0  # standard deviations, within which the draws of one picture may differ by chance
 BY_CHANCE = 0.05  # p, above which the verdicts of draws differ by their draws alone
 REFERENCE_TARGETS = {"linf": 9, "l2": 9, "l1": 5}
 """How many classes the first of AutoAttack's targeted attacks aims at where an option does not say so."""
@@ -123,7 +123,8 @@ def _not_monotone(run: Run) -> Iterator[Flag]:
         several.sort(key=lambda pair: pair[0].detail["eps"])
         for (small, before), (large, after) in pairwise(several):
             ids = common_ids([before, after])
-            regained = int((~at_ids(before, ids) & at_ids(after, ids)).sum())
+            surely = fell(_shares(after, ids), _shares(before, ids), _draws(before, ids))
+            regained = int((~at_ids(before, ids) & at_ids(after, ids) & surely).sum())
             if regained > EPS_GAP * len(ids):
                 yield Flag(
                     run.model, large.name, "not_monotone_in_eps", "warning",
@@ -170,12 +171,16 @@ def _lost(before: list[Rows], after: Rows, ids: Array) -> tuple[Array, Array]:
     """Who of ``ids`` is right in all of ``before``, and who of these no longer is in ``after``: of a
     stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
     left = np.logical_and.reduce([at_ids(rows, ids) for rows in before])
-    lost = left & ~at_ids(after, ids)
-    if not after.stochastic:
-        return left, lost
-    several = [rows.share[np.searchsorted(rows.ids, ids)] for rows in (*before, after)]
-    spread = np.sqrt(2 * 0.25 / after.draws[np.searchsorted(after.ids, ids)])  # of a difference, at most
-    return left, lost & (np.min(several[:-1], 0) - several[-1] > SURELY * spread)
+    least = np.min([_shares(rows, ids) for rows in before], 0)
+    return left, left & ~at_ids(after, ids) & fell(least, _shares(after, ids), _draws(after, ids))
+
+
+def _shares(rows: Rows, ids: Array) -> Array:
+    return rows.share[np.searchsorted(rows.ids, ids)]
+
+
+def _draws(rows: Rows, ids: Array) -> Array:
+    return rows.draws[np.searchsorted(rows.ids, ids)]
 
 
 def _undefended(run: Run) -> Iterator[Flag]:

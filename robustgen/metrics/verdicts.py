@@ -16,6 +16,7 @@ from robustgen.metrics.intervals import Interval
 
 Array = np.ndarray
 WORST_OF = 10
+SURELY = 3.0  # standard deviations, within which the draws of one picture may differ by chance
 MAJORITY = "majority"
 WORST = f"worst-of-{WORST_OF}"
 """The variants of an accuracy by majority and worst of K; the mean is the one without a name."""
@@ -29,6 +30,12 @@ def mean(correct: Array, draws: Array) -> Array:
 def majority(correct: Array, draws: Array) -> Array:
     """[c > m / 2], bool (n,): whether most of the draws were right; a tie is wrong."""
     return 2 * correct > draws
+
+
+def fell(before: Array, after: Array, draws: Array) -> Array:
+    """Whether shares of right draws (n,) fell, of several ``draws`` by more than these differ by chance:
+    three standard deviations of a difference, which are 3 sqrt(1 / 2m) at most."""
+    return before - after > np.where(draws > 1, SURELY * np.sqrt(0.5 / draws), 0)
 
 
 def worst_of(k: int, correct: Array, draws: Array) -> Array:

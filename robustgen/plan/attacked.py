@@ -8,6 +8,7 @@ from typing import Any
 from robustgen import attacks
 from robustgen.attacks.detector import DetectorAware, Fitted, Judged
 from robustgen.attacks.fixed import Fixed
+from robustgen.attacks.outside.base import OutsideAttack
 from robustgen.attacks.own import OwnAttack
 from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
@@ -32,6 +33,8 @@ def attack(planning: Planning, spec: AttackSpec) -> None:
     for eps in spec.eps or [settings.eps[spec.norm] * scale for scale in spec.scales]:
         made = attacks.build(spec, ThreatModel(spec.norm, eps))
         detail: dict[str, Any] = {"code": made.code} if isinstance(made, OwnAttack) else {}
+        if isinstance(made, OutsideAttack) and made.given:
+            detail["options"] = made.given  # the name has them in short, so that two values may share it
         _add(planning, made, detail | {"thorough": getattr(made, "thorough", True)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from robustgen import data
@@ -22,15 +22,20 @@ from robustgen.types import LEAST_LEVELS
 def guidance(planning: Planning, spec: GradientsSpec) -> None:
     """Guidance gain and denoising at the data's sigmas."""
     sigmas = planning.settings.sigmas
+    if not _has_reference(planning, "gradients", sigmas):
+        return
+    load_train = partial(load_data, planning.dataset.source, "train", None, planning.root)
+    train = planning.at_hand("gradients", load_train)
+    if train is None:  # nothing to fit the Wiener filter on
+        return
 
     def readout(reference: Denoiser) -> Readout:
         from robustgen.classifiers.denoisers import Wiener
         from robustgen.gradients import Guidance
 
-        train = load_data(planning.dataset.source, "train", None, planning.root)
         return Guidance(sigmas, reference, Wiener(train.images), spec.pictures)
 
-    _guided(planning, "gradients", sigmas, readout)
+    _guided(planning, "gradients", sigmas, readout, {"wiener": train.fingerprint})
 
 
 def efficiency(planning: Planning) -> None:
@@ -93,16 +98,23 @@ def _numbers(planning: Planning) -> list[int] | None:
     return None if found == [*range(len(found))] else found
 
 
+def _has_reference(planning: Planning, name: str, sigmas: list[float]) -> bool:
+    """Whether the protocol names a reference denoiser and sigmas for these data; refused without."""
+    if planning.settings.denoiser and sigmas:
+        return True
+    where = planning.dataset.name
+    planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {where!r}")
+    return False
+
+
 def _guided(
     planning: Planning, name: str, sigmas: list[float], readout: Callable[[Denoiser], Readout],
     more: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """A readout against the protocol's reference denoiser at noise levels."""
-    denoiser, folders = planning.settings.denoiser, model_folders()
-    if not denoiser or not sigmas:
-        where = planning.dataset.name
-        planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {where!r}")
+    if not _has_reference(planning, name, sigmas):
         return
+    denoiser, folders = str(planning.settings.denoiser), model_folders()
     if denoiser not in folders:
         raise unknown_name("model", denoiser, folders, where="the protocol's reference denoiser")
     folder = folders[denoiser]

@@ -30,9 +30,10 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
         planning.refuse("detectors", "the detectors need pytorch-ood: pip install 'robustgen[pytorch-ood]'")
     elif chosen:
         train = partial(load_data, planning.dataset.source, "train", None, planning.root)
-        if planning.at_hand("detectors", train) is not None:  # what they are fitted on
+        found = planning.at_hand("detectors", train)
+        if found is not None:
             scores.append(detectors.Detectors(chosen, train))
-            scored |= {"detectors": chosen, "pytorch_ood": library}
+            scored |= {"detectors": chosen, "pytorch_ood": library, "fitted_on": found.fingerprint}
     planning.scores, planning.scored = tuple(scores), scored
 
 

@@ -234,6 +234,15 @@ def test_draws_that_differ_by_chance_are_broken_by_no_other_picture() -> None:
             assert not flagged or "10 of 20 samples" in found[raised].message
 
 
+def test_draws_that_differ_by_chance_regain_nothing_in_a_larger_ball() -> None:
+    drawn = {"draws": [32] * 20, "label": [0] * 20}
+    for correct, flagged in ((18, False), (31, True)):
+        small = rows(20, **drawn | {"draws_correct": [15] * 20})
+        large = rows(20, **drawn | {"draws_correct": [correct] * 10 + [15] * 10})
+        found = flags(run((attack("pgd", 0.1), small), (attack("pgd", 0.2), large)))
+        assert ("not_monotone_in_eps" in found) == flagged
+
+
 def test_pictures_from_elsewhere_break_what_was_right_and_what_own_searches_of_their_threat_left() -> None:
     clean, added = rows(verdicts(90)), attack("added") | {"added": {"file": "f.npz"}}
     broken = rows([False] * 2 + verdicts(88, 98))

@@ -55,6 +55,16 @@ def test_of_one_draw_all_are_the_same() -> None:
         assert found.tolist() == [0, 1]
 
 
+def test_equal_models_seldom_fall_by_more_than_chance_and_one_draw_falls_at_once() -> None:
+    for m in (8, 32):
+        p = np.tile([0.5, 0.9], 20_000)
+        before, after = (np.random.default_rng(k).binomial(m, p) / m for k in range(2))
+        assert verdicts.fell(before, after, np.full(len(p), m)).mean() < 0.00135 * 1.5
+    draws = np.array([32, 32, 1, 1])
+    found = verdicts.fell(np.array([0.7, 1.0, 1.0, 0.0]), np.array([0.4, 0.3, 0.0, 1.0]), draws)
+    assert found.tolist() == [False, True, True, False]
+
+
 def test_too_few_draws_are_refused() -> None:
     with pytest.raises(UserError, match="worst of 10"):
         verdicts.worst_of(10, np.array([3, 3]), np.array([32, 9]))
