@@ -188,6 +188,11 @@ def test_a_class_that_is_masked_does_not_hide_the_temperature(much: float) -> No
 @pytest.mark.filterwarnings("error")
 def test_logits_that_are_one_number_have_no_temperature() -> None:
     assert calibration.fit_temperature(np.zeros((6, 3)), np.arange(6) % 3) == (1, 1, 1)
+    assert calibration.fit_temperature(np.array([[2.0, 2.0, 0.0], [3.0, 1.0, 0.0]]), np.array([1, 0])) == (
+        1,
+        1,
+        1,
+    )
     tied = np.repeat([[2.0, 2.0, 0.0], [0.0, 0.0, -1.0]], 8, 0)
     assert np.isfinite(calibration.fit_temperature(tied, np.r_[[0] * 8, [1, 2] * 4])).all()
 

@@ -200,13 +200,13 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     times the usual lead of the largest logit: the median gap to the second, of samples that have one.
     A class that is far below the others, or a few samples' large logits, do not move it.
 
-    The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where every sample
-    is right there is none (ever smaller T is ever better), nor where all logits of each are one number,
-    and T = 1; where ``says_nothing``, ever larger T is ever better, and T is the largest that is sought. The
-    interval is Wald's on log T with the sandwich variance: sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i
-    and h_i the first and second derivative of a sample's NLL in b; it ends where T is not sought.
+    The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where ``says_all`` there
+    is none (ever smaller T is ever better), and T = 1; where ``says_nothing``, ever larger T is ever better,
+    and T is the largest that is sought. The interval is Wald's on log T with the sandwich variance:
+    sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first and second derivative of a sample's NLL
+    in b; it ends where T is not sought.
     """
-    if (logits.argmax(1) == labels).all() or (logits == logits[:, :1]).all():
+    if says_all(logits, labels):
         return Temperature(1.0, 1.0, 1.0)
     from scipy.optimize import minimize_scalar
 
@@ -228,6 +228,11 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     half = Z95 * float(np.sqrt((gradient**2).sum()) / curvature) * t
     low, high = np.exp(np.clip([found.x - half, found.x + half], *LOG_T))
     return Temperature(t * lead, float(low) * lead, float(high) * lead)
+
+
+def says_all(logits: Array, labels: Array) -> bool:
+    """Whether no label has a smaller logit than another class: then the NLL never rises as T falls."""
+    return bool((np.take_along_axis(logits, labels[:, None], 1)[:, 0] == logits.max(1)).all())
 
 
 def says_nothing(logits: Array, labels: Array) -> bool:

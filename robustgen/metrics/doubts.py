@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
-from robustgen.metrics.calibration import says_nothing
+from robustgen.metrics.calibration import says_all, says_nothing
 from robustgen.metrics.climb_doubts import climb_doubts
 from robustgen.metrics.gradient_doubts import gradient_doubts
 from robustgen.metrics.intervals import wilson
@@ -212,11 +212,11 @@ def _temperature(run: Run) -> Iterator[Flag]:
             "No calibration split, so no temperature was fitted and calibration is given as is only. "
             "Use data with a calibration split.",
         )  # fmt: skip
-    elif (fitted.prediction == fitted.labels).all():
+    elif says_all(fitted.logits, fitted.labels):
         yield _flag(
             run, "calibration", "no_temperature", "info",
-            f"All {len(fitted)} calibration samples are right, so the likelihood has no best "
-            "temperature; 1 was taken. A larger calibration split would decide.",
+            f"All {len(fitted)} calibration samples are right, or tied with what is, so the likelihood has "
+            "no best temperature; 1 was taken. A larger calibration split would decide.",
         )  # fmt: skip
     elif says_nothing(fitted.logits, fitted.labels):
         yield _flag(
