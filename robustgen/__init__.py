@@ -10,7 +10,8 @@ The public API; nothing heavy is imported before one of these is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def load_protocol(name: str) -> Protocol:
 
 
 def evaluate(
-    models: str | nn.Module | Iterable[str | nn.Module],
+    models: str | nn.Module | Iterable[str | nn.Module] | Mapping[str, nn.Module],
     *,
     data: str = "digits",
     protocol: str = "quick",
@@ -85,24 +86,22 @@ def evaluate(
     """Run one or several models through a protocol, as ``robustgen report`` does; finished chunks are kept.
 
     A model is what the command line takes, or a ``torch.nn.Module`` that maps pictures in [0, 1] to logits:
-    it is copied, and goes by the name of its class. ``n``: the first n samples of every evaluation (as the
-    protocol says unless said). What fails of one model is in the report's ``failures``; UserError where
-    nothing can be run at all. The returned report is a data frame by ``.to_frame()``,
-    a page by ``.page()``, and a table in a notebook.
+    it is copied, and goes by the name of its class, or by its key where ``models`` is a mapping. ``n``: the
+    first n samples of every evaluation (as the protocol says unless said). What fails of one model is in
+    the report's ``failures``; UserError where nothing can be run at all. The returned report is a data
+    frame by ``.to_frame()``, a page by ``.page()``, and a table in a notebook.
     """
-    from torch.nn import Module
-
     from robustgen import engine, registry
+    from robustgen.errors import UserError
     from robustgen.places import place
     from robustgen.report.result import Report
     from robustgen.report.summary import summarise
 
-    several = [models] if isinstance(models, str | Module) else [*models]
-    refs = registry.unique(
-        ref
-        for model in several
-        for ref in (registry.resolve(model) if isinstance(model, str) else [registry.given(model)])
-    )
+    if n is not None and (not isinstance(n, Integral) or n < 1):
+        raise UserError(
+            "so many pictures make no report", where="n", expected="1 or more, or None", got=repr(n)
+        )
+    refs = registry.references(models)
     chosen = registry.load_protocol(protocol)
     folder = place(out)
     outcome = engine.evaluate(refs, chosen, data, folder, n=n, root=Path(root) if root else None)

@@ -21,6 +21,10 @@ from robustgen.registry import ModelRef
 TOLERANCE = 1e-6
 LEAST = 8
 """Pictures that a model is asked about, however many network calls each of them costs."""
+ALONE = 4
+"""Pictures that a model is asked about one by one."""
+OF_THE_SPREAD = 1e-3
+"""By how much of their usual spread logits may change with the batch: last bits do."""
 AT_ONCE = 2**20
 """Pixel values in one call of a model: with its gradients, 256 large pictures would not fit into memory."""
 
@@ -55,7 +59,8 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     answer = _answer(model, x, len(dataset.class_names))
     if isinstance(answer, Problem):
         return [*found, answer]
-    found += [*_probabilities(answer), *_random(model, x, answer), *_gradient(model, x, y)]
+    found += [*_probabilities(answer), *_random(model, x, answer), *_alone(model, x, answer)]
+    found += _gradient(model, x, y)
     return [*found, *_normalisation(model, x, y, answer)]
 
 
@@ -71,14 +76,20 @@ def _logits(model: Classifier, x: Tensor) -> Tensor:
 
 def _answer(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
     """The logits, or why there are none that the other checks could look at."""
+    given = x.clone()
     try:
         with torch.no_grad():
-            logits = _logits(model, x)
+            logits = _logits(model, given)
     except Exception as error:  # the user's code: anything may come
         wanted = f"float32 pictures of shape {tuple(x.shape)} in [0, 1]"
         return Problem(
             "error", f"the model raises {type(error).__name__}: {error}", f"it must accept {wanted}"
         )
+    if not torch.equal(given, x):
+        return Problem(
+            "error", "the model writes into the pictures that it is given",
+            "write x = x - mean in place of x -= mean, and the like",
+        )  # fmt: skip
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (len(x), classes):
         return Problem(
@@ -138,6 +149,21 @@ def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
             f"the forward pass is random: the same pictures give logits that differ by up to {gap:.3g}",
             "declare it (stochastic = True) and reseed a generator of its own in reseed(seed); it is judged "
             "by many draws, which take many times longer, unless its noise is drawn once",
+        )
+
+
+def _alone(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
+    """Whether a picture's logits depend on the pictures beside it; of a random model nothing is said."""
+    with torch.no_grad():
+        beside, alone = _logits(model, x), torch.cat([model.logits(row) for row in x[:ALONE].split(1)])
+    if model.stochastic or not torch.equal(beside, logits):
+        return
+    gap = (alone - logits[:ALONE]).abs().max().item()
+    if gap > OF_THE_SPREAD * (logits.amax(1) - logits.amin(1)).median().item():
+        yield Problem(
+            "error",
+            f"a picture's logits depend on the pictures beside it: alone they differ by up to {gap:.3g}",
+            "take statistics of the batch out of forward(), such as batch-norm without running ones",
         )
 
 

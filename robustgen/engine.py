@@ -36,7 +36,8 @@ BATCH = 64
 class Step(NamedTuple):
     """How far a model's run is: ``done`` of ``total`` chunks, the last of them ``chunk`` (None before the
     first), and how many of the ``seen`` samples of its evaluation are ``right``, as far as they were
-    computed now; foreign pictures are neither."""
+    computed now; foreign pictures are neither. ``failed``: how many of the chunks that are done have
+    no rows."""
 
     model: str
     chunk: Chunk | None
@@ -44,6 +45,7 @@ class Step(NamedTuple):
     total: int
     seen: int = 0
     right: int = 0
+    failed: int = 0
 
 
 Progress: TypeAlias = Callable[[Step], None]
@@ -207,18 +209,19 @@ class _Job:
         evaluations = self.planned.evaluations
         finished = {e.name: store.finished(e.name) for e in evaluations}
         todo = left(evaluations, finished, self.protocol.chunk, self.n, self.shard)
-        failed = ""
+        failed, failures = "", 0
         tally: dict[str, Done] = {}
         self.progress(Step(store.model, None, 0, len(todo)))
         for count, (chunk, result) in enumerate(self.executor.run(work, store, todo), start=1):
             before = tally.get(chunk.evaluation, Done(0, 0))
             if isinstance(result, Failed):
                 store.fail(chunk, result.message)
+                failures += 1
                 failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {result.message}"
             else:
                 before = Done(before.labelled + result.labelled, before.right + result.right)
             tally[chunk.evaluation] = before
-            self.progress(Step(store.model, chunk, count, len(todo), *before))
+            self.progress(Step(store.model, chunk, count, len(todo), *before, failures))
         return failed
 
     def _call(self, begun: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustgen import config
 from robustgen.config import AttackSpec, EvaluationSpec, ModelCard, Protocol, own_code
@@ -232,9 +232,36 @@ def code_of(reference: ModelRef) -> Path | None:
     return None
 
 
-def given(module: nn.Module) -> ObjectModel:
-    """A live module as a model, under the name of its class."""
-    return ObjectModel(slug(type(module).__name__), module)
+def given(module: nn.Module, name: str | None = None) -> ObjectModel:
+    """A live module as a model, under its name or that of its class."""
+    return ObjectModel(slug(name or type(module).__name__), module)
+
+
+def references(models: object) -> list[ModelRef]:
+    """What a Python caller means by models: MODEL arguments and live modules, or modules by name.
+
+    Raises UserError for anything else, for none, and for two of one name.
+    """
+    from torch.nn import Module
+
+    named: list[tuple[str | None, Any]]
+    if isinstance(models, Mapping):
+        named = list(models.items())
+    elif isinstance(models, str | Module) or not isinstance(models, Iterable):
+        named = [(None, models)]
+    else:
+        named = [(None, model) for model in models]
+    found: list[ModelRef] = []
+    for name, model in named:
+        if not isinstance(model, str | Module):
+            raise UserError(
+                "this is no model", where=name or "models", expected="a name as on the command line, or a "
+                "torch.nn.Module", got=type(model).__name__,
+            )  # fmt: skip
+        found += resolve(model) if isinstance(model, str) else [given(model, name)]
+    if not found:
+        raise UserError("no model was named", where="models", expected="one or more", got="none")
+    return unique(found)
 
 
 def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
@@ -245,7 +272,8 @@ def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
             raise UserError(
                 f"two models would both be named {ref.name!r}",
                 got=f"{named[ref.name]} and {ref}",
-                remedy="rename one of the files, or the function or class in it",
+                remedy="rename one of the files, or the function or class in it; live modules go by the keys "
+                "of a mapping: evaluate({'first': one, 'second': other})",
             )
     return list(named.values())
 

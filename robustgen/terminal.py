@@ -94,7 +94,10 @@ class Progress:
         if self.lines and now:
             console.print(f"{step.model}: {step.done} of {step.total}: {now}", markup=False, soft_wrap=True)
         if over and not self.quiet and not console.is_terminal:
-            computed = f"{step.total} chunks computed" if step.total else "nothing left to compute"
+            computed = (
+                f"{step.total - step.failed} chunks computed" if step.total else "nothing left to compute"
+            )
+            computed += f", {step.failed} failed" if step.failed else ""
             console.print(f"{step.model}: {computed}", markup=False, soft_wrap=True)
 
     def __exit__(self, *error: object) -> None:

@@ -59,6 +59,7 @@ def test_a_net_in_order_has_no_problem(tmp_path):
         ("self.net(x) * float('nan')", "NaN or infinite outputs for 100%", "log(0)"),
         ("self.net(x) * 1e4", "gradient is exactly zero for", "rescale"),
         ("self.net(x.flatten(1) @ torch.zeros(3, 3))", "raises RuntimeError", "float32 pictures"),
+        ("self.net(x - x.mean(0))", "depend on the pictures beside it", "statistics of the batch"),
         ("(self.net(x), x)", "wrong number of classes or shape", "one logit"),
     ],
 )  # fmt: skip

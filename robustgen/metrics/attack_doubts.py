@@ -67,8 +67,8 @@ def _budget(run: Run) -> Iterator[Flag]:
         if outside and not is_of(evaluation.detail, ADDED):
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
-                f"{outside} of {len(rows)} pictures left the attack's own budget and do not count as they "
-                "are, which makes the attack weaker than it looks. Mend the attack.",
+                f"{outside} of {len(rows)} pictures left the attack's own budget, or are no numbers, and do "
+                "not count as they are, which makes the attack weaker than it looks. Mend the attack.",
             )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def find_doubts(run: Run) -> list[Flag]:
         attack_doubts,
         _probes,
         _climbs,
+        _without_detector,
         gradient_doubts,
         _random,
         _quantised,
@@ -144,6 +145,16 @@ def _climbs(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("climbs"):
         if evaluation.name in run.climbs:
             yield from climb_doubts(run, evaluation, rows, run.climbs[evaluation.name])
+
+
+def _without_detector(run: Run) -> Iterator[Flag]:
+    for evaluation, rows in run.of_kind("detected"):
+        if "threshold" not in rows.scores:
+            yield _flag(
+                run, evaluation.name, "detector_left_out", "info",
+                f"This model has no {evaluation.detail['score']} that a detector could go by, or answers at "
+                "random: nothing was attacked here. Take the score 'confidence'.",
+            )  # fmt: skip
 
 
 def _random(run: Run) -> Iterator[Flag]:

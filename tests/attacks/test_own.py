@@ -43,6 +43,15 @@ NUMBER = 3
 
 def drawing(model, x, y, threat, seed=1):
     return x
+
+
+def broken(model, x, y, threat):
+    return x * float("nan")
+
+
+def training(model, x, y, threat):
+    model.train()
+    return x
 """
 PROTOCOL = """
 name: mine
@@ -104,6 +113,22 @@ def test_what_breaks_is_kept_and_what_does_not_stays_clean(file: Path) -> None:
     found = attacked(file, "corner", X, Y)
     assert found[:, 0, 0, 0].tolist() == pytest.approx([0.55, 0.45, 0.3, 0.6])
     assert torch.equal(attacked(file, "corner", X, Y, share=0.1), X)
+
+
+def test_pictures_that_are_no_numbers_are_said_of_their_rows(file: Path) -> None:
+    attack = attacks.build(AttackSpec(kind="attack", attack=f"{file}:broken", norm="linf"), LINF)
+    model = FixedBatch(PlainClassifier(Bright(), 2, (1, 2, 2)), 4)
+    model.begin(4)
+    found = attack(model, X, Y, Draws(0, "test", torch.arange(4)))
+    assert torch.equal(found.images, X)
+    assert found.strayed is not None
+    assert found.strayed.tolist() == [True, True, True, False]  # the last was wrong from the start
+
+
+def test_an_attack_leaves_the_model_in_eval_mode(file: Path) -> None:
+    victim = PlainClassifier(torch.nn.Sequential(torch.nn.Dropout(0.9), Bright()), 2, (1, 2, 2)).eval()
+    attacked(file, "training", X, Y, victim)
+    assert not any(module.training for module in victim.modules())
 
 
 def test_no_draw_of_a_stochastic_model_decides_who_is_attacked_and_what_is_kept(file: Path) -> None:

@@ -156,9 +156,10 @@ def test_options_that_a_users_architecture_refuses_are_named(tmp_path):
     assert "mine.py:make, line 3" in message(error)
 
 
-def test_classifier_that_writes_into_its_pictures_is_refused(tmp_path):
+@pytest.mark.parametrize("change", ["sub_(0.5)", "mul_(0.5).add_(0.25)"])  # the latter leaves 0.5 as it is
+def test_classifier_that_writes_into_its_pictures_is_refused(tmp_path, change):
     text = CLASSIFIER.format(attributes="self.num_classes, self.input_shape = 10, (1, 8, 8)")
-    path = write_file(tmp_path, text.replace("return x.", "return x.sub_(0.5)."))
+    path = write_file(tmp_path, text.replace("return x.", f"return x.{change}."))
     with pytest.raises(UserError, match="writes into the pictures") as error:
         load_model(f"{path}:Net", **DIGITS)
     assert "x = x - mean" in message(error)

@@ -173,3 +173,11 @@ def test_rounded_logits_are_named(found: np.ndarray) -> None:
     flag = flags(run((CLEAN, rows(len(found), logits=found))))["quantised_logits"]
     assert flag.severity == "warning"
     assert "joint-adaptive" in flag.message
+
+
+def test_an_attack_on_a_detector_that_a_model_cannot_have_is_said() -> None:
+    line = {"name": "detected", "kind": "detected", "score": "log_prob", "norm": "linf", "eps": 0.1}
+    found = flags(run((CLEAN, rows(64)), (line, rows(64))))
+    assert "no log_prob" in found["detector_left_out"].message
+    scores = [[("threshold", 0.0), ("judged", 1.0)]] * 64
+    assert "detector_left_out" not in flags(run((CLEAN, rows(64)), (line, rows(64, scores=scores))))

@@ -89,6 +89,22 @@ def test_other_weights_are_another_model(report, tmp_path):
 def test_two_modules_of_one_class_need_names(tmp_path):
     with pytest.raises(UserError, match="both be named 'template'"):
         robustgen.evaluate([Template(), Template()], protocol="clean", out=tmp_path)
+    found = robustgen.evaluate({"one": Template(), "other": Template()}, protocol="clean", out=tmp_path, n=10)
+    assert list(found.to_frame()["model"].unique()) == ["one", "other"]
+
+
+@pytest.mark.parametrize("n", [0, -5, 2.5, "5"])
+def test_a_number_of_pictures_that_is_none_is_refused(tmp_path, n):
+    with pytest.raises(UserError, match="so many pictures") as error:
+        robustgen.evaluate("softmax-digits", protocol="clean", out=tmp_path, n=n)
+    assert "1 or more" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("models", [[], len, [3], {"a": "softmax-digits.pt"}])
+def test_what_is_no_model_is_refused(tmp_path, models):
+    with pytest.raises(UserError, match="no model"):
+        robustgen.evaluate(models, protocol="clean", out=tmp_path, n=10)
 
 
 def test_a_command_says_that_it_cannot_name_an_object(report):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import torch
 from pydantic import Field, create_model
@@ -36,7 +36,8 @@ class OutsideAttack(Attack):
     wherever nothing within the budget was found, and where it was wrong from the start; of a stochastic
     model, wherever what was found is no more wrong by the mean over draws.
 
-    ``bounded``: whether it is given eps. Then to go beyond is a mistake, and said of the samples.
+    ``bounded``: whether it is given eps. Then to go beyond is a mistake, and said of the samples; so are
+    pictures of NaN or infinite pixels always, which count as the clean ones.
     """
 
     seeded_by_chunk = True
@@ -63,10 +64,12 @@ class OutsideAttack(Attack):
         clean, labels = x[left], y[left]
         with serving(model, left), forked_generators(seed, x.device):
             images = self._seek(Asked(model, x.device), clean.clamp(*self.threat.box), labels, seed)
-            images, near = self._within(clean, images.detach())
+            images = images.detach()
+            finite = images.isfinite().flatten(1).all(1)
+            images, near = self._within(clean, torch.where(finite.view(-1, 1, 1, 1), images, clean))
             found.judge(model, left, images, said(model, images), labels)
         strayed = torch.zeros_like(found.broken)
-        strayed[left] = ~near & self.bounded
+        strayed[left] = (~near & self.bounded) | ~finite
         return Perturbed(found.images, strayed=strayed)
 
     def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
@@ -84,8 +87,6 @@ class OutsideAttack(Attack):
     def _within(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures that are within the budget but for rounding, and the clean ones for the rest; which
         were, (batch,)."""
-        finite = images.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
-        images = torch.where(finite, images, x)
         near = self.threat.distance(x, images) <= self.threat.eps * (1 + ROUNDING)
         return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x), near
 
@@ -99,6 +100,10 @@ class Asked(nn.Module):
         self.num_classes = model.num_classes
         self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
         self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: what is attacked is judged in eval mode, before this attack and after it."""
+        return super().train(False)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """The parameters, the one whose device is the pictures' first."""
