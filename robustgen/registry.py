@@ -193,6 +193,12 @@ def resolve(reference: str) -> list[ModelRef]:
     registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
+    if (Path(reference) / "card.yaml").is_file():
+        raise UserError(
+            "a trained model goes by its name, and this is its folder", where=reference,
+            expected=f"{Path(reference).name}, of a folder models/{Path(reference).name}",
+            remedy="move it into models/ of the folder that you work in",
+        )  # fmt: skip
     outside = "FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
     raise unknown_name("model", reference, [*zoo, *registered], also=outside)
 

@@ -22,6 +22,12 @@ def test_a_name_means_its_folder(workspace: Path):
     assert registry.resolve("a-digits") == [registry.ZooModel("a-digits", workspace / "models" / "a-digits")]
 
 
+def test_a_folder_of_a_trained_model_is_told_where_it_belongs(workspace: Path):
+    with pytest.raises(UserError, match="goes by its name") as error:
+        registry.resolve(str(workspace / "models" / "a-digits"))
+    assert "models/a-digits" in str(error.value)
+
+
 def test_a_glob_means_the_classifiers_that_match(workspace: Path):
     assert [m.name for m in registry.resolve("*-digits")] == ["a-digits", "b-digits"]
 

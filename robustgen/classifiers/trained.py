@@ -70,9 +70,9 @@ def build(
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
-            expected=", ".join(f"{k}={v!r}" for k, v in options.items() if k != "over") + " to make a model",
-            got=in_words(error),
-            remedy="mend the options",
+            expected="options that make a network",
+            got=f"{', '.join(f'{k}={v!r}' for k, v in options.items() if k != 'over')}: {in_words(error)}",
+            remedy="mend the options: a recipe or card of another model of this architecture has them all",
         ) from None
 
 

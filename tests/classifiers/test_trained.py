@@ -24,6 +24,13 @@ def test_loaded_model_is_ready_to_be_judged(zoo):
     assert torch.equal(load(zoo / "card.yaml")(x), twin(x))
 
 
+def test_a_slip_in_an_option_is_what_was_got_and_not_what_was_expected():
+    with pytest.raises(UserError, match="does not take these options") as error:
+        build("resnet-softmax", {"wdith": 8} | OPTIONS, where="test")
+    assert "wdith" not in str(error.value.details["expected"])
+    assert "wdith=8" in str(error.value.details["got"])
+
+
 def test_float16_weights_are_read_as_float32(zoo):
     tensors = {key: value.half() for key, value in load(zoo).state_dict().items()}
     model = load(write_model(zoo.parent / "half-digits", tensors))
