@@ -43,13 +43,6 @@ class ThreatModel:
                 got=self.eps,
             )
 
-        if self.norm == "linf" and self.eps > self.box[1] - self.box[0]:
-            raise UserError(
-                "this eps bounds nothing: no two pictures are farther apart in Linf than the box is wide",
-                expected=f"at most {self.box[1] - self.box[0]:g}, in pixel units, such as 8/255",
-                got=self.eps,
-            )
-
     @property
     def slug(self) -> str:
         """The name of this threat in folders and tables; multiples of 1/255 keep the field's form."""

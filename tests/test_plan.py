@@ -153,6 +153,13 @@ def test_what_is_fitted_on_the_training_split_remembers_it() -> None:
     assert clean.detail["fitted_on"] == train
 
 
+@pytest.mark.parametrize("kind", [{"kind": "attack", "attack": "pgd"}, {"kind": "transfer"}])
+def test_an_eps_that_bounds_nothing_is_a_mistake(kind: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="bounds nothing"):
+        planned({**kind, "norm": "linf"}, eps={"linf": 8.0})
+    assert planned({**kind, "norm": "l2"}, eps={"l2": 8.0}).evaluations
+
+
 def test_an_evaluation_twice_is_an_error() -> None:
     with pytest.raises(UserError, match="an evaluation twice"):
         planned({"kind": "clean"}, {"kind": "clean"})

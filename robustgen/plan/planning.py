@@ -38,7 +38,16 @@ class Planning:
         self, name: str, kind: str, detail: dict[str, Any], *, perturbation: Perturbation | None = None,
         **more: Any,
     ) -> None:  # fmt: skip
-        """Plan an evaluation: of the whole test split, unless ``more``, its other fields, says otherwise."""
+        """Plan an evaluation: of the whole test split, unless ``more``, its other fields, says otherwise.
+
+        A UserError where an eps in Linf is larger than pictures are apart: no number of a report is of that.
+        """
+        if detail.get("norm") == "linf" and detail["eps"] > 1:
+            raise UserError(
+                "this eps bounds nothing: no two pictures are farther apart in Linf than 1",
+                where=f"the protocol's evaluation {name!r}", expected="at most 1, in pixel units, such as 8/255",
+                got=detail["eps"],
+            )  # fmt: skip
         fields: dict[str, Any] = {
             "data": self.dataset.name,
             "split": "test",
