@@ -45,8 +45,8 @@ class Planning:
         if detail.get("norm") == "linf" and detail["eps"] > 1:
             raise UserError(
                 "this eps bounds nothing: no two pictures are farther apart in Linf than 1",
-                where=f"the protocol's evaluation {name!r}", expected="at most 1, in pixel units, such as 8/255",
-                got=detail["eps"],
+                where=f"the protocol's evaluation {name!r}",
+                expected="at most 1, in pixel units, such as 8/255", got=detail["eps"],
             )  # fmt: skip
         fields: dict[str, Any] = {
             "data": self.dataset.name,
