@@ -195,7 +195,7 @@ def resolve(reference: str) -> list[ModelRef]:
         return [EntryPointModel(reference)]
     if (Path(reference) / "card.yaml").is_file():
         raise UserError(
-            "a trained model goes by its name, and this is its folder", where=reference,
+            f"there is no model named {reference!r}: it is the folder of one", where=reference,
             expected=f"{Path(reference).name}, of a folder models/{Path(reference).name}",
             remedy="move it into models/ of the folder that you work in",
         )  # fmt: skip

@@ -23,7 +23,7 @@ def test_a_name_means_its_folder(workspace: Path):
 
 
 def test_a_folder_of_a_trained_model_is_told_where_it_belongs(workspace: Path):
-    with pytest.raises(UserError, match="goes by its name") as error:
+    with pytest.raises(UserError, match="it is the folder of one") as error:
         registry.resolve(str(workspace / "models" / "a-digits"))
     assert "models/a-digits" in str(error.value)
 
