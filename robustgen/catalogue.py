@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from robustgen import registry
 from robustgen.config import Protocol
 from robustgen.errors import LISTED, UserError, unknown_name
@@ -36,13 +38,20 @@ def entries(what: str) -> list[tuple[str, str]]:
 
 
 def show(name: str) -> str:
-    """The file of a model's card or of a protocol, as it was written."""
+    """The file of a model's card or of a protocol, by its name or path, as it was written.
+
+    Raises UserError where there is none, or where it is not valid.
+    """
     models, protocols = registry.model_folders(), registry.protocol_files()
-    if name in models:
-        return (models[name] / "card.yaml").read_text(encoding="utf-8")
-    if name in protocols:
-        return protocols[name].read_text(encoding="utf-8") + _cost(registry.load_protocol(name))
-    raise unknown_name("model or protocol", name, [*models, *protocols])
+    folder = models.get(name, Path(name).resolve())
+    if (folder / "card.yaml").is_file():
+        registry.load_card(folder)
+        return (folder / "card.yaml").read_text(encoding="utf-8")
+    file = protocols.get(name, Path(name))
+    if file.is_file():
+        cost = _cost(registry.load_protocol(name))
+        return file.read_text(encoding="utf-8") + cost
+    raise unknown_name("model or protocol", name, [*models, *protocols], also="the path of one")
 
 
 def _cost(protocol: Protocol) -> str:

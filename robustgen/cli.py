@@ -176,7 +176,9 @@ def transfer(
 
 @app.command(epilog=examples("check"))
 def check(
-    model: Annotated[str, typer.Argument(help="A zoo name, FILE.py:NAME, or LIBRARY:NAME.")],
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, a model's folder, FILE.py:NAME, or LIBRARY:NAME.")
+    ],
     data: DataOption = "digits",
     data_root: RootOption = None,
     as_json: JsonOption = False,
@@ -293,7 +295,7 @@ def list_(
 
 
 @app.command(epilog=examples("show"))
-def show(name: Annotated[str, typer.Argument(help="A model or a protocol.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="A model or a protocol, by its name or path.")]) -> None:
     """Show a model's card or a protocol's file."""
     from robustgen import catalogue
 

@@ -23,6 +23,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from robustgen.errors import UserError, unknown_name
 from robustgen.plainyaml import REMEDY, read_yaml
@@ -383,20 +385,39 @@ def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first, *others = error.errors()
+        # a slip in a key comes first: that the key it stands for is missing follows from it
+        first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
             siblings = _fields_at(kind, first["loc"][:-1])
             if siblings:
                 raise unknown_name("key", key.rsplit(".", 1)[-1], siblings, where=f"{where}: {key}") from None
-        problems = "; ".join(f"{_key(e['loc'])}: {e['msg']}" for e in (first, *others[:4]))
+        problems = "; ".join(f"{_key(e['loc'])}: {_expected(e)}" for e in (first, *others[:4]))
+        what = f"the value of {key!r} is not valid" if key else "these values do not go together"
+        got = first.get("ctx", {}).get("tag", first["input"])
         raise UserError(
-            f"the value of {key!r} is not valid" if key else "these values do not go together",
+            f"the key {key!r} is missing" if first["type"] == "missing" else what,
             where=where,
-            expected=first["msg"].removeprefix("Value error, "),
-            got=repr(first["input"])[:120],
+            expected=_expected(first),
+            got=None if isinstance(got, dict) else repr(got)[:120],
             remedy=f"all problems: {problems}" if others else REMEDY,
         ) from None
+
+
+def _expected(problem: ErrorDetails) -> str:
+    """What would have been right, in few words."""
+    match problem["type"]:
+        case "missing":
+            return "this key, with a value"
+        case "extra_forbidden":
+            return "no such key"
+        case "union_tag_invalid":
+            return f"{problem['ctx']['discriminator']}: one of {problem['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"the key {problem['ctx']['discriminator']}, which says what this is"
+        case _:
+            words = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            return words.removeprefix("expected ")
 
 
 def _key(location: tuple[int | str, ...]) -> str:
@@ -404,4 +425,26 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    return list(kind.model_fields) if not location else []
+    """The keys that there are at a place inside a file of this kind; none where it cannot be told."""
+    kinds = [kind]
+    for part in location:
+        tagged = [k for k in kinds if part in _tags(k)]
+        if len(kinds) > 1 and tagged:  # pydantic names the member of a union by its tag
+            kinds = tagged
+        else:  # a place in a list, or a key of a mapping, leads to what is there already
+            kinds = [
+                f for k in kinds if part in k.model_fields for f in _kinds(k.model_fields[str(part)])
+            ] or kinds
+    return list(kinds[0].model_fields) if len(kinds) == 1 else []
+
+
+def _kinds(field: Any) -> list[type[BaseModel]]:
+    """The kinds of YAML that the type of a field is made of."""
+    annotation = field.annotation if isinstance(field, FieldInfo) else field
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _kinds(inner)]
+
+
+def _tags(kind: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(kind.model_fields["kind"].annotation) if "kind" in kind.model_fields else ()

@@ -107,13 +107,21 @@ def _beside(spec: EvaluationSpec, folder: Path) -> EvaluationSpec:
 
 @dataclass(frozen=True)
 class ZooModel:
-    """A folder of models/."""
+    """A trained model: a folder of models/, by its name."""
 
     name: str
     folder: Path
 
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class FolderModel(ZooModel):
+    """The folder of a trained model that lies elsewhere, named by its path."""
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
 
 @dataclass(frozen=True)
@@ -194,12 +202,10 @@ def resolve(reference: str) -> list[ModelRef]:
     if reference in registered:
         return [EntryPointModel(reference)]
     if (Path(reference) / "card.yaml").is_file():
-        raise UserError(
-            f"there is no model named {reference!r}: it is the folder of one", where=reference,
-            expected=f"{Path(reference).name}, of a folder models/{Path(reference).name}",
-            remedy="move it into models/ of the folder that you work in",
-        )  # fmt: skip
-    outside = "FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
+        folder = Path(reference).resolve()
+        kind = ZooModel if zoo.get(folder.name) == folder else FolderModel
+        return [kind(folder.name, folder)]
+    outside = "a trained model's folder, FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
     raise unknown_name("model", reference, [*zoo, *registered], also=outside)
 
 

@@ -43,6 +43,7 @@ EXAMPLES = {
         "report",
         "report '*-digits' --protocol linf-0.15 --out out/zoo",
         "report mine.py:Net softmax-digits --n 50 --out out/mine",
+        "report out/softmax-digits --protocol clean",
         "report mine.py:Net --data imagefolder:pictures --protocol mine.yaml",
         "report --n 50 --quiet --json > summary.json",
     ),
@@ -53,7 +54,7 @@ EXAMPLES = {
     "compare": ("compare out/monday out/tuesday --out out/both",),
     "export": ("export out",),
     "list": ("list models", "list attacks --json"),
-    "show": ("show softmax-digits", "show quick"),
+    "show": ("show softmax-digits", "show mine.yaml"),
 }
 """Commands to copy, by the command whose --help ends with them."""
 

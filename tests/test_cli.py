@@ -51,6 +51,14 @@ def test_show_prints_the_file():
     assert "evaluations:" in robustgen("show", "quick").stdout
 
 
+def test_show_prints_the_file_at_a_path(tmp_path: Path):
+    assert robustgen("show", ROOT / "attacks" / "quick.yaml").stdout == robustgen("show", "quick").stdout
+    card = robustgen("show", "softmax-digits").stdout
+    assert robustgen("show", ROOT / "models" / "softmax-digits").stdout == card
+    (tmp_path / "wrong.yaml").write_text("name: wrong\n")
+    refused("show", tmp_path / "wrong.yaml", says=["the key 'version' is missing"])
+
+
 def test_mistakes_in_names():
     refused("report", "softmax-digit", says=["no model named", "did you mean softmax-digits"])
     refused("report", "--protocol", "quik", says=["no protocol named 'quik'", "did you mean quick"])

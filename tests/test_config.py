@@ -5,6 +5,7 @@ import pytest
 from robustgen import config
 from robustgen.config import ModelCard, Protocol
 from robustgen.errors import UserError
+from robustgen.training.recipe import Recipe
 
 MINIMAL = {
     "name": "p",
@@ -13,6 +14,9 @@ MINIMAL = {
     "data": {"digits": {"eps": {"linf": "8/255"}}},
     "evaluations": [{"kind": "clean"}],
 }
+CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}
+RECIPE = CARD | {"objective": {"kind": "cross-entropy"}, "optimiser": {"lr": 1}, "steps": 1}
+WHOLE = {Protocol: MINIMAL, ModelCard: CARD, Recipe: RECIPE}
 
 
 def test_a_fraction_reads_as_its_value():
@@ -44,6 +48,57 @@ def test_an_unknown_key_deep_inside_is_named_with_its_path():
     content = MINIMAL | {"evaluations": [{"kind": "attack", "attack": "pgd", "norm": "linf", "epps": [1]}]}
     with pytest.raises(UserError, match=r"evaluations\.0\.attack\.epps"):
         config.validate(Protocol, content, where="p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "meant"),
+    [
+        (
+            Protocol,
+            {"evaluations": [{"kind": "attack", "attack": "pgd", "norm": "l2", "scale": [1]}]},
+            "scales",
+        ),
+        (Protocol, {"data": {"any": {"sigmass": [1]}}}, "sigmas"),
+        (Protocol, {"data": {"attack": {"epps": {}}}}, "eps"),
+        (Recipe, {"optimiser": {"lr": 1, "warmup": 3}}, "warm_up"),
+        (Recipe, {"objective": {"kind": "cross-entropy", "smoothing": 0.1}}, "label_smoothing"),
+        (ModelCard, {"weights": {"sha": "0" * 64}}, "sha256"),
+    ],
+)
+def test_an_unknown_key_deep_inside_is_an_error_with_a_suggestion(kind, change, meant):
+    with pytest.raises(UserError, match="there is no key named") as caught:
+        config.validate(kind, WHOLE[kind] | change, where="file.yaml")
+    assert caught.value.details["remedy"].startswith(f"did you mean {meant}")
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "expected", "got"),
+    [
+        (
+            {"evaluations": [{"kind": "attak"}]},
+            "'evaluations.0' is not valid",
+            "'clean', 'attack'",
+            "'attak'",
+        ),
+        ({"evaluations": [{"norm": "l2"}]}, "'evaluations.0' is not valid", "the key 'kind'", None),
+        (
+            {"evaluations": [{"kind": "detected"}]},
+            "'evaluations.0.detected.score' is missing",
+            "this key",
+            None,
+        ),
+        ({"n": -1}, "'n' is not valid", "greater than 0", "-1"),
+        ({"data": {"any": {"eps": {"l2": "x"}}}}, "'data.any.eps.l2'", "a number or a fraction", "'x'"),
+    ],
+)
+def test_what_is_wrong_is_said_without_the_words_of_a_library(change, what, expected, got):
+    with pytest.raises(UserError) as caught:
+        config.validate(Protocol, MINIMAL | change, where="p.yaml")
+    assert what in caught.value.what
+    assert expected in caught.value.details["expected"]
+    assert caught.value.details["got"] == got
+    for theirs in ("Input", "tag", "Extra", "expected: expected"):
+        assert theirs not in str(caught.value)
 
 
 def test_yaml_that_does_not_parse_names_file_and_line(tmp_path: Path):
@@ -115,9 +170,6 @@ def test_a_noise_level_stands_once(key, again):
     with pytest.raises(UserError, match="each level once") as caught:
         config.validate(Protocol, content, where="p.yaml")
     assert f"data.digits.{key}" in str(caught.value)
-
-
-CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,15 @@ def test_a_name_means_its_folder(workspace: Path):
     assert registry.resolve("a-digits") == [registry.ZooModel("a-digits", workspace / "models" / "a-digits")]
 
 
-def test_a_folder_of_a_trained_model_is_told_where_it_belongs(workspace: Path):
-    with pytest.raises(UserError, match="it is the folder of one") as error:
-        registry.resolve(str(workspace / "models" / "a-digits"))
-    assert "models/a-digits" in str(error.value)
+def test_a_folder_of_a_trained_model_is_a_model(workspace: Path):
+    inside = workspace / "models" / "a-digits"
+    assert registry.resolve(str(inside)) == registry.resolve("a-digits")
+    outside = shutil.move(inside, workspace / "a-digits")
+    [found] = registry.resolve(f"{outside}/")
+    assert (found.name, str(found)) == ("a-digits", str(outside))
+    assert registry.resolve(str(found)) == [found]  # as a report names it
+    with pytest.raises(UserError, match="a card's name must be that of its folder"):
+        registry.load_card(Path(shutil.move(outside, workspace / "other")))
 
 
 def test_a_glob_means_the_classifiers_that_match(workspace: Path):

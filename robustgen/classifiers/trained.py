@@ -64,16 +64,26 @@ def build(
         raise unknown_name("architecture", arch, known, where=where)
     try:
         return make(**options)
-    except UserError:
+    except UserError as error:
+        error.complete(where=where, remedy="mend the options")
         raise
     except Exception as error:  # an argument that is not known, of a wrong type, or that torch refuses
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
-            expected="options that make a network",
+            expected=f"options that make a network, such as {_example(arch)}",
             got=f"{', '.join(f'{k}={v!r}' for k, v in options.items() if k != 'over')}: {in_words(error)}",
-            remedy="mend the options: a recipe or card of another model of this architecture has them all",
+            remedy="mend the options",
         ) from None
+
+
+def _example(arch: str) -> str:
+    """Options that a model of the zoo gives to this architecture."""
+    cards = (registry.load_card(folder) for folder in registry.model_folders().values())
+    card = max(
+        (card for card in cards if card.arch == arch), key=lambda card: len(card.options), default=None
+    )
+    return f"{', '.join(card.options)} (of {card.name})" if card else "those of its signature"
 
 
 def load(folder: Path | str) -> Classifier | Denoiser:

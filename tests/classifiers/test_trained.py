@@ -28,7 +28,14 @@ def test_a_slip_in_an_option_is_what_was_got_and_not_what_was_expected():
     with pytest.raises(UserError, match="does not take these options") as error:
         build("resnet-softmax", {"wdith": 8} | OPTIONS, where="test")
     assert "wdith" not in str(error.value.details["expected"])
+    assert "width" in str(error.value.details["expected"])
     assert "wdith=8" in str(error.value.details["got"])
+
+
+def test_a_layer_that_there_is_not_is_told_with_its_place():
+    with pytest.raises(UserError, match="unknown norm of a network") as error:
+        build("resnet-softmax", {"norm": "bach"} | OPTIONS, where="recipe.yaml")
+    assert error.value.details["where"] == "recipe.yaml"
 
 
 def test_float16_weights_are_read_as_float32(zoo):
