@@ -15,16 +15,13 @@ from robustgen.classifiers import check_attributes, instantiate
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.errors import UserError
+from robustgen.pilot import moved_by_others
 from robustgen.registry import ModelRef
 
 # Rounding that is forgiven when outputs are taken for probabilities.
 TOLERANCE = 1e-6
 LEAST = 8
 """Pictures that a model is asked about, however many network calls each of them costs."""
-ALONE = 4
-"""Pictures that a model is asked about one by one."""
-OF_THE_SPREAD = 1e-3
-"""By how much of their usual spread logits may change with the batch: last bits do."""
 AT_ONCE = 2**20
 """Pixel values in one call of a model: with its gradients, 256 large pictures would not fit into memory."""
 
@@ -59,7 +56,7 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     answer = _answer(model, x, len(dataset.class_names))
     if isinstance(answer, Problem):
         return [*found, answer]
-    found += [*_probabilities(answer), *_random(model, x, answer), *_alone(model, x, answer)]
+    found += [*_probabilities(answer), *_random(model, x, answer), *_alone(model, x)]
     found += _gradient(model, x, y)
     return [*found, *_normalisation(model, x, y, answer)]
 
@@ -152,17 +149,12 @@ def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
         )
 
 
-def _alone(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
-    """Whether a picture's logits depend on the pictures beside it; of a random model nothing is said."""
-    with torch.no_grad():
-        beside, alone = _logits(model, x), torch.cat([model.logits(row) for row in x[:ALONE].split(1)])
-    if model.stochastic or not torch.equal(beside, logits):
-        return
-    gap = (alone - logits[:ALONE]).abs().max().item()
-    if gap > OF_THE_SPREAD * (logits.amax(1) - logits.amin(1)).median().item():
+def _alone(model: Classifier, x: Tensor) -> Iterator[Problem]:
+    gap = moved_by_others(model, x)
+    if gap:
         yield Problem(
             "error",
-            f"a picture's logits depend on the pictures beside it: alone they differ by up to {gap:.3g}",
+            f"a picture's logits depend on the pictures beside it: they differ by up to {gap:.3g}",
             "take statistics of the batch out of forward(), such as batch-norm without running ones",
         )
 

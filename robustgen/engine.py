@@ -28,7 +28,7 @@ from robustgen.plan import plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.store import Chunk, RunStore
 from robustgen.types import ADDED, VERDICT_DRAWS
-from robustgen.work import Done, Failed, Work, fingerprint_weights
+from robustgen.work import Done, Failed, Trial, Work, fingerprint_weights
 
 BATCH = 64
 
@@ -188,7 +188,7 @@ class _Job:
         kernels = self._call(begun)
         trial = self.executor.call(work.trial, begun, kernels["batch"], kernels["threads"], self.precision)
         kernels |= {"precision": trial.precision, "sizes": trial.sizes}
-        spec = _spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial.stochastic)
+        spec = _spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial)
         # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
         spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
         try:
@@ -239,11 +239,12 @@ class _Job:
 
 def _spec(
     reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    kernels: dict[str, Any], stochastic: bool,
+    kernels: dict[str, Any], trial: Trial,
 ) -> dict[str, Any]:  # fmt: skip
     """What run.json says; its ``identity`` and the evaluations' descriptions are what rows depend on."""
-    drawn = {"draws": VERDICT_DRAWS} if stochastic else {}
-    declared = {"stochastic_declared": model.stochastic} if stochastic else {}
+    drawn = {"draws": VERDICT_DRAWS} if trial.stochastic else {}
+    found = {"stochastic_declared": model.stochastic} if trial.stochastic else {}
+    found |= {"mixes": True} if trial.mixes else {}
     packages = environment()
     identity = {
         "model": fingerprint_weights(reference, model),
@@ -267,8 +268,8 @@ def _spec(
             "supports": sorted(model.supports),
             "density": model.density,
             "noise": repr(model.noise),
-            "stochastic": stochastic,
-            **declared,
+            "stochastic": trial.stochastic,
+            **found,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "data": {

@@ -26,6 +26,7 @@ WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
 ALIKE = 0.99  # cosine of a gradient in bfloat16 with the exact one
 EXAMPLE = 8  # pictures, enough to see that a copy of the model is like it
 SMALL = 1024  # values of a picture; up to here bfloat16 never paid
+OF_THE_SPREAD = 1e-3  # of their usual spread: by so much logits may change with the batch, last bits do
 
 
 class Kernels(NamedTuple):
@@ -34,6 +35,20 @@ class Kernels(NamedTuple):
 
     precision: Precision
     sizes: list[int]
+
+
+@torch.no_grad()
+def moved_by_others(model: Classifier, images: Tensor) -> float:
+    """By how much the logits of two pictures change as two others beside them leave; 0 where by last bits
+    alone, and of a model that is random, or takes no so few pictures, since nothing can be said."""
+    try:
+        beside, again, alone = (model.logits(images[:count]) for count in (4, 4, 2))
+    except Exception:  # the user's code
+        return 0.0
+    if model.stochastic or not torch.equal(beside, again):
+        return 0.0
+    gap = (alone - beside[:2]).abs().max().item()
+    return gap if gap > OF_THE_SPREAD * (beside.amax(1) - beside.amin(1)).median().item() else 0.0
 
 
 def check_precision(precision: str) -> None:

@@ -47,7 +47,7 @@ class ThreatModel:
     def slug(self) -> str:
         """The name of this threat in folders and tables; multiples of 1/255 keep the field's form."""
         levels = self.eps * 255
-        if self.eps < 0.2 and abs(levels - round(levels)) < 1e-6:
+        if self.eps < 0.2 and round(levels) and abs(levels - round(levels)) < 1e-6:
             return f"{self.norm}-{round(levels)}-255"
         return f"{self.norm}-{self.eps:.6g}"
 

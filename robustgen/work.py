@@ -23,7 +23,7 @@ from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
 from robustgen.metrics.verdicts import majority
-from robustgen.pilot import pilot
+from robustgen.pilot import moved_by_others, pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.store import Chunk, RunStore
@@ -57,6 +57,8 @@ class Trial(NamedTuple):
     """What a model is like where it will run: see ``pilot`` and ``gpu_share``."""
 
     stochastic: bool
+    mixes: bool
+    """Whether a picture's answers depend on the pictures beside it."""
     precision: str
     sizes: list[int]
     share: float
@@ -105,16 +107,17 @@ class Work:
         pictures = dataset.images[:batch].to(self.device)
         if model.stochastic or begun is None:
             stochastic = model.stochastic or is_random(model, pictures)
+            mixes = not stochastic and moved_by_others(model, pictures) > 0
         else:
-            stochastic = bool(begun["model"]["stochastic"])
+            stochastic, mixes = (bool(begun["model"].get(key)) for key in ("stochastic", "mixes"))
         share = gpu_share(model, pictures)
         kept = begun["kernels"] if begun else {}
         if kept.get("batch") == batch and "sizes" in kept and precision in ("auto", kept["precision"]):
-            return Trial(stochastic, kept["precision"], kept["sizes"], share)
+            return Trial(stochastic, mixes, kept["precision"], kept["sizes"], share)
         attacked = any(evaluation.kind in ("attack", "detected") for evaluation in planned.evaluations)
         if stochastic or not attacked:  # the bits of the first are never the same
-            return Trial(stochastic, "float32", [], share)
-        return Trial(stochastic, *pilot(model, pictures, precision), share)
+            return Trial(stochastic, mixes, "float32", [], share)
+        return Trial(stochastic, mixes, *pilot(model, pictures, precision), share)
 
     def begin(self, store: RunStore) -> Compute:
         """What computes a chunk of the run and stores it, from this process. UserError where the model or

@@ -15,6 +15,7 @@ from robustgen.errors import UserError
 from robustgen.evaluation import load_data
 from robustgen.executors import LocalExecutor
 from robustgen.metrics import measure, read_run
+from robustgen.metrics.doubts import find_doubts
 from robustgen.store import RunStore
 from robustgen.types import Metric
 
@@ -233,6 +234,16 @@ def test_a_foreign_set_that_is_not_at_hand_is_refused_and_joins_later(models, tm
     assert store.rows("ood-mine").num_rows == 5
 
 
+def test_the_data_are_not_foreign_to_themselves(models, tmp_path):
+    content = protocol().data["digits"].model_dump() | {"foreign": ["digits"]}
+    chosen = protocol(data={"digits": content}, evaluations=[{"kind": "clean"}, {"kind": "ood"}])
+    store = run(models, tmp_path / "out", chosen)
+    assert [e["name"] for e in store.spec["evaluations"] if e["kind"] == "ood"] == []
+    assert store.spec["refused"] == [
+        {"evaluation": "ood-digits", "reason": "these foreign pictures are the data themselves"}
+    ]
+
+
 def test_a_slip_in_a_foreign_sets_name_is_an_error(models, tmp_path):
     content = protocol().data["digits"].model_dump() | {"foreign": ["leters"]}
     with pytest.raises(UserError, match="did you mean letters"):
@@ -315,6 +326,20 @@ def test_a_deterministic_model_is_not_taken_for_a_stochastic_one(reference):
     assert "draws" not in reference.spec["identity"]
     stages = ("apgd-ce", "apgd-t", "fab-t", "square", "all", "noise")
     assert {m.variant for m in accuracies(reference)} <= {"", *stages}
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_model_that_mixes_the_pictures_of_a_batch_is_found_out(tmp_path, mixes):
+    """As batch-norm does that takes its statistics from the batch."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.BatchNorm2d(1, "
+        f"track_running_stats={not mixes}), nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    store = run(registry.resolve(f"{file}:net"), tmp_path / "out", protocol(), n=8)
+    assert store.spec["model"].get("mixes", False) is mixes
+    found = {flag.flag for flag in find_doubts(read_run(store))}
+    assert ("mixed_batch" in found) is mixes
 
 
 def test_what_was_refused_is_written_down_with_its_reason(models, tmp_path):

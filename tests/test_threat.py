@@ -82,7 +82,8 @@ def test_only_rounding_is_forgiven() -> None:
 @pytest.mark.parametrize(
     ("norm", "eps", "slug"),
     [("linf", 8 / 255, "linf-8-255"), ("linf", 0.15, "linf-0.15"), ("linf", 0.3, "linf-0.3"),
-     ("linf", 0.0375, "linf-0.0375"), ("l2", 0.5, "l2-0.5"), ("l1", 12.0, "l1-12"), ("l2", 1.2, "l2-1.2")],
+     ("linf", 0.0375, "linf-0.0375"), ("l2", 0.5, "l2-0.5"), ("l1", 12.0, "l1-12"), ("l2", 1.2, "l2-1.2"),
+     ("linf", 1e-12, "linf-1e-12")],
 )  # fmt: skip
 def test_slugs(norm: str, eps: float, slug: str) -> None:
     assert ThreatModel(norm, eps).slug == slug  # type: ignore[arg-type]

@@ -117,6 +117,7 @@ def _try_out(model: Classifier, ref: ModelRef) -> None:
             f"the model {ref.name!r} fails on a batch of the data's shape",
             expected=f"logits of shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
             got=f"{type(error).__name__}: {error}",
+            remedy="it must take any number of pictures of that shape, float32 and in [0, 1]",
         ) from None
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, model.num_classes):

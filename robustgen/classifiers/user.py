@@ -102,6 +102,12 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
         _check_namesakes(module, path.parent)
     except (Exception, SystemExit) as error:  # the user's code: anything may come, a parser of arguments too
         del sys.modules[name]
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            remedy = (
+                "import its neighbours by their names alone, or install its package and name the model as "
+            )
+            remedy += "an entry point of the group robustgen.models"
+            raise failure("this file is part of a package", error, path, remedy=remedy) from None
         raise failure("this file cannot be imported", error, path) from None
     return module
 

@@ -39,6 +39,7 @@ def find_doubts(run: Run) -> list[Flag]:
         _without_detector,
         gradient_doubts,
         _random,
+        _mixed,
         _quantised,
         _chunk_seed,
         _temperature,
@@ -174,6 +175,16 @@ def _random(run: Run) -> Iterator[Flag]:
             "This model gives the same pictures other logits at a second call and does not say so: it is "
             "judged by many draws, but by the global generators' seeds. Declare stochastic = True and "
             "reseed(seed), or take the randomness out.",
+        )  # fmt: skip
+
+
+def _mixed(run: Run) -> Iterator[Flag]:
+    if run.spec["model"].get("mixes"):
+        yield _flag(
+            run, "", "mixed_batch", "error",
+            "This model's answer to a picture depends on the pictures beside it, so that no figure here is "
+            "its own. Take statistics of the batch out of forward(), such as batch-norm without running "
+            "ones, and run anew.",
         )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from robustgen import data, detectors
 from robustgen.config import CorruptionsSpec, OodSpec, Protocol
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
@@ -83,6 +85,11 @@ def foreign(planning: Planning) -> None:
             continue
         for suffix, part in (("", found.matched), ("-raw", found.raw)):
             if part is None:
+                continue
+            if part.shape == dataset.shape and torch.equal(part.images, dataset.images):
+                planning.refuse(
+                    f"ood-{slug(source)}{suffix}", "these foreign pictures are the data themselves"
+                )
                 continue
             detail = {"provenance": part.provenance, "fingerprint": part.fingerprint}
             if suffix:

@@ -176,11 +176,11 @@ def tested(content: dict[str, Any]) -> list[Key]:
 def eps_text(norm: Any, eps: float) -> str:
     """An eps as people write it.
 
-    >>> eps_text("linf", 8 / 255), eps_text("l2", 0.5)
-    ('8/255', '0.5')
+    >>> eps_text("linf", 8 / 255), eps_text("l2", 0.5), eps_text("l2", 1e-9)
+    ('8/255', '0.5', '1e-09')
     """
     slug = ThreatModel(norm, eps).slug.removeprefix(f"{norm}-")
-    return slug.replace("-", "/")
+    return slug.replace("-255", "/255")
 
 
 def sigma_text(sigma: float) -> str:

@@ -70,6 +70,7 @@ def test_two_files_of_one_name_do_not_mix(tmp_path):
     [
         ("def net(:", ["cannot be imported", "line 1", "SyntaxError"]),
         ("import torch\nimport no_such_package", ["line 2", "No module named 'no_such_package'"]),
+        ("from .layers import Net", ["part of a package", "line 1", "entry point"]),
         ("def net():\n    return 1 / 0", ["cannot be made", ":net, line 2", "ZeroDivisionError"]),
         ("def nett():\n    return 1", ["no model named 'net'", "did you mean nett"]),
         ("import sys\nsys.exit(0)", ["cannot be imported", "line 2", "SystemExit"]),

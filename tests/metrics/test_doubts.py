@@ -127,6 +127,14 @@ def test_a_random_model_is_named_and_one_that_hides_it_is_warned_of(declared: bo
     assert "random_forward" not in flags(run((CLEAN, rows())))
 
 
+def test_a_model_that_mixes_the_pictures_of_a_batch_is_named() -> None:
+    assert (
+        flags(run((CLEAN, rows()), model={"stochastic": False, "mixes": True}))["mixed_batch"].severity
+        == "error"
+    )
+    assert "mixed_batch" not in flags(run((CLEAN, rows())))
+
+
 def test_rows_seeded_by_chunk_are_explained_by_what_draws() -> None:
     by_chunk = rows(seeded_by=["chunk"] * 8)
     outside = run((CLEAN, rows()), (attack("torchattacks-cw"), by_chunk))
