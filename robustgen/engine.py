@@ -293,6 +293,7 @@ OPENCV = ("opencv-python", "opencv-python-headless")
 MADE_WITH = {
     "jpeg_compression": ("pillow",),
     "frost": ("pillow", "imagecorruptions"),
+    "imagenet-constants:frost": OPENCV,
     "spatter": OPENCV,
     "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
 }

@@ -433,3 +433,5 @@ def test_versions_that_corruptions_are_made_with_are_a_part_of_the_identity() ->
     assert libraries("fog", "gaussian_noise") == []
     assert libraries("fog", "imagenet-constants:jpeg_compression") == ["pillow"]
     assert {"imagecorruptions", "scikit-image"} < set(libraries("imagenet-c:fog"))
+    assert "opencv-python" in libraries("imagenet-constants:frost")
+    assert "opencv-python" not in libraries("frost")
