@@ -43,17 +43,16 @@ class Climb(State):
     def take_in(self, answer: Answer, first: Tensor, zero: float) -> Tensor:
         """Note the answer at ``point``, and the best one; returns where the loss rose. ``first``: rows
         whose climb begins with this answer."""
-        assert answer.loss is not None
-        assert answer.gradient is not None
+        loss, gradient = answer.ascent
         self.before = torch.where(wide(first), self.point, self.here)
-        self.here, self.gradient = self.point, answer.gradient
-        better = first | (answer.loss > self.best_loss)
+        self.here, self.gradient = self.point, gradient
+        better = first | (loss > self.best_loss)
         self.best = torch.where(wide(better), self.here, self.best)
         self.best_gradient = torch.where(wide(better), self.gradient, self.best_gradient)
-        self.best_loss = torch.where(better, answer.loss, self.best_loss)
-        rose = (answer.loss > self.last_loss) & ~first
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        rose = (loss > self.last_loss) & ~first
         # The reference compares the loss after the first step with 0, not with the loss before it.
-        self.last_loss = torch.where(first, zero, answer.loss)
+        self.last_loss = torch.where(first, zero, loss)
         return rose
 
     def go_back(self, rows: Tensor) -> None:

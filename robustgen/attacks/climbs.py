@@ -104,18 +104,14 @@ def _one(
     facts: list[tuple[Tensor, ...]] = []
     for step in range(STEPS + 1):
         answer = search.ask(victim, state)
-        assert answer.loss is not None
-        assert answer.gradient is not None
+        loss, gradient = answer.ascent
         broken = broken | (answer.logits.argmax(1) != y)
         if job == 0 and step in CHECKPOINTS:
-            slope = torch.linalg.vector_norm(answer.gradient.flatten(1), ord=DUAL[threat.norm], dim=1)
+            slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[threat.norm], dim=1)
             spread = (answer.logits.amax(1) - answer.logits.amin(1)).clamp_min(1e-12)
-            ce = victim.gradient(
+            _, of_ce = victim.gradient(
                 state.point, lambda logits: functional.cross_entropy(logits, y, reduction="none")
-            )
-            assert ce.gradient is not None
-            facts.append(
-                (answer.loss, zeros(ce.gradient), zeros(answer.gradient), threat.eps * slope / spread)
-            )
+            ).ascent
+            facts.append((loss, zeros(of_ce), zeros(gradient), threat.eps * slope / spread))
         search.step(state, answer)
     return facts, broken

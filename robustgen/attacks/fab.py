@@ -143,11 +143,10 @@ def behind_boundary(
 ) -> Tensor:
     """Just behind the boundary, the model being linear as the ``answer`` at ``asked`` says: from ``leave``
     the shortest way there, drawn a little to where it is nearest to x (algorithm 1, lines 4 to 9)."""
-    assert answer.loss is not None
-    assert answer.gradient is not None
-    normal = answer.gradient.flatten(1)
+    loss, gradient = answer.ascent
+    normal = gradient.flatten(1)
     both = torch.stack([leave.flatten(1), x.flatten(1)])
-    gap = answer.loss + (normal * (both - asked.flatten(1))).sum(-1)
+    gap = loss + (normal * (both - asked.flatten(1))).sum(-1)
     moves = to_hyperplane(both, normal, gap, norm, box)
     lengths = _norm(moves, ORDER[norm]).clamp_min(1e-8)
     alpha = (lengths[0] / lengths.sum(0)).clamp_max(ALPHA_MAX)
@@ -160,18 +159,17 @@ def nearest_boundary(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Answer
     """Logits, and of the class whose boundary with y is nearest, if the model were linear, the loss
     z_c - z_y and its gradient: one forward pass, and a backward pass for each other class. They are
     taken one after another, so that no more than two are held at a time, however many classes there are."""
-    loss, gradient = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x)
-    nearest = torch.full_like(loss, torch.inf)
+    least, its_gradient = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x)
+    nearest = torch.full_like(least, torch.inf)
     others = [k + (y <= k) for k in range(victim.model.num_classes - 1)]  # the kth class without y
     for answer in victim.gradients(x, [partial(targeted_margin, y=y, target=other) for other in others]):
-        assert answer.loss is not None
-        assert answer.gradient is not None
-        distance = answer.loss.abs() / (_norm(answer.gradient.flatten(1), DUAL[norm]) + 1e-12)
+        loss, gradient = answer.ascent
+        distance = loss.abs() / (_norm(gradient.flatten(1), DUAL[norm]) + 1e-12)
         nearer = distance < nearest
         nearest = torch.where(nearer, distance, nearest)
-        loss = torch.where(nearer, answer.loss, loss)
-        gradient = torch.where(wide(nearer), answer.gradient, gradient)
-    return Answer(answer.logits, loss, gradient)
+        least = torch.where(nearer, loss, least)
+        its_gradient = torch.where(wide(nearer), gradient, its_gradient)
+    return Answer(answer.logits, least, its_gradient)
 
 
 def _norm(x: Tensor, order: float) -> Tensor:

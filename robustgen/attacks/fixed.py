@@ -60,11 +60,9 @@ class Fixed(Attack):
         point = random_point(self.threat, x, draws)
         size = 2.5 * self.threat.eps / self.steps
         for step in range(self.steps + 1):
-            answer = victim.gradient(point, lambda logits: self.loss(logits, y))
-            assert answer.loss is not None
-            assert answer.gradient is not None
-            better = answer.loss > height
-            best[better], height = point[better], torch.maximum(height, answer.loss)
+            loss, gradient = victim.gradient(point, lambda logits: self.loss(logits, y)).ascent
+            better = loss > height
+            best[better], height = point[better], torch.maximum(height, loss)
             if step < self.steps:
-                point = self.threat.project(x, point + size * steepest(answer.gradient, self.threat.norm))
+                point = self.threat.project(x, point + size * steepest(gradient, self.threat.norm))
         return Perturbed(best)

@@ -71,8 +71,8 @@ class PGDSearch(Search):
         return state.step == self.steps if self.last else torch.ones_like(state.over)
 
     def step(self, state: State, answer: Answer) -> None:
-        assert answer.gradient is not None
-        step = self.size * steepest(answer.gradient, self.threat.norm)
+        _, gradient = answer.ascent
+        step = self.size * steepest(gradient, self.threat.norm)
         state.point = self.threat.project(state.x, state.point + step)
         state.step = state.step + 1
         state.over = state.step > self.steps  # the point after the last step was asked about as well

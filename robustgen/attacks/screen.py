@@ -64,9 +64,8 @@ class Screened(Square):
         if len(due):
             y = state.y[due]
             with victim.serving(due):
-                answer = victim.gradient(state.best[due], lambda logits: margin(logits, y))
-            assert answer.gradient is not None
-            state.gradient[due], state.age[due] = answer.gradient, 0
+                _, gradient = victim.gradient(state.best[due], lambda logits: margin(logits, y)).ascent
+            state.gradient[due], state.age[due] = gradient, 0
             state.foretold = self._foretell(state)
         return super().ask(victim, state)
 

@@ -24,6 +24,13 @@ class Answer(NamedTuple):
     loss: Tensor | None = None
     gradient: Tensor | None = None
 
+    @property
+    def ascent(self) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient, of an answer that was asked for them."""
+        assert self.loss is not None
+        assert self.gradient is not None
+        return self.loss, self.gradient
+
 
 class Victim:
     """A classifier under attack.

@@ -40,10 +40,9 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     victim = Victim(model, low=False)
     victim.fast = model  # what is measured does not depend on whether a run has a quick copy
     first = nearest_boundary(victim, x, y, "l2")
-    assert first.loss is not None
-    assert first.gradient is not None
-    slope = first.gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
-    radius = -first.loss.double() / slope
+    loss, gradient = first.ascent
+    slope = gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
+    radius = -loss.double() / slope
     right = first.logits.argmax(1) == y
     others = first.logits.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = first.logits.gather(1, y[:, None])[:, 0] - others

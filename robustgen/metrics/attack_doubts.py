@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robustgen.audit import AUDIT, TARGETED
-from robustgen.metrics.estimates import at_ids, common_ids
+from robustgen.metrics.estimate import at_ids, common_ids
 from robustgen.metrics.intervals import mcnemar, wilson
 from robustgen.metrics.rows import Array, Evaluation, Rows, Run, is_of
 from robustgen.metrics.verdicts import fell

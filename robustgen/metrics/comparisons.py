@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from robustgen.metrics.calibration import BIASED_UPWARDS
-from robustgen.metrics.estimates import Estimate
+from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.intervals import (
     basic_interval,
     bootstrap_p,

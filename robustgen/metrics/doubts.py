@@ -138,14 +138,14 @@ def _chance(run: Run) -> Iterator[Flag]:
 
 def _probes(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("probes"):
-        if evaluation.name in run.probes:
-            yield from probe_doubts(run, evaluation, rows, run.probes[evaluation.name])
+        if evaluation.table is not None:
+            yield from probe_doubts(run, evaluation, rows, evaluation.table)
 
 
 def _climbs(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("climbs"):
-        if evaluation.name in run.climbs:
-            yield from climb_doubts(run, evaluation, rows, run.climbs[evaluation.name])
+        if evaluation.table is not None:
+            yield from climb_doubts(run, evaluation, rows, evaluation.table)
 
 
 def _without_detector(run: Run) -> Iterator[Flag]:

@@ -12,7 +12,7 @@ from robustgen.types import Flag
 def gradient_doubts(run: Run) -> Iterator[Flag]:
     """A gradient cannot account for more than the model knows, except where the reference denoiser falls
     short of the posterior mean: then the gain is partly the reference's own error, put right."""
-    if not run.sweep:
+    if not any(run.tables("efficiency")):
         return
     for estimate in guided(run):
         metric = estimate.metric

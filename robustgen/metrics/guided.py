@@ -20,12 +20,12 @@ Array = np.ndarray
 def guided(run: Run) -> Iterator[Estimate]:
     """Guidance gain, PSNR of the denoisers and PSNR above the Wiener filter at each sigma; gradient
     efficiency; what the nearest wrong pictures are made of."""
-    for evaluation, table in run.guidance.items():
+    for evaluation, table in run.tables("gradients"):
         for sigma, part in table.sort_values(["sigma", "sample_id"]).groupby("sigma"):
             yield from _at_sigma(run, evaluation, f"sigma-{sigma:g}", part)
-    for evaluation, table in run.sweep.items():
+    for evaluation, table in run.tables("efficiency"):
         yield from _efficiency(run, evaluation, table)
-    for evaluation, table in run.explained.items():
+    for evaluation, table in run.tables("explained"):
         ordered = table.sort_values(["sigma", "sample_id"])
         for sigma, part in ordered.groupby("sigma"):
             yield from _spanned(run, evaluation, f"sigma-{sigma:g}", part)

@@ -98,6 +98,8 @@ class Evaluation:
     """How many samples have rows, and a table no more that was written beside them."""
     audited: Array = field(default_factory=lambda: NOBODY)
     """The ids of the samples that an attack's audit was for, if it made one."""
+    table: pd.DataFrame | None = None
+    """What was written beside the rows (TABLES), without its pictures."""
 
     @property
     def name(self) -> str:
@@ -119,16 +121,6 @@ class Run:
     model: str
     spec: dict[str, Any]
     evaluations: dict[str, Evaluation]
-    guidance: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """By evaluation: the table of the gradients readout, without its pictures."""
-    probes: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """By evaluation: the table of the probes."""
-    climbs: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """By evaluation: the table of the climbs."""
-    sweep: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """By evaluation: the table of the sweep over noise levels."""
-    explained: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """By evaluation: the table of the explained attack, without its pictures."""
     errors: list[dict[str, Any]] = field(default_factory=list)
     """The lines of errors.jsonl."""
 
@@ -138,6 +130,12 @@ class Run:
             if evaluation.detail["kind"] in kinds and evaluation.rows is not None:
                 yield evaluation, evaluation.rows
 
+    def tables(self, kind: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The tables of the evaluations of a kind that has them, by the evaluation's name."""
+        for evaluation in self.evaluations.values():
+            if evaluation.detail["kind"] == kind and evaluation.table is not None:
+                yield evaluation.name, evaluation.table
+
     def first(self, kind: str) -> Rows | None:
         """The rows of the first evaluation of a kind, such as clean."""
         return next((rows for _, rows in self.of_kind(kind)), None)
@@ -146,7 +144,6 @@ class Run:
 def read_run(store: RunStore, n: int | None = None) -> Run:
     """Read the first ``n`` samples of every evaluation of a run."""
     evaluations = {}
-    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in TABLES.values()}
     for detail in store.spec["evaluations"]:
         name, size = detail["name"], int(detail["size"])
         whole = store.rows(name)
@@ -156,13 +153,12 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else NOBODY
         beside = TABLES.get(detail["kind"])
         lost = store.lost(name, n) if beside else 0
-        smaller = store.smaller(name, n)
-        evaluations[name] = Evaluation(detail, rows, min(n or size, size), smaller, lost, audited)
-        if beside and rows is not None:
-            found = store.table(name, beside, n)
-            if found is not None:
-                tables[beside][name] = numbers_of(found)
-    return Run(store.model, store.spec, evaluations, **tables, errors=_errors(store.path / "errors.jsonl"))
+        found = store.table(name, beside, n) if beside and rows is not None else None
+        evaluations[name] = Evaluation(
+            detail, rows, min(n or size, size), store.smaller(name, n), lost, audited,
+            None if found is None else numbers_of(found),
+        )  # fmt: skip
+    return Run(store.model, store.spec, evaluations, _errors(store.path / "errors.jsonl"))
 
 
 def audited_in(rows: Rows, chunks: Iterable[tuple[int, int]]) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 from robustgen.config import of_data
 from robustgen.metrics.comparisons import Key
-from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
 from robustgen.report.content import of_kind, stochastic
 from robustgen.threat import ThreatModel

@@ -32,7 +32,7 @@ def explained_figures(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
     words = [
         f"{run.model}: rank correlation {format_value(metric)}"
         for run in runs
-        for evaluation in run.explained
+        for evaluation, _ in run.tables("explained")
         if (metric := numbers.get((run.model, evaluation, "", "radius_correlation")))
     ]
     title = "First-order radius and distance"
@@ -46,7 +46,7 @@ def explained_figures(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
 
 def _points(run: Run, index: int) -> list[Series]:
     """A series a sample, since a line between samples would say nothing."""
-    for table in run.explained.values():
+    for _, table in run.tables("explained"):
         first = table[table["sigma"] == table["sigma"].min()].sort_values("sample_id")
         known = first.dropna(subset=["first_order", "distance"])
         known = known[(known["margin"] > 0) & (known["distance"] > 0)].head(SHOWN)
@@ -147,7 +147,7 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
 
 
 def _stored(store: RunStore, run: Run) -> pd.DataFrame | None:
-    for evaluation in run.explained:
+    for evaluation, _ in run.tables("explained"):
         table = store.table(evaluation, "explained", SEARCHED)
         if table is not None:
             kept = table.to_pandas().dropna(subset=["noisy", "reference"])

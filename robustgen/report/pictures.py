@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robustgen.errors import UserError
-from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Rows, Run
 from robustgen.report.columns import headline_eps, sigma_text
 from robustgen.store import RunStore
@@ -206,7 +206,7 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
 
 
 def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
-    for evaluation in run.guidance:
+    for evaluation, _ in run.tables("gradients"):
         table = store.table(evaluation, "guidance", SEARCHED)
         if table is not None:
             return table.to_pandas().dropna(subset=["noisy", "reference", "guidance"])

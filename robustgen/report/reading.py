@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
 from robustgen.report.tables import Cell, MainTable

@@ -11,7 +11,7 @@ from typing import Any
 
 from robustgen.disk import write_json
 from robustgen.errors import UserError
-from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
 from robustgen.report.columns import eps_text
 from robustgen.report.summary import read_summary

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robustgen.metrics import calibration
-from robustgen.metrics.estimates import worst_name
+from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import DETECTED_BY, NORMS, eps_text, foreign_name, headline_eps

@@ -15,7 +15,7 @@ from robustgen.errors import UserError
 from robustgen.metrics import Run, compare, find_doubts, measure, read_run
 from robustgen.metrics.corrupted import relative_errors
 from robustgen.metrics.estimate import Estimate
-from robustgen.metrics.estimates import is_finite
+from robustgen.metrics.measured import is_finite
 from robustgen.places import is_remote, relative, within
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.report.content import by_key, names_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_estimates import rows_of
+from test_measured import rows_of
 
 from robustgen.metrics import calibration
 from robustgen.metrics.calibrated import calibrated

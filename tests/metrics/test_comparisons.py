@@ -7,7 +7,7 @@ import pytest
 
 from robustgen.metrics import calibration
 from robustgen.metrics.comparisons import Key, compare
-from robustgen.metrics.estimates import Estimate
+from robustgen.metrics.estimate import Estimate
 from robustgen.types import Metric
 
 NLL, ECE = Key("clean", "", "nll"), Key("clean", "", "ece")

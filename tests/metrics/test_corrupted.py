@@ -9,7 +9,7 @@ import pytest
 
 from robustgen.corruptions import CORRUPTIONS
 from robustgen.metrics.corrupted import NOISE_CORRUPTIONS, corrupted, relative_errors
-from robustgen.metrics.estimates import measure
+from robustgen.metrics.measured import measure
 from robustgen.metrics.rows import Evaluation, Rows, Run
 
 N = 40

@@ -45,7 +45,8 @@ def test_probes_are_read() -> None:
     full = run((CLEAN, rows()), ({"name": "probes", "kind": "probes"}, rows()))
     numbers = dict.fromkeys([name for name in schema().names if name != "sample_id"], 0.0)
     zero = pd.DataFrame({"sample_id": range(8), **(numbers | {"ce_gradient_zero": 1.0})})
-    found = flags(replace(full, probes={"probes": zero}))
+    probes = replace(full.evaluations["probes"], table=zero)
+    found = flags(replace(full, evaluations=full.evaluations | {"probes": probes}))
     assert found["zero_gradients"].evaluation == "probes"
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from robustgen.metrics.guided import guided
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Evaluation, Run
 
 N = 40
 
@@ -22,7 +22,8 @@ def numbers(distance: np.ndarray) -> dict[str, float]:
             "distance": distance, **nothing, "gradient_square": np.nan, "difference_square": np.nan,
         }
     )  # fmt: skip
-    run = Run("m", {}, {}, explained={"explained": table})
+    explained = Evaluation({"name": "explained", "kind": "explained"}, None, N, table=table)
+    run = Run("m", {}, {"explained": explained})
     return {e.metric.metric: e.metric.value for e in guided(run)}
 
 

@@ -16,7 +16,7 @@ from robustgen.engine import evaluate
 from robustgen.errors import UserError
 from robustgen.metrics import read_run
 from robustgen.metrics.gradient_doubts import gradient_doubts
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Evaluation, Run
 from robustgen.registry import ZooModel, model_folders
 from robustgen.report import pictures
 from robustgen.report.explained import explained_figures, explained_gallery, sentence
@@ -107,7 +107,7 @@ def test_the_scatter_has_a_point_a_sample(written: Any) -> None:
     (figure,) = explained_figures(summary, read)
     shown = 0
     for run in read:
-        table = run.explained["explained"]
+        [(_, table)] = run.tables("explained")
         shown += ((table["sigma"] == 0.2) & (table["margin"] > 0)).sum()
     assert figure.svg.count("<circle") == shown
     assert [name for name, _ in figure.legend] == list(MODELS)
@@ -133,7 +133,8 @@ def test_an_efficiency_surely_above_one_is_flagged() -> None:
                 "guided_error": 2 + 0.01 * ids - gain * sigmas**2, "cross_entropy": np.log1p(sigmas),
             }
         )  # fmt: skip
-        run = Run("m", {}, {}, sweep={"efficiency": table})
+        sweep = Evaluation({"name": "efficiency", "kind": "efficiency"}, None, 40, table=table)
+        run = Run("m", {}, {"efficiency": sweep})
         return [f.flag for f in gradient_doubts(run)]
 
     fall = np.log1p(SWEEP[-1]) - np.log1p(SWEEP[0])
