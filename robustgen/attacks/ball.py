@@ -1,4 +1,5 @@
-"""Ways about the ball of a threat in Linf and L2: a random point of it, and the steepest step."""
+"""Ways about the ball of a threat: its norm and the dual one; in Linf and L2 a random point of it, and the
+steepest step."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ from torch import Tensor
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
+
+ORDER = {"linf": torch.inf, "l2": 2, "l1": 1}
+DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
+"""The norm of a gradient that says how far a loss rises within a ball of the norm."""
 
 
 def random_point(threat: ThreatModel, x: Tensor, draws: Draws) -> Tensor:

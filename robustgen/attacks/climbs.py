@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustgen.attacks.apgd import apgd, checkpoint_intervals
+from robustgen.attacks.ball import DUAL
 from robustgen.attacks.probes import zeros
 from robustgen.attacks.search import Start
 from robustgen.attacks.victims import usual_view
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 STEPS = 50
 CHECKPOINTS = (0, *checkpoint_intervals(STEPS).nonzero().flatten().tolist(), STEPS)
-DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 COLUMNS = ("ce_gradient_zero", "gradient_zero", "promised", "rise", "fall", "broken", "broken_again")
 
 

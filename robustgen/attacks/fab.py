@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.apgd import targets, wide
+from robustgen.attacks.ball import DUAL, ORDER
 from robustgen.attacks.hyperplanes import to_hyperplane
 from robustgen.attacks.losses import targeted_margin
 from robustgen.attacks.search import Search, Start, State
@@ -25,8 +26,6 @@ from robustgen.types import Norm
 ALPHA_MAX = 0.1  # the clean picture's projection has at most this weight
 ETA = 1.05  # how far a projection goes, as a share of the way to the boundary
 BETA = 0.9  # the share of the perturbation that an adversarial point keeps
-ORDER = {"linf": torch.inf, "l2": 2, "l1": 1}
-DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
 
 @dataclass
