@@ -66,7 +66,7 @@ def report(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Zoo names (globs too), FILE.py:NAME, LIBRARY:NAME; none: the zoo of the data.",
+            help="Zoo names (globs too), a model's folder, FILE.py:NAME, LIBRARY:NAME; none: the data's zoo.",
             autocompletion=_models,
         ),
     ] = None,

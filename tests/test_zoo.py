@@ -63,6 +63,24 @@ def test_the_joint_model_denoises_and_its_gradients_guide(claims):
     assert len(above) >= 2, gains
 
 
+@pytest.mark.parametrize(
+    "page", sorted(p.parent for p in ROOT.glob("reports/*/summary.json")), ids=lambda p: p.name
+)
+def test_cards_claim_what_the_published_pages_say(page: Path):
+    summary = json.loads((page / "summary.json").read_text())
+    said = {(m["model"], m["evaluation"], m["metric"], m["variant"]): m for m in summary["metrics"]}
+    folders = registry.model_folders()
+    compared = 0
+    for name in {m["model"] for m in summary["metrics"]} & folders.keys():
+        for claim in registry.load_card(folders[name]).claims:
+            metric = said.get((name, claim.evaluation, claim.metric, claim.variant))
+            if claim.protocol == summary["protocol"]["name"] and metric and metric["n"] == claim.n:
+                for key in ("value", "ci_low", "ci_high"):
+                    assert getattr(claim, key) == pytest.approx(metric[key], abs=1e-6), (name, claim)
+                compared += 1
+    assert compared >= 2 or page.name == "cifar10-quick"  # of 128 pictures, which no card claims
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_every_claim_is_reproduced(tmp_path: Path):
