@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from robustgen import added, config, data, registry
+from robustgen import added, data, registry, strict
 from robustgen.classifiers import build, load
 from robustgen.config import Protocol
 from robustgen.plan import plan
@@ -136,7 +136,7 @@ def agrees(read: Any, written: Any) -> bool:
     return bool(read == written)
 
 
-def says_what_it_says(model: config.Strict, file: Path) -> bool:
+def says_what_it_says(model: strict.Strict, file: Path) -> bool:
     """Whether a card, protocol or recipe holds what PyYAML finds in its file."""
     return agrees(model.model_dump(mode="json"), yaml.safe_load(file.read_text(encoding="utf-8")))
 
@@ -221,7 +221,7 @@ def recipe(chance: Random, folder: Path) -> Case:
     how, text = broken_yaml(chance, RECIPE)
     file = folder / "recipe.yaml"
     file.write_bytes(text)
-    return Case(how, lambda: config.read(Recipe, file), lambda found: says_what_it_says(found, file))
+    return Case(how, lambda: strict.read(Recipe, file), lambda found: says_what_it_says(found, file))
 
 
 # --- weights -----------------------------------------------------------------------------------------

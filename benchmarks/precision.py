@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from robustgen import config, data
+from robustgen import data, strict
 from robustgen.classifiers import build
 from robustgen.training import make_objective
 from robustgen.training.loop import learning_rate, make_optimiser, seeded
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = config.read(Recipe, arguments.recipe)
+    recipe = strict.read(Recipe, arguments.recipe)
     found = [train(recipe, precision, arguments.steps, arguments.n) for precision in ("bf16", "float32")]
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(map(str, found)))
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustgen import classifiers, config, data, registry
+from robustgen import classifiers, data, registry, strict
 from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.sampling import guided, sample_denoiser, sample_joint
 from robustgen.data import Dataset
@@ -54,7 +54,7 @@ def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
             for weight in GUIDANCE
         }
     assert isinstance(model, Classifier)
-    spec = config.read(Recipe, folder / "recipe.yaml").objective
+    spec = strict.read(Recipe, folder / "recipe.yaml").objective
     assert isinstance(spec, ChainSpec)
     steps = round(spec.steps / spec.reinit)
     options = {"steps": steps, "step_size": spec.step_size, "noise": spec.noise}

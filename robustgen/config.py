@@ -1,50 +1,16 @@
-"""What people write down: protocols, model cards and recipes, as validated types of YAML.
-
-Unknown keys are errors, 8/255 reads as a fraction, and there is no code in YAML.
-"""
+"""What people write down: protocols and model cards, as types of YAML (recipes: training/recipe.py)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from fractions import Fraction
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field, JsonValue
 
-from robustgen.errors import UserError, unknown_name
-from robustgen.plainyaml import REMEDY, read_yaml
+from robustgen.errors import UserError
+from robustgen.strict import Count, Positive, Slug, Strict
 from robustgen.types import Norm
-
-# Exponents of three digits at most: Fraction("1e999999999") would be computed for hours.
-_FRACTION = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
-
-
-def _fraction(value: Any) -> Any:
-    if isinstance(value, bool):  # which pydantic takes for 1 and 0
-        raise ValueError("expected a number, not yes or no")
-    if not isinstance(value, str):
-        return value
-    try:
-        if len(value) <= 64 and _FRACTION.fullmatch(text := value.replace(" ", "")):
-            return float(Fraction(text))
-    except (ZeroDivisionError, OverflowError):
-        pass
-    raise ValueError(f"expected a number or a fraction such as 8/255, got {value[:64]!r}")
 
 
 def _own_file(value: str) -> str:
@@ -69,43 +35,8 @@ def _architecture(value: str) -> str:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_fraction)]
-Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 OwnFile = Annotated[str, AfterValidator(_own_file)]
 Arch = Annotated[str, AfterValidator(_architecture)]
-
-
-class Strict(BaseModel):
-    """A frozen piece of YAML in which an unknown key is an error, and so is a number that is none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, content: Any) -> Any:
-        """Refuses true and false, which pydantic takes for 1 and 0, where a field is none of yes and no."""
-        for key, value in content.items() if isinstance(content, dict) else ():
-            kind = cls.model_fields[key].annotation if key in cls.model_fields else Any
-            given = value if isinstance(value, list) else [value]
-            if (
-                kind not in (Any, bool)
-                and bool not in get_args(kind)
-                and any(v is True or v is False for v in given)
-            ):
-                raise ValueError(f"expected a number or text for {key!r}, not yes or no")
-        return content
-
-    def fingerprint(self) -> str:
-        """sha256 of the content, 16 hex digits: equal content, equal fingerprint."""
-        return fingerprint(self.model_dump(mode="json"))
-
-
-def fingerprint(content: object) -> str:
-    """sha256 of any JSON-able content in canonical form, 16 hex digits."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- protocols -----------------------------------------------------------------------------------
@@ -126,7 +57,7 @@ class AttackSpec(Strict):
     eps: list[Positive] | None = None
     scales: list[Positive] = Field(default=[1.0], min_length=1)
     """Multiples of the data's eps, for a curve of accuracy against eps; unused where eps is given."""
-    options: dict[str, int | float | str] = {}
+    options: dict[str, int | float | str] = Field(default_factory=dict)
 
 
 class TransferSpec(Strict):
@@ -156,8 +87,8 @@ class OodSpec(Strict):
     """
 
     kind: Literal["ood"]
-    scores: list[Literal["gradient", "complexity", "chroma"]] = []
-    detectors: list[str] = []
+    scores: list[Literal["gradient", "complexity", "chroma"]] = Field(default_factory=list)
+    detectors: list[str] = Field(default_factory=list)
     """Names of robustgen.detectors; they need the extra pytorch-ood."""
 
 
@@ -261,10 +192,10 @@ Levels = Annotated[list[Positive], AfterValidator(_distinct)]
 class DataSettings(Strict):
     """What a protocol must know of a data set."""
 
-    eps: dict[Norm, Positive] = {}
-    foreign: list[str] = []
-    sigmas: Levels = []
-    sweep: Levels = []
+    eps: dict[Norm, Positive] = Field(default_factory=dict)
+    foreign: list[str] = Field(default_factory=list)
+    sigmas: Levels = Field(default_factory=list)
+    sweep: Levels = Field(default_factory=list)
     """Noise levels for an integral over them: twelve or more, or none."""
     denoiser: str | None = None
     """Zoo name of the reference denoiser."""
@@ -345,7 +276,7 @@ class ModelCard(Strict):
     data: str
     arch: Arch
     """A name of robustgen.classifiers.trained.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the architecture."""
     weights: Weights | None = None
     over: Slug | None = None
@@ -357,94 +288,8 @@ class ModelCard(Strict):
     """Which copy of which data it was trained on."""
     licence: str = "Apache-2.0"
     reference: str = ""
-    claims: list[Claim] = []
-    published: list[str] = []
+    claims: list[Claim] = Field(default_factory=list)
+    published: list[str] = Field(default_factory=list)
     """What others published of this family, a line each with its source, and why the claims here differ."""
-    tried: list[str] = []
+    tried: list[str] = Field(default_factory=list)
     """What was tried and failed, a line each, so that nobody tries it twice."""
-
-
-# --- reading --------------------------------------------------------------------------------
-
-T = TypeVar("T", bound=Strict)
-
-
-def read(kind: type[T], path: Path) -> T:
-    """Read and validate a YAML file as ``kind``; every problem is named with its key."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(
-            "this file must be a mapping of keys", where=path, expected="lines such as 'name: ...'",
-            got="nothing" if content is None else type(content).__name__, remedy=REMEDY,
-        )  # fmt: skip
-    return validate(kind, content, where=path)
-
-
-def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
-    """Validate a mapping as ``kind``; the first problem of each key becomes one line of the error."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        # a slip in a key comes first: that the key it stands for is missing follows from it
-        first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        key = _key(first["loc"])
-        if first["type"] == "extra_forbidden":
-            siblings = _fields_at(kind, first["loc"][:-1])
-            if siblings:
-                raise unknown_name("key", key.rsplit(".", 1)[-1], siblings, where=f"{where}: {key}") from None
-        problems = "; ".join(f"{_key(e['loc'])}: {_expected(e)}" for e in (first, *others[:4]))
-        what = f"the value of {key!r} is not valid" if key else "these values do not go together"
-        got = first.get("ctx", {}).get("tag", first["input"])
-        raise UserError(
-            f"the key {key!r} is missing" if first["type"] == "missing" else what,
-            where=where,
-            expected=_expected(first),
-            got=None if isinstance(got, dict) else repr(got)[:120],
-            remedy=f"all problems: {problems}" if others else REMEDY,
-        ) from None
-
-
-def _expected(problem: ErrorDetails) -> str:
-    """What would have been right, in few words."""
-    match problem["type"]:
-        case "missing":
-            return "this key, with a value"
-        case "extra_forbidden":
-            return "no such key"
-        case "union_tag_invalid":
-            return f"{problem['ctx']['discriminator']}: one of {problem['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return f"the key {problem['ctx']['discriminator']}, which says what this is"
-        case _:
-            words = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            return words.removeprefix("expected ")
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)[:200]
-
-
-def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that there are at a place inside a file of this kind; none where it cannot be told."""
-    kinds = [kind]
-    for part in location:
-        tagged = [k for k in kinds if part in _tags(k)]
-        if len(kinds) > 1 and tagged:  # pydantic names the member of a union by its tag
-            kinds = tagged
-        else:  # a place in a list, or a key of a mapping, leads to what is there already
-            kinds = [
-                f for k in kinds if part in k.model_fields for f in _kinds(k.model_fields[str(part)])
-            ] or kinds
-    return list(kinds[0].model_fields) if len(kinds) == 1 else []
-
-
-def _kinds(field: Any) -> list[type[BaseModel]]:
-    """The kinds of YAML that the type of a field is made of."""
-    annotation = field.annotation if isinstance(field, FieldInfo) else field
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [kind for inner in get_args(annotation) for kind in _kinds(inner)]
-
-
-def _tags(kind: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(kind.model_fields["kind"].annotation) if "kind" in kind.model_fields else ()

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustgen import config
+from robustgen import strict
 from robustgen.config import AttackSpec, EvaluationSpec, ModelCard, Protocol, own_code
 from robustgen.errors import UserError, unknown_name
 
@@ -59,7 +59,7 @@ def _unique(kind: str, paths: list[Path]) -> dict[str, Path]:
 
 def load_card(folder: Path) -> ModelCard:
     """The card of a model's folder; its name must be the folder's."""
-    card = config.read(ModelCard, folder / "card.yaml")
+    card = strict.read(ModelCard, folder / "card.yaml")
     if card.name != folder.name:
         raise UserError(
             "a card's name must be that of its folder",
@@ -78,13 +78,13 @@ def load_protocol(name: str) -> Protocol:
     no code runs that the user has not pointed at.
     """
     if name.endswith((".yaml", ".yml")):
-        protocol = config.read(Protocol, Path(name))
+        protocol = strict.read(Protocol, Path(name))
         found = [_beside(spec, Path(name).parent) for spec in protocol.evaluations]
         return protocol.model_copy(update={"evaluations": found})
     files = protocol_files()
     if name not in files:
         raise unknown_name("protocol", name, files)
-    protocol = config.read(Protocol, files[name])
+    protocol = strict.read(Protocol, files[name])
     if protocol.name != name:
         raise UserError(
             "a protocol's name must be that of its file", where=files[name], expected=name, got=protocol.name,

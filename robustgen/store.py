@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from robustgen.config import fingerprint
 from robustgen.disk import append_line, listed, read_bytes, read_json, remove_stale, set_aside, write_json
 from robustgen.errors import DamagedError, UserError, in_words
 from robustgen.parquet import (
@@ -38,6 +37,7 @@ from robustgen.parquet import (
 )
 from robustgen.redact import redact
 from robustgen.rowtable import wrong_side
+from robustgen.strict import fingerprint
 
 CHUNK = re.compile(r"[0-9]{1,15}-[0-9]{1,15}\.parquet")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustgen.classifiers import fingerprint_model, load_model
 from robustgen.classifiers.base import Classifier
-from robustgen.config import Protocol, fingerprint
+from robustgen.config import Protocol
 from robustgen.data import Dataset
 from robustgen.environment import make_exact
 from robustgen.errors import UserError
@@ -27,6 +27,7 @@ from robustgen.pilot import moved_by_others, pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.store import Chunk, RunStore
+from robustgen.strict import fingerprint
 from robustgen.types import UNLABELLED
 from robustgen.worker import Worker, is_random
 

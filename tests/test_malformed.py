@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 
 from benchmarks.malformed import judge, run
 from benchmarks.malformed_files import CARD, NASTY, OPTIONS, PROTOCOL, RECIPE, Case, model_folder, weights
-from robustgen import added, config, data
+from robustgen import added, data, strict
 from robustgen.classifiers import load
 from robustgen.config import ModelCard, Protocol
 from robustgen.data import Dataset
@@ -57,7 +57,7 @@ def test_a_hundred_broken_inputs_no_traceback_and_no_wrong_answer(tmp_path: Path
         (lambda: {}["x"], True, "traceback"),
         (lambda: 1, False, "wrong"),
         (lambda: 1, True, "read"),
-        (lambda: config.validate(Protocol, {}, where="x"), True, "refused"),
+        (lambda: strict.validate(Protocol, {}, where="x"), True, "refused"),
         (lambda: (_ for _ in ()).throw(UserError("it broke", where="x")), True, "words"),
     ],
 )
@@ -87,7 +87,7 @@ def test_any_value_in_any_place_of_a_card_protocol_or_recipe(kind, chosen):
     keys = chosen.draw(st.lists(st.sampled_from([*model.model_fields]), min_size=1, max_size=3))
     content = dict(sound) | {key: chosen.draw(JSON, label=key) for key in keys}
     with only_words():
-        assert config.validate(model, content, where="x.yaml").fingerprint()
+        assert strict.validate(model, content, where="x.yaml").fingerprint()
 
 
 @FEW
@@ -185,4 +185,4 @@ def test_the_sound_files_are_read(tmp_path: Path):
     (place / "card.yaml").write_text(json.dumps(card))
     assert load(place).num_classes == OPTIONS["num_classes"]
     for kind, content in ((Protocol, PROTOCOL), (Recipe, RECIPE)):
-        config.validate(kind, content, where="x")
+        strict.validate(kind, content, where="x")

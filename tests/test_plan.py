@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustgen import config, data, registry
+from robustgen import data, registry, strict
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.evaluation import Plan
@@ -19,7 +19,7 @@ PLAIN = {"name": "mine", "version": 1, "summary": "A trial."}
 
 def planned(*evaluations: dict[str, Any], source: str = "digits", **settings: Any) -> Plan:
     content = {**PLAIN, "data": {"any": settings}, "evaluations": list(evaluations)}
-    return plan(config.validate(Protocol, content, where="test"), data.load(source))
+    return plan(strict.validate(Protocol, content, where="test"), data.load(source))
 
 
 def refused(found: Plan) -> dict[str, str]:

@@ -24,12 +24,13 @@ from benchmarks.malformed_files import model_folder
 from benchmarks.malformed_tables import SPEC, rows_table
 from robustgen import added, data, engine, registry
 from robustgen.classifiers import external, load
-from robustgen.config import Protocol, fingerprint
+from robustgen.config import Protocol
 from robustgen.data import npz
 from robustgen.errors import UserError
 from robustgen.report import robustbench
 from robustgen.report.summary import summarise
 from robustgen.store import Chunk, RunStore
+from robustgen.strict import fingerprint
 from robustgen.training import checkpoint
 from robustgen.transfer import transfer
 from robustgen.verify import verify_report

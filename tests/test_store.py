@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from robustgen import parquet
-from robustgen.config import fingerprint
 from robustgen.disk import set_aside
 from robustgen.errors import DamagedError, DiskFullError, UserError
 from robustgen.rowtable import row_schema
 from robustgen.store import Chunk, RunStore
+from robustgen.strict import fingerprint
 
 SPEC = {
     "identity": {"model": "a", "kernels": {"batch": 64}},

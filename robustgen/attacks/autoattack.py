@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from robustgen import config
+from robustgen import strict
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.fab import LeanFAB, LeanUntargetedFAB
@@ -117,7 +117,7 @@ class Parts(Cascade):
     shrinking: ClassVar[bool] = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
-        given = config.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
+        given = strict.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
         self.budget = self.budget_type(**(self.defaults | given.model_dump(exclude_defaults=True)))
         super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
         self.name = given.mark(self.title)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen import config
+from robustgen import strict
 from robustgen.attacks.ball import random_point
 from robustgen.attacks.options import Options
 from robustgen.classifiers.base import Classifier
@@ -31,7 +31,7 @@ class RandomNoise(Attack):
                 remedy="take the noise evaluation out, or name another norm",
             )  # fmt: skip
         super().__init__(threat)
-        self.name = config.validate(Options, options, where="options of the attack 'noise'").mark("noise")
+        self.name = strict.validate(Options, options, where="options of the attack 'noise'").mark("noise")
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         return Perturbed(random_point(self.threat, x, draws))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustgen.config import Strict
+from robustgen.strict import Strict
 
 # An option's letter in the name of an attack; an option without one (a word) stands by its value, or,
 # where it says yes or no, by its name.

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustgen import config
+from robustgen import strict
 from robustgen.attacks.ball import random_point, steepest
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.losses import LOSSES
@@ -95,7 +95,7 @@ class PGD(Cascade):
                 remedy="take apgd-ce or autoattack, which move a few pixels at a time",
             )
         super().__init__(threat, ("pgd",))
-        self.options = config.validate(PGDOptions, options, where="options of the attack 'pgd'")
+        self.options = strict.validate(PGDOptions, options, where="options of the attack 'pgd'")
         self.name = self.options.mark("pgd")
 
     def stages(self, model: Classifier) -> list[Stage]:

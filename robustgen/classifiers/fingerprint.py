@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from robustgen import config, registry
+from robustgen import registry, strict
 from robustgen.classifiers.trained import denoiser_folder
 from robustgen.classifiers.user import find_entry_point, neighbours
-from robustgen.config import ModelCard
+from robustgen.config import ModelCard, own_code
 from robustgen.environment import version_of
 from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
@@ -27,7 +27,7 @@ def fingerprint_model(ref: ModelRef) -> str:
         if card.over is not None:
             folder = denoiser_folder(card.over, ref.folder / "card.yaml")
             content.append(fingerprint_model(ZooModel(card.over, folder)))
-        if own := config.own_code(card.arch):
+        if own := own_code(card.arch):
             path = ref.folder / own[0]
             content += [_sha256(path), *map(_sha256, neighbours(path))]
     elif isinstance(ref, FileModel):
@@ -42,7 +42,7 @@ def fingerprint_model(ref: ModelRef) -> str:
         content += [point.value, point.dist.version if point.dist else ""]
     elif isinstance(ref, OutsideModel):
         content += [ref.library, ref.model, version_of(ref.library)]
-    return config.fingerprint(content)
+    return strict.fingerprint(content)
 
 
 def _settings(module: nn.Module) -> dict[str, str]:

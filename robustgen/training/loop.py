@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from robustgen import classifiers, config, data
+from robustgen import classifiers, data, strict
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, threads_for
 from robustgen.classifiers.user import failure
 from robustgen.disk import remove_stale
@@ -45,7 +45,7 @@ def train(
     starts anew. Raises UserError for a wrong recipe, where the loss diverges, and where the disk is full.
     """
     recipe_path = Path(recipe_path)
-    recipe = config.read(Recipe, recipe_path)
+    recipe = strict.read(Recipe, recipe_path)
     folder = Path(out) if out is not None else Path("models") / recipe.name
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
     if fresh:

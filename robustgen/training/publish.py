@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from robustgen import config
+from robustgen import strict
 from robustgen.classifiers.user import neighbours
 from robustgen.config import ModelCard, Weights, own_code
 from robustgen.disk import write_bytes
@@ -25,7 +25,7 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
         **{key: getattr(recipe, key) for key in ("family", "summary", "data", "arch")},
         **{key: getattr(recipe, key) for key in ("licence", "reference", "published", "tried")},
     }
-    config.validate(ModelCard, content, where=folder)
+    strict.validate(ModelCard, content, where=folder)
     return content
 
 
@@ -44,7 +44,7 @@ def publish(
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
     file = folder / "card.yaml"
-    before = config.read(ModelCard, file) if file.is_file() else None
+    before = strict.read(ModelCard, file) if file.is_file() else None
     same = before is not None and before.weights is not None and before.weights.sha256 == entry.sha256
     claims = [claim.model_dump(mode="json") for claim in before.claims] if before and same else []
     content = card | {"weights": entry.model_dump(), "claims": claims}

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from robustgen.config import Arch, Positive, Slug, Strict, fingerprint, own_code
+from robustgen.config import Arch, own_code
+from robustgen.strict import Positive, Slug, Strict, fingerprint
 from robustgen.types import Norm
 
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -13,7 +13,7 @@ import yaml
 from recipes import only_checkpoint, sha256, tiny, tiny_jem, write
 from rich.console import Console
 
-from robustgen import classifiers, config, data
+from robustgen import classifiers, data, strict
 from robustgen.errors import UserError
 from robustgen.training import Diverged, checkpoint, loop
 from robustgen.training.cross_entropy import CrossEntropy
@@ -247,7 +247,7 @@ def test_a_machine_without_bfloat16_trains_in_float32_and_says_so(tmp_path, cach
 
 def begin(folder: Path, recipe: dict[str, object]) -> Run:
     """A training before its first step."""
-    read = config.validate(Recipe, recipe, where="test")
+    read = strict.validate(Recipe, recipe, where="test")
     return Run(read, folder, data.load("digits", "train"), torch.device("cpu"), Console(quiet=True))
 
 
@@ -304,9 +304,9 @@ def test_a_warm_start_that_does_not_fit_says_which_tensor(tmp_path, monkeypatch,
 
 
 def test_recipes_without_a_warm_start_keep_their_checkpoints(tmp_path):
-    plain = config.validate(Recipe, tiny(), where="test")
-    assert plain.fingerprint() == config.validate(Recipe, tiny(warm_start=None), where="test").fingerprint()
-    assert plain.fingerprint() != config.validate(Recipe, tiny(warm_start="a"), where="test").fingerprint()
+    plain = strict.validate(Recipe, tiny(), where="test")
+    assert plain.fingerprint() == strict.validate(Recipe, tiny(warm_start=None), where="test").fingerprint()
+    assert plain.fingerprint() != strict.validate(Recipe, tiny(warm_start="a"), where="test").fingerprint()
 
 
 def test_a_training_begins_anew_where_its_warm_start_was_trained_anew(tmp_path, monkeypatch, cache):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, create_model
 from torch import Tensor, nn
 
-from robustgen import config
+from robustgen import strict
 from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found
 from robustgen.attacks.victims import said
@@ -115,7 +115,7 @@ class Asked(nn.Module):
 
 
 # What YAML can write.
-YAML: dict[Any, Any] = {float: config.Number, int: int, bool: bool, str: str, type(None): None}
+YAML: dict[Any, Any] = {float: strict.Number, int: int, bool: bool, str: str, type(None): None}
 # In the libraries whole numbers are counts of something, or the axis of the channels, which is 1.
 COUNTS = YAML | {int: Annotated[int, Field(gt=0)]}
 
@@ -135,7 +135,7 @@ def options_of(
         if kind is not None and name not in ours:
             fields[name] = (kind, ... if parameter.default is parameter.empty else parameter.default)
     model = create_model("OutsideOptions", __base__=Options, **fields)
-    return config.validate(model, dict(given), where=f"options of the attack {title!r}")
+    return strict.validate(model, dict(given), where=f"options of the attack {title!r}")
 
 
 # torchattacks writes no types: its defaults give them, but for these, whose defaults are whole numbers.

@@ -23,7 +23,7 @@ from pyautoattack.square import SquareAttack
 from pydantic import Field
 from torch import Tensor
 
-from robustgen import config
+from robustgen import strict
 from robustgen.attacks.autoattack import QueryBudget, TargetBudget
 from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found
@@ -73,7 +73,7 @@ class ReferenceCascade(Attack):
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         super().__init__(threat)
         title = f"pyautoattack:{self.title}"
-        given = config.validate(self.budget, options, where=f"options of the attack {title!r}")
+        given = strict.validate(self.budget, options, where=f"options of the attack {title!r}")
         self.name = given.mark(slug(title))
         self.options = ReferenceBudget(**given.model_dump())
 
