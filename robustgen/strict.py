@@ -98,12 +98,11 @@ def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
                 raise unknown_name("key", key.rsplit(".", 1)[-1], siblings, where=f"{where}: {key}") from None
         problems = "; ".join(f"{_key(e['loc'])}: {_expected(e)}" for e in (first, *others[:4]))
         what = f"the value of {key!r} is not valid" if key else "these values do not go together"
-        got = first.get("ctx", {}).get("tag", first["input"])
         raise UserError(
             f"the key {key!r} is missing" if first["type"] == "missing" else what,
             where=where,
             expected=_expected(first),
-            got=None if isinstance(got, dict) else repr(got)[:120],
+            got=_got(first),
             remedy=f"all problems: {problems}" if others else REMEDY,
         ) from None
 
@@ -122,6 +121,14 @@ def _expected(problem: ErrorDetails) -> str:
         case _:
             words = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             return words.removeprefix("expected ")
+
+
+def _got(problem: ErrorDetails) -> str:
+    """What stands there, in one line; of a mapping its keys."""
+    got = problem.get("ctx", {}).get("tag", problem["input"])
+    if problem["type"] == "missing":
+        return "nothing"
+    return (f"the keys {', '.join(map(str, got)) or '(none)'}" if isinstance(got, dict) else repr(got))[:120]
 
 
 def _key(location: tuple[int | str, ...]) -> str:
