@@ -50,16 +50,21 @@ def train(
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
     if fresh:
         checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
+    files = publish.sources(recipe, recipe_path)  # an edit during the training is not what is trained
     samples = data.load(recipe.data, "train", root=root)
     torch.set_num_threads(threads_for(samples.shape))
     console = console or Console(stderr=True)
     with torch.random.fork_rng(devices=[]):
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
+        files = publish.sources(recipe, recipe_path) | files  # and what the code imports while it builds
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
     if isinstance(run.trained, Classifier) and run.trained.calls_per_image > 1:
         card["calls"] = run.trained.calls_per_image
-    publish.publish(run.trained, card, folder, recipe_path, half=recipe.storage == "float16")
+    if folder.resolve() == recipe_path.resolve().parent:
+        for edited in publish.keep_edits(files, folder):
+            console.print(f"{recipe.name}: what was edited during the training is in {edited}")
+    publish.publish(run.trained, card, folder, files, half=recipe.storage == "float16")
     return folder
 
 

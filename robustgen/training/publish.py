@@ -10,11 +10,13 @@ import yaml
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from robustgen import strict
+from robustgen import registry, strict
+from robustgen.classifiers import fingerprint_model
 from robustgen.classifiers.user import neighbours
-from robustgen.config import ModelCard, Weights, own_code
+from robustgen.config import ModelCard, Weights
 from robustgen.disk import write_bytes
 from robustgen.errors import UserError
+from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
 
@@ -29,13 +31,39 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return content
 
 
-def publish(
-    model: nn.Module, card: dict[str, Any], folder: Path, recipe_path: Path, *, half: bool = False
-) -> None:
-    """Write weights.safetensors, the recipe, its own code and card.yaml, the card last: it describes them.
+def sources(recipe: Recipe, path: Path) -> dict[str, bytes]:
+    """What is published beside the weights: the recipe at ``path``, its own code, and what that imports from
+    its folder, by their places in the model's folder."""
+    files = {"recipe.yaml": path}
+    if recipe.code_file is not None:
+        code = path.parent / recipe.code_file
+        files |= {recipe.code_file: code}
+        files |= {str(beside.relative_to(code.resolve().parent)): beside for beside in neighbours(code)}
+    try:
+        return {name: file.read_bytes() for name, file in files.items()}
+    except OSError as error:
+        raise UserError("cannot read the file", where=error.filename, got=error.strerror) from None
 
-    ``half`` stores the weights in float16. Claims of an older card are kept where the weights are the
-    same bits, and dropped otherwise.
+
+def keep_edits(files: dict[str, bytes], folder: Path) -> list[Path]:
+    """Where a model is trained from its own folder: files that were edited since ``files`` were read are
+    kept as NAME.edited, which this returns: they are not what was trained."""
+    kept = []
+    for name, content in files.items():
+        file = folder / name
+        if file.is_file() and (now := file.read_bytes()) != content:
+            kept.append(file.with_name(f"{file.name}.edited"))
+            write_bytes(kept[-1], now)
+    return kept
+
+
+def publish(
+    model: nn.Module, card: dict[str, Any], folder: Path, files: dict[str, bytes], *, half: bool = False
+) -> None:
+    """Write weights.safetensors, ``files`` (see ``sources``) and card.yaml, the card last: it describes them.
+
+    ``half`` stores the weights in float16. Claims of an older card are kept where its model is the same,
+    weights, options and code, on the same data, and dropped otherwise.
     """
     # copies: a safetensors file has no tensors that share memory, as tied weights do
     tensors = {key: value.contiguous().cpu().clone() for key, value in model.state_dict().items()}
@@ -43,21 +71,32 @@ def publish(
         tensors = {k: _half(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
-    file = folder / "card.yaml"
-    before = strict.read(ModelCard, file) if file.is_file() else None
-    same = before is not None and before.weights is not None and before.weights.sha256 == entry.sha256
-    claims = [claim.model_dump(mode="json") for claim in before.claims] if before and same else []
-    content = card | {"weights": entry.model_dump(), "claims": claims}
+    before = _fingerprint(folder)
+    older = None if before is None else registry.load_card(folder.resolve())
+    write_bytes(folder / entry.file, weights)
+    for name, content in files.items():
+        file = folder / name
+        if not (file.is_file() and file.read_bytes() == content):
+            write_bytes(file, content)
+    written = card | {"weights": entry.model_dump(), "claims": []}
+    _write_card(folder, written)
+    if older and older.claims and older.data == card["data"] and _fingerprint(folder) == before:
+        _write_card(folder, written | {"claims": [claim.model_dump(mode="json") for claim in older.claims]})
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Of the model in a folder as it lies there; None where there is none that can be read."""
+    folder = folder.resolve()
+    try:
+        return fingerprint_model(ZooModel(folder.name, folder))
+    except UserError:
+        return None
+
+
+def _write_card(folder: Path, content: dict[str, Any]) -> None:
     order = [key for key in ModelCard.model_fields if key in content]
     text = yaml.safe_dump({k: content[k] for k in order}, sort_keys=False, allow_unicode=True, width=110)
-    write_bytes(folder / entry.file, weights)
-    _copy(recipe_path, folder / "recipe.yaml")
-    if own := own_code(card["arch"]):
-        source = recipe_path.parent / own[0]
-        _copy(source, folder / own[0])
-        for beside in neighbours(source):  # what it imports from its folder goes with it
-            _copy(beside, folder / beside.relative_to(source.resolve().parent))
-    write_bytes(file, text.encode())
+    write_bytes(folder / "card.yaml", text.encode())
 
 
 def _half(name: str, value: Tensor, folder: Path) -> Tensor:
@@ -69,8 +108,3 @@ def _half(name: str, value: Tensor, folder: Path) -> Tensor:
             remedy="set storage: float32 in the recipe, and train again: it goes on from the end",
         )  # fmt: skip
     return stored
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.resolve() != target.resolve():
-        write_bytes(target, source.read_bytes())

@@ -12,22 +12,88 @@ from robustgen.classifiers import build
 from robustgen.errors import UserError
 from robustgen.registry import ZooModel
 from robustgen.training import publish
-from robustgen.training.loop import train
+from robustgen.training.loop import Run, train
 from robustgen.training.recipe import Recipe
+
+CLAIM = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
+CLAIM |= {"ci_low": 0.8, "ci_high": 1.0, "n": 400}
+
+
+def claim(folder, **changes):
+    """Let a published card claim a figure."""
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    (folder / "card.yaml").write_text(yaml.safe_dump(card | {"claims": [CLAIM]} | changes))
+
+
+def claims(folder):
+    return yaml.safe_load((folder / "card.yaml").read_text())["claims"]
 
 
 def test_claims_stay_only_with_their_weights(tmp_path):
-    claim = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
-    claim |= {"ci_low": 0.8, "ci_high": 1.0, "n": 400}
     folder = train(write(tmp_path, tiny()), tmp_path / "tiny")
-    card = yaml.safe_load((folder / "card.yaml").read_text())
-    (folder / "card.yaml").write_text(yaml.safe_dump(card | {"claims": [claim]}))
+    claim(folder)
     train(write(tmp_path, tiny(summary="Other words.")), folder)
     again = yaml.safe_load((folder / "card.yaml").read_text())
     assert again["summary"] == "Other words."
     assert again["claims"][0]["value"] == 0.9
     train(write(tmp_path, tiny(seed=1)), folder)
-    assert yaml.safe_load((folder / "card.yaml").read_text())["claims"] == []
+    assert claims(folder) == []
+
+
+@pytest.mark.parametrize("change", ["arch", "data", "name", "unreadable"])
+def test_claims_of_equal_weights_go_with_another_model_or_other_data(tmp_path, change):
+    folder = train(write(tmp_path, tiny()), tmp_path / "tiny")
+    claim(folder, **{"data": {"data": "mnist"}, "name": {"name": "other"}}.get(change, {}))
+    if change == "unreadable":
+        (folder / "card.yaml").write_text("claims: [")
+    train(write(tmp_path, tiny(arch="mirrored-softmax") if change == "arch" else tiny()), folder)
+    assert claims(folder) == []
+
+
+SHIFTED = """
+from robustgen.classifiers.softmax import Softmax
+
+class Mine(Softmax):
+    def logits(self, x, sigma=None):
+        return self.net(x) + (0 if self.training else %d)
+"""
+
+
+def test_claims_of_equal_weights_go_with_other_code(tmp_path):
+    path = write(tmp_path / "source", tiny(arch="model.py:Mine"))
+    (path.parent / "model.py").write_text(SHIFTED % 0)
+    folder = train(path, tmp_path / "mine")
+    claim(folder)
+    train(path, folder)
+    assert claims(folder) == [CLAIM | {"variant": "", "published": ""}]
+    weights = (folder / "weights.safetensors").read_bytes()
+    (path.parent / "model.py").write_text(SHIFTED % 1)
+    train(path, folder)
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert claims(folder) == []
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "in place"])
+def test_an_edit_during_the_training_is_not_published_as_trained(tmp_path, monkeypatch, place):
+    path = write(tmp_path / "source", tiny(arch="model.py:Mine"))
+    code = path.parent / "model.py"
+    code.write_text("from made_of import Mine\n")
+    beside = path.parent / "made_of.py"
+    beside.write_text(SHIFTED % 0)
+    trained = {file.name: file.read_bytes() for file in (path, code, beside)}
+    finish = Run.finish
+
+    def edit(self):
+        finish(self)
+        for file in (path, code, beside):
+            file.write_text("raise ImportError('half written')")
+
+    monkeypatch.setattr(Run, "finish", edit)
+    monkeypatch.delitem(sys.modules, "made_of", raising=False)
+    folder = train(path, path.parent if place == "in place" else tmp_path / "mine")
+    assert {name: (folder / name).read_bytes() for name in trained} == trained
+    kept = sorted(file.name for file in folder.glob("*.edited"))
+    assert kept == ([f"{name}.edited" for name in sorted(trained)] if place == "in place" else [])
 
 
 def test_architecture_of_a_users_own_file(tmp_path):
@@ -92,7 +158,8 @@ def test_published_folder_loads_as_the_model_that_was_given(tmp_path):
     model = build("resnet-softmax", options, where="test").eval()
     path, folder = write(tmp_path / "source", tiny(tried=["nothing"])), tmp_path / "my-tiny"
     card = publish.draft(Recipe(**tiny(tried=["nothing"])), folder)
-    publish.publish(model, card | {"options": options}, folder, path)
+    files = {"recipe.yaml": path.read_bytes()}
+    publish.publish(model, card | {"options": options}, folder, files)
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(classifiers.load(folder)(x), model(x))
     assert sorted(p.name for p in folder.iterdir()) == ["card.yaml", "recipe.yaml", "weights.safetensors"]
