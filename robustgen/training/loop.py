@@ -48,6 +48,7 @@ def train(
     recipe = strict.read(Recipe, recipe_path)
     folder = Path(out) if out is not None else Path("models") / recipe.name
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
+    _check_warm_start(recipe, folder)
     if fresh:
         checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
     files = publish.sources(recipe, recipe_path)  # an edit during the training is not what is trained
@@ -81,6 +82,19 @@ def learning_rate(spec: Optimiser, step: int, total: int) -> float:
     if spec.schedule == "constant":
         return spec.lr
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - spec.warm_up) / max(1, total - spec.warm_up)))
+
+
+def _check_warm_start(recipe: Recipe, folder: Path) -> None:
+    """UserError where a model would start from the weights that it replaces: no run could repeat it."""
+    if recipe.warm_start is None:
+        return
+    where = f"{recipe.name}: warm_start"
+    if classifiers.zoo_folder(recipe.warm_start, where=where).resolve() == folder.resolve():
+        raise UserError(
+            "this training would start from the model that it writes", where=where,
+            expected="another model than the one in the folder of this training", got=recipe.warm_start,
+            remedy="another --out, or leave warm_start out",
+        )  # fmt: skip
 
 
 def _check_augment(recipe: Recipe, shape: tuple[int, int, int]) -> None:

@@ -318,3 +318,14 @@ def test_a_training_begins_anew_where_its_warm_start_was_trained_anew(tmp_path, 
     card = first / "card.yaml"
     card.write_text(card.read_text().replace("A network for tests.", "Other words."))
     assert begin(second.parent, yaml.safe_load(second.read_text())).done == 30, "words are no weights"
+
+
+def test_a_warm_start_from_the_model_that_it_writes_is_refused_before_any_work(tmp_path, monkeypatch, cache):
+    folder = published(tmp_path, monkeypatch)
+    before = sha256(folder)
+    again = write(tmp_path / "again", tiny(name="first", warm_start="first", seed=1))
+    monkeypatch.setattr(data, "load", None)
+    with pytest.raises(UserError, match="start from the model that it writes") as raised:
+        train(again, fresh=True)
+    assert raised.value.details["where"] == "first: warm_start"
+    assert sha256(folder) == before
