@@ -201,7 +201,9 @@ class Run:
         """One step of the optimiser; returns the loss and its parts."""
         recipe = self.recipe
         generator = seeded(self.device, recipe.seed, "step", self.done, self.restarts)
-        torch.manual_seed(generator.initial_seed())  # of dropout and other layers that draw by themselves
+        # dropout and other layers that draw by themselves; not the generator's seed: not the noise again
+        layers = seeded(torch.device("cpu"), recipe.seed, "layers", self.done, self.restarts)
+        torch.manual_seed(layers.initial_seed())
         rows = self.batch_rows()
         x = augment(self.x[rows], recipe.augment, generator)
         for group in self.optimiser.param_groups:

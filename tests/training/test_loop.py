@@ -329,3 +329,17 @@ def test_a_warm_start_from_the_model_that_it_writes_is_refused_before_any_work(t
         train(again, fresh=True)
     assert raised.value.details["where"] == "first: warm_start"
     assert sha256(folder) == before
+
+
+def test_layers_that_draw_by_themselves_have_a_stream_of_their_own(tmp_path, monkeypatch, cache):
+    loss, seeds = CrossEntropy.loss, []
+
+    def record(self, model, x, y, generator):
+        seeds.extend([torch.initial_seed(), generator.initial_seed()])
+        return loss(self, model, x, y, generator)
+
+    monkeypatch.setattr(CrossEntropy, "loss", record)
+    run = begin(tmp_path, tiny())
+    run.step()
+    run.step()
+    assert len(set(seeds)) == 4
