@@ -59,6 +59,11 @@ class NoiseBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
+    @property
+    def last(self) -> nn.Module:
+        """The convolution that makes the block the identity where it is 0."""
+        return self.second
+
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
         return h + self.second(F.silu(self.first(F.silu(h)) * (1 + scale) + shift))

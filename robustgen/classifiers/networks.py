@@ -42,14 +42,19 @@ class Block(nn.Module):
             make_norm(inputs), act(), nn.Conv2d(inputs, outputs, 3, stride, 1),
             make_norm(outputs), act(), nn.Conv2d(outputs, outputs, 3, 1, 1),
         )  # fmt: skip
-        nn.init.zeros_(self.branch[5].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.branch[5].bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
             # averaging, not skipping, pixels: every pixel keeps an equal share in the gradient
             # an odd last row or column is kept, as the strided convolution keeps it
             pool = nn.AvgPool2d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1))
+
+    @property
+    def last(self) -> nn.Module:
+        """The convolution that makes the block the identity where it is 0."""
+        return self.branch[5]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.branch(x)

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.classifiers.energy import NoiseBlock
+from robustgen.classifiers.networks import Block
 from robustgen.classifiers.user import construct, import_file
 from robustgen.config import own_code
 from robustgen.errors import UserError, in_words, unknown_name
@@ -38,6 +40,7 @@ OVER_A_DENOISER: dict[str, str] = {
 
 REMEDY = "fetch the file again, or train anew"
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+BLOCKS = (Block, NoiseBlock)
 
 
 def build(
@@ -106,7 +109,9 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
 
     What the model has beyond them starts at 0, so that it begins as the network that it continues: an
     energy whose heads came random would be off by a thousand nats. Layers that normalise keep what they
-    begin with, since a scale of 0 lets nothing through. A tensor without a place is a UserError.
+    begin with, since a scale of 0 lets nothing through, and so do residual blocks, but for their last
+    convolution: of two layers at 0, one after the other, neither has a gradient. A tensor without a place
+    is a UserError.
     """
     own = model.state_dict()
     taken = load(zoo_folder(name, where=where)).state_dict()
@@ -119,12 +124,17 @@ def take_weights(model: nn.Module, name: str, *, where: object) -> None:
                 got=f"shape {tuple(own[key].shape)}" if key in own else "no such tensor",
                 remedy="give both recipes the same options, or leave warm_start out",
             )
-    kept = {
-        f"{name}.{key}" for name, layer in model.named_modules() if isinstance(layer, NORMS)
-        for key in layer.state_dict()
-    }  # fmt: skip
+    layers = dict(model.named_modules())
+    last = {layer.last for layer in layers.values() if isinstance(layer, BLOCKS)}
+    kept = _keys({name: layer for name, layer in layers.items() if isinstance(layer, NORMS + BLOCKS)})
+    kept -= _keys({name: layer for name, layer in layers.items() if layer in last})
     begun = {key: value if key in kept else torch.zeros_like(value) for key, value in own.items()}
     model.load_state_dict(begun | taken)
+
+
+def _keys(layers: dict[str, nn.Module]) -> set[str]:
+    """What the state_dict of a network calls the tensors of these layers of it."""
+    return {f"{name}.{key}".lstrip(".") for name, layer in layers.items() for key in layer.state_dict()}
 
 
 def zoo_folder(name: str, *, where: object) -> Path:

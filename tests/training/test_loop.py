@@ -272,6 +272,30 @@ def test_a_warm_start_begins_with_the_weights_of_another_model(tmp_path, monkeyp
     assert not any(bool(value.any()) for value in own.values())
 
 
+@pytest.mark.parametrize("arch", ["noisy-softmax", "resnet-softmax"])
+def test_a_block_that_a_warm_start_has_not_begins_as_the_identity_and_learns(
+    tmp_path, monkeypatch, cache, arch
+):
+    if arch == "noisy-softmax":
+        few, more = ({"widths": [4], "blocks": blocks} for blocks in (1, 2))
+        objective = {"kind": "denoising", "weight": 0}
+    else:
+        few, more = ({"width": 4, "blocks": blocks, "pool": 2} for blocks in ([1], [2]))
+        objective = {"kind": "cross-entropy"}
+    common = {"arch": arch, "objective": objective}
+    first = classifiers.load(published(tmp_path, monkeypatch, options=few, **common))
+    run = begin(tmp_path, tiny(name="second", warm_start="first", options=more, **common))
+    x = torch.rand(8, 1, 8, 8)
+    assert torch.equal(run.model.eval().logits(x), first.logits(x))
+    before = {key: value.clone() for key, value in run.model.named_parameters()}
+    for _ in range(3):
+        run.step()
+    own = {key: value for key, value in before.items() if key not in first.state_dict()}
+    assert own
+    for key, value in own.items():
+        assert not torch.equal(dict(run.model.named_parameters())[key], value), key
+
+
 def test_a_warm_start_without_normalisation_leaves_a_networks_own_as_it_begins(tmp_path, monkeypatch, cache):
     options = {"width": 4, "blocks": [1], "pool": 2}
     published(tmp_path, monkeypatch, options=options | {"norm": "none"})
