@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field
 
 from robustgen.errors import UserError
-from robustgen.strict import Count, Positive, Slug, Strict
+from robustgen.strict import Count, Options, Positive, Slug, Strict
 from robustgen.types import Norm
 
 
@@ -276,7 +276,7 @@ class ModelCard(Strict):
     data: str
     arch: Arch
     """A name of robustgen.classifiers.trained.ARCHITECTURES, or ``model.py:NAME`` beside the card."""
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Keyword arguments of the architecture."""
     weights: Weights | None = None
     over: Slug | None = None

@@ -9,7 +9,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -20,22 +28,44 @@ from robustgen.plainyaml import REMEDY, read_yaml
 _FRACTION = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
 
 
+def number_in(text: str) -> float | None:
+    """The number that a text such as 8/255 or 1e-2 means; None where it means none."""
+    try:
+        if len(text) <= 64 and _FRACTION.fullmatch(text := text.replace(" ", "")):
+            return float(Fraction(text))
+    except (ZeroDivisionError, OverflowError):
+        pass
+    return None
+
+
 def _fraction(value: Any) -> Any:
     if isinstance(value, bool):  # which pydantic takes for 1 and 0
         raise ValueError("expected a number, not yes or no")
     if not isinstance(value, str):
         return value
-    try:
-        if len(value) <= 64 and _FRACTION.fullmatch(text := value.replace(" ", "")):
-            return float(Fraction(text))
-    except (ZeroDivisionError, OverflowError):
-        pass
-    raise ValueError(f"expected a number or a fraction such as 8/255, got {value[:64]!r}")
+    number = number_in(value)
+    if number is None:
+        raise ValueError(f"expected a number or a fraction such as 8/255, got {value[:64]!r}")
+    return number
+
+
+def _read_options(value: Any) -> Any:
+    """Numbers where the text means them: YAML takes 8/255 and 1e-2 for words. Digits alone are words that
+    stand in quotes, and stay."""
+    if isinstance(value, dict):
+        return {key: _read_options(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_read_options(inner) for inner in value]
+    if not isinstance(value, str) or not {"/", "e", "E"} & {*value}:
+        return value
+    number = number_in(value)
+    return value if number is None else number
 
 
 Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+Options = Annotated[dict[str, JsonValue], BeforeValidator(_read_options)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 
 

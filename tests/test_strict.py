@@ -26,6 +26,19 @@ def test_a_fraction_reads_as_its_value():
     assert protocol.data["digits"].eps["linf"] == 8 / 255
 
 
+@pytest.mark.parametrize("kind", [ModelCard, Recipe])
+def test_a_fraction_among_options_reads_as_its_value_and_words_stay(kind):
+    given = {
+        "sigma": "8/255",
+        "low": "1e-2",
+        "in": ["1/2", {"a": "2E3"}],
+        "words": ["none", "e", "n/a", "16"],
+    }
+    read = strict.validate(kind, WHOLE[kind] | {"options": given}, where="file.yaml")
+    wanted = {"sigma": 8 / 255, "low": 0.01, "in": [0.5, {"a": 2000.0}], "words": given["words"]}
+    assert read.options == wanted
+
+
 @pytest.mark.parametrize("text", ["8/0", "eight", "1/2/3", "__import__('os')"])
 def test_what_is_no_fraction_is_refused(text):
     content = MINIMAL | {"data": {"digits": {"eps": {"linf": text}}}}

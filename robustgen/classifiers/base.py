@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.errors import UnsupportedError, UserError
-from robustgen.types import ConditionalNoise, Density, Noise, NoNoise
+from robustgen.types import ConditionalNoise, Density, FixedNoise, Noise, NoNoise
 
 
 def check_level(sigma: float | Tensor, levels: ConditionalNoise) -> None:
@@ -26,6 +26,24 @@ def check_level(sigma: float | Tensor, levels: ConditionalNoise) -> None:
             got=f"{lowest:g} to {highest:g}",
             remedy="leave sigma out for a picture without noise",
         )
+
+
+def trained_levels(low: float, high: float) -> ConditionalNoise:
+    """The noise levels that a model is to be trained on; UserError unless 0 < low < high."""
+    if not 0 < low < high < math.inf:
+        raise UserError(
+            "these are no noise levels to train on", expected="0 < low < high", got=f"low={low}, high={high}"
+        )
+    return ConditionalNoise(low, high)
+
+
+def trained_noise(sigma: float) -> FixedNoise:
+    """The one noise level that a model is to be trained on; UserError unless it is 0 or more."""
+    if not 0 <= sigma < math.inf:
+        raise UserError(
+            "this is no noise level to train on", expected="a sigma of 0 or more", got=f"sigma={sigma}"
+        )
+    return FixedNoise(sigma)
 
 
 class Denoiser(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, check_level
+from robustgen.classifiers.base import Classifier, check_level, trained_levels
 from robustgen.classifiers.energy import NoisyBackbone, per_sample, scale_of
 from robustgen.types import ConditionalNoise, Density
 
@@ -35,7 +35,7 @@ class NoisyClassifier(Classifier):
         super().__init__()
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.noise = ConditionalNoise(low, high)
+        self.noise = trained_levels(low, high)
         self.test_sigma = low
         self.register_buffer("mean", torch.full(input_shape, 0.5))
         self.register_buffer("sigma_data", torch.tensor(0.25))

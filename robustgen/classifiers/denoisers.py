@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.classifiers.base import Denoiser, check_level
+from robustgen.classifiers.base import Denoiser, check_level, trained_levels
 from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, Stage, per_sample, scale_of
 from robustgen.errors import UnsupportedError, UserError
 from robustgen.types import ConditionalNoise
@@ -88,7 +88,7 @@ class EDMDenoiser(Denoiser):
             )  # fmt: skip
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.levels = ConditionalNoise(low, high)
+        self.levels = trained_levels(low, high)
         self.register_buffer("mean", torch.full(input_shape, 0.5))
         self.register_buffer("sigma_data", torch.tensor(0.25))
         self.net = UNet(input_shape[0], num_classes + 1, widths, blocks, patch)

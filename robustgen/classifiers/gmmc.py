@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, trained_noise
 from robustgen.classifiers.networks import ResNet
 from robustgen.errors import UserError
-from robustgen.types import FixedNoise
 
 
 def max_mahalanobis_centres(classes: int, dims: int, radius: float) -> Tensor:
@@ -66,7 +65,7 @@ class GMMC(Classifier):
         super().__init__()
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.noise = FixedNoise(sigma)
+        self.noise = trained_noise(sigma)
         self.net = ResNet(features, input_shape, **options)
         centres = max_mahalanobis_centres(num_classes, features, radius)
         self.register_buffer("centres", centres.float(), persistent=False)

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.base import Classifier, trained_noise
 from robustgen.classifiers.networks import ResNet
-from robustgen.types import FixedNoise
 
 
 class JEM(Classifier):
@@ -28,7 +27,7 @@ class JEM(Classifier):
         super().__init__()
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.noise = FixedNoise(sigma)
+        self.noise = trained_noise(sigma)
         self.net = ResNet(num_classes, input_shape, **options)
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:

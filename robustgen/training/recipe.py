@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from robustgen.config import Arch, own_code
-from robustgen.strict import Positive, Slug, Strict, fingerprint
+from robustgen.strict import Options, Positive, Slug, Strict, fingerprint
 from robustgen.types import Norm
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -146,7 +146,7 @@ class Recipe(Strict):
     family: str
     data: str
     arch: Arch
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Keyword arguments of the architecture; num_classes and input_shape come from the data."""
     objective: ObjectiveSpec
     optimiser: Optimiser

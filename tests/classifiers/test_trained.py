@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 import torch
@@ -109,6 +110,26 @@ def test_wrong_cards(zoo, changes, text):
     with pytest.raises(UserError) as error:
         load(write_model(zoo, **changes))
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["cdn", "egc", "noisy-softmax", "denoiser", "shared-denoiser"])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-0.1, 1.0), (1.0, 1.0), (1.0, 0.5), (0.1, math.inf), (math.nan, 1.0)]
+)
+def test_noise_levels_out_of_order_are_refused(arch, low, high):
+    options = {"num_classes": 10, "input_shape": [1, 8, 8], "low": low, "high": high}
+    with pytest.raises(UserError, match="no noise levels to train on") as error:
+        build(arch, options, where="recipe.yaml")
+    assert error.value.details["where"] == "recipe.yaml"
+    assert error.value.details["remedy"] == "mend the options"
+
+
+@pytest.mark.parametrize("arch", ["jem", "gmmc"])
+@pytest.mark.parametrize("sigma", [-0.1, float("inf"), float("nan")])
+def test_a_sigma_that_is_no_level_is_refused(arch, sigma):
+    options = {"num_classes": 10, "input_shape": [1, 8, 8], "sigma": sigma}
+    with pytest.raises(UserError, match="no noise level to train on"):
+        build(arch, options, where="recipe.yaml")
 
 
 def test_every_architecture_of_the_table_exists():
