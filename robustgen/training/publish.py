@@ -71,8 +71,8 @@ def publish(
         tensors = {k: _half(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
-    before = _fingerprint(folder)
-    older = None if before is None else registry.load_card(folder.resolve())
+    claims = _claims(folder, card["data"])
+    before = _fingerprint(folder) if claims else None
     write_bytes(folder / entry.file, weights)
     for name, content in files.items():
         file = folder / name
@@ -80,8 +80,17 @@ def publish(
             write_bytes(file, content)
     written = card | {"weights": entry.model_dump(), "claims": []}
     _write_card(folder, written)
-    if older and older.claims and older.data == card["data"] and _fingerprint(folder) == before:
-        _write_card(folder, written | {"claims": [claim.model_dump(mode="json") for claim in older.claims]})
+    if before is not None and _fingerprint(folder) == before:
+        _write_card(folder, written | {"claims": claims})
+
+
+def _claims(folder: Path, data: str) -> list[dict[str, Any]]:
+    """What the card in a folder claims on that data; nothing where there is no card that can be read."""
+    try:
+        card = registry.load_card(folder.resolve())
+    except UserError:
+        return []
+    return [claim.model_dump(mode="json") for claim in card.claims] if card.data == data else []
 
 
 def _fingerprint(folder: Path) -> str | None:
