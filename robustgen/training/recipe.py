@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from robustgen.config import Arch, own_code
-from robustgen.strict import Options, Positive, Slug, Strict, fingerprint
+from robustgen.strict import Count, Options, Positive, Slug, Strict, fingerprint
 from robustgen.types import Norm
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -56,7 +56,7 @@ class ChainSpec(Strict):
     step_size: Positive = 1.0
     noise: float = Field(default=0.01, ge=0)
     """Standard deviation of the noise of a step, in pixel units."""
-    buffer: int = Field(default=10_000, ge=1)
+    buffer: Count = 10_000
     reinit: Share = 0.05
     max_gap: Positive = 100.0
     """Largest |log p(data) - log p(samples)| in nats that is not yet called divergence."""
@@ -160,7 +160,7 @@ class Recipe(Strict):
     """bf16: autocast, in channels_last; float32 on machines that only emulate it."""
     warm_start: Slug | None = None
     """A model of the zoo whose trained weights the training starts from; the network must hold them all."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     restarts: int = Field(default=0, ge=0)
     """How often a diverged training goes back to its last checkpoint and on, with other draws."""
     checkpoint_every: int = Field(default=500, gt=0)

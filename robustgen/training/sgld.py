@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,8 @@ from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.jem import JEM
 from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
+from robustgen.errors import UserError, in_words
+from robustgen.limits import out_of_memory
 from robustgen.training import Diverged, Objective, accuracy, frozen
 from robustgen.training.recipe import ChainSpec, SgldSpec
 from robustgen.types import FixedNoise
@@ -27,7 +30,16 @@ class Chains:
     def __init__(self, spec: ChainSpec, shape: tuple[int, int, int]) -> None:
         self.spec = spec
         start = torch.Generator().manual_seed(0)
-        self.buffer = torch.rand(spec.buffer, *shape, generator=start)
+        try:
+            self.buffer = torch.rand(spec.buffer, *shape, generator=start)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                "the chains of this training do not fit into memory", where="objective.buffer",
+                expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB", got=in_words(error),
+                remedy="a smaller buffer",
+            ) from None  # fmt: skip
 
     def draw(
         self,

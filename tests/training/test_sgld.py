@@ -3,6 +3,7 @@ import torch
 
 from robustgen.classifiers.jem import JEM
 from robustgen.data import load
+from robustgen.errors import UserError
 from robustgen.training import Diverged, make_objective
 from robustgen.training.recipe import SgldSpec
 
@@ -73,6 +74,12 @@ def test_buffer_is_part_of_the_state(model):
     assert not torch.equal(first.chains.buffer, second.chains.buffer)
     second.load_state_dict(first.state_dict())
     assert torch.equal(draw(first, model, 16, generator(5))[0], draw(second, model, 16, generator(5))[0])
+
+
+def test_a_buffer_that_memory_cannot_hold_is_told_in_words():
+    with pytest.raises(UserError, match="do not fit into memory") as raised:
+        make_objective(spec(buffer=2**31 - 1), load("digits", "train"))
+    assert raised.value.details["expected"] == "room for 550 GB"
 
 
 def test_model_and_samples_that_come_apart_are_divergence(model):
