@@ -20,8 +20,8 @@ from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, ZooModel
 
 __all__ = [
-    "build", "check_attributes", "fingerprint_model", "instantiate", "load", "load_model", "take_weights",
-    "zoo_folder",
+    "build", "check_attributes", "check_fit", "fingerprint_model", "instantiate", "load", "load_model",
+    "take_weights", "try_out", "zoo_folder",
 ]  # fmt: skip
 
 
@@ -39,6 +39,16 @@ def load_model(
         raise UserError(f"{ref.name!r} is a denoiser, not a classifier", remedy="name a classifier")
     if not isinstance(model, Classifier):
         model = PlainClassifier(model, len(class_names), input_shape).eval()
+    check_fit(model, ref, class_names, input_shape)
+    if not isinstance(ref, ZooModel):
+        _try_out(model, ref)
+    return model
+
+
+def check_fit(
+    model: Classifier, ref: ModelRef, class_names: Sequence[str], input_shape: tuple[int, int, int]
+) -> None:
+    """UserError where a classifier is of other classes or pictures than the data's, or says not of which."""
     check_attributes(model, ref)
     wanted, got = (len(class_names), tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
     if wanted != got:
@@ -46,11 +56,8 @@ def load_model(
             f"the model {ref.name!r} does not fit the data",
             expected=f"{wanted[0]} classes, pictures of shape {wanted[1]}",
             got=f"{got[0]} classes, pictures of shape {got[1]}",
-            remedy="name the data that the model was made for (--data)",
+            remedy="name the data that the model was made for (--data, or the recipe's data)",
         )
-    if not isinstance(ref, ZooModel):
-        _try_out(model, ref)
-    return model
 
 
 def check_attributes(model: Classifier, ref: ModelRef) -> None:
@@ -105,20 +112,29 @@ def _entry_point(name: str) -> Any:
 
 def _try_out(model: Classifier, ref: ModelRef) -> None:
     """Call a foreign model once, so that its mistakes are found before a run and not within it."""
+    try:
+        try_out(model, ref)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code: anything may come
+        raise UserError(
+            f"the model {ref.name!r} fails on a batch of the data's shape",
+            expected=f"logits of shape (2, {model.num_classes}) for pictures of shape "
+            f"{(2, *model.input_shape)}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="it must take any number of pictures of that shape, float32 and in [0, 1]",
+        ) from None
+
+
+def try_out(model: Classifier, ref: ModelRef) -> None:
+    """Call a model on two pictures; UserError where what it returns are no logits, or it writes into the
+    pictures. What it raises goes on to the caller."""
     shape = tuple(model.input_shape)
     # no two pixels alike: what is written into them may leave a plain grey as it is
     x = torch.linspace(0.1, 0.9, 2 * math.prod(shape)).view(2, *shape)
     given = x.clone()
-    try:
-        with torch.no_grad():
-            logits = model.logits(given)
-    except Exception as error:  # the user's code: anything may come
-        raise UserError(
-            f"the model {ref.name!r} fails on a batch of the data's shape",
-            expected=f"logits of shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
-            got=f"{type(error).__name__}: {error}",
-            remedy="it must take any number of pictures of that shape, float32 and in [0, 1]",
-        ) from None
+    with torch.no_grad():
+        logits = model.logits(given)
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, model.num_classes):
         raise UserError(

@@ -19,12 +19,14 @@ from robustgen.classifiers.user import failure
 from robustgen.disk import remove_stale
 from robustgen.environment import make_exact, native_bfloat16
 from robustgen.errors import UserError, in_words
+from robustgen.registry import FileModel
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
 from robustgen.training.recipe import Optimiser, Recipe
 
 LARGEST_LOSS = 1e8  # JEM's own limit; beyond it no training has ever come back
 REMEDY = "a smaller learning rate, a longer warm-up, or clip"
+FAILS = "the network of this recipe fails on its first pictures"
 LOG_EVERY = 10  # steps
 
 
@@ -118,29 +120,19 @@ class Run:
         make_exact(device)
         shape = {"num_classes": len(samples.class_names), "input_shape": list(samples.shape)}
         self.options = recipe.options | shape
-        torch.manual_seed(recipe.seed)
-        self.model: Any = classifiers.build(recipe.arch, self.options, where=recipe.name, folder=folder)
+        self.code = None if recipe.code_file is None else (folder / recipe.code_file).resolve()
         _check_augment(recipe, samples.shape)
-        if recipe.warm_start is not None:
-            classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
-        self.plain = not isinstance(self.model, Classifier | Denoiser)
-        if self.plain:
-            self.model = PlainClassifier(self.model, len(samples.class_names), samples.shape)
-        # a mask may hold -inf by right, and from its start
-        self.finite = [bool(t.isfinite().all()) for t in _tensors(self.model)]
-        self.model.to(device)
-        self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
-        self.model.to(memory_format=self.layout)
         self.low = recipe.precision == "bf16" and native_bfloat16(device)
         if recipe.precision == "bf16" and not self.low:
             console.print(f"{recipe.name}: in float32, since this machine has no bfloat16 of its own")
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimiser = make_optimiser(recipe.optimiser, self.model)
-        self.objective: Objective = make_objective(recipe.objective, samples)
+        self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
+        try:
+            self.assemble(folder)
+        except Exception as error:
+            raise self._unfit("the network of this recipe cannot be trained", error) from None
         self.x, self.y = samples.images.to(device), samples.labels.to(device)
         self.total = recipe.total_steps(len(samples))
         self.done, self.restarts = 0, 0  # steps; times that it went back after the loss diverged
-        self.code = None if recipe.code_file is None else (folder / recipe.code_file).resolve()
         self.folder = checkpoint.cache_folder(recipe, folder)
         self.file = self.folder / checkpoint.FILE
         remove_stale(self.folder)  # a checkpoint with a replay buffer may take 100 MB
@@ -150,6 +142,43 @@ class Run:
         elif self.done:
             console.print(f"{recipe.name}: trained already ({self.file}); --fresh trains anew")
         self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
+
+    def assemble(self, folder: Path) -> None:
+        """Make the network, its average, the optimiser and the objective."""
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        self.model: Any = classifiers.build(recipe.arch, self.options, where=recipe.name, folder=folder)
+        if isinstance(self.model, Denoiser) and recipe.objective.kind != "denoising":
+            raise UserError(
+                "a denoiser is trained by denoising alone", where=f"{recipe.name}: objective.kind",
+                expected="denoising", got=recipe.objective.kind, remedy="another objective, or another arch",
+            )  # fmt: skip
+        if recipe.warm_start is not None:
+            classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
+        self.plain = not isinstance(self.model, Classifier | Denoiser)
+        if self.plain:
+            self.model = PlainClassifier(self.model, len(self.data.class_names), self.data.shape)
+        # a mask may hold -inf by right, and from its start
+        self.finite = [bool(t.isfinite().all()) for t in _tensors(self.model)]
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        publish.to_tensors(self.trained)
+        if self.code is not None and not isinstance(self.model, Denoiser):
+            self.try_out()
+        for model in (self.model, self.average):
+            model.to(self.device)
+            model.to(memory_format=self.layout)
+        self.optimiser = make_optimiser(recipe.optimiser, self.model)
+        self.objective: Objective = make_objective(recipe.objective, self.data)
+
+    def try_out(self) -> None:
+        """Ask a network of the user's own code about two pictures, as a report will."""
+        assert self.code is not None
+        ref = FileModel(self.recipe.name, self.code, self.recipe.arch.partition(":")[2])
+        classifiers.check_fit(self.model, ref, self.data.class_names, self.data.shape)
+        try:
+            classifiers.try_out(copy.deepcopy(self.model).eval(), ref)
+        except Exception as error:
+            raise self._unfit(FAILS, error) from None
 
     @property
     def trained(self) -> nn.Module:
@@ -172,11 +201,9 @@ class Run:
                     self.recover(error)
                     continue
                 except Exception as error:
-                    # what torch raises at a width of 0, it raises at once; a user's code may raise anything
-                    unfit = isinstance(error, RuntimeError | ValueError | IndexError) or self.code is not None
-                    if self.done or not unfit:
+                    if self.done:
                         raise
-                    raise self._unfit(error) from None
+                    raise self._unfit(FAILS, error) from None
                 if self.done % LOG_EVERY == 0 or self.done == self.total:
                     self.curve.add(self.done, parts)
                 words = ", ".join(f"{key} {value:.4g}" for key, value in parts.items())
@@ -184,12 +211,17 @@ class Run:
                 if saved and not self.console.is_terminal:
                     self.console.print(f"{self.recipe.name}: step {self.done} of {self.total}: {words}")
 
-    def _unfit(self, error: Exception) -> UserError:
-        """What to say where the first step fails: the network of these options cannot take the pictures."""
-        what = "the network of this recipe fails on its first pictures"
+    def _unfit(self, what: str, error: Exception) -> Exception:
+        """What to say where the network cannot be made, or fails on its first pictures; the error itself
+        where neither the options nor a user's code can be to blame."""
+        if isinstance(error, UserError):
+            return error
+        # what torch raises at a width of 0, it raises at once; a user's code may raise anything
+        if self.code is None and not isinstance(error, RuntimeError | ValueError | IndexError):
+            return error
         if self.code is not None:
             remedy = f"mend the file, or the options: {self.options}"
-            return failure(f"{what}, of shape {self.data.shape}", error, self.code, remedy=remedy)
+            return failure(f"{what} (of shape {self.data.shape})", error, self.code, remedy=remedy)
         return UserError(
             what, where=self.recipe.name,
             expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",

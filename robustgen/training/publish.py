@@ -65,8 +65,7 @@ def publish(
     ``half`` stores the weights in float16. Claims of an older card are kept where its model is the same,
     weights, options and code, on the same data, and dropped otherwise.
     """
-    # copies: a safetensors file has no tensors that share memory, as tied weights do
-    tensors = {key: value.contiguous().cpu().clone() for key, value in model.state_dict().items()}
+    tensors = to_tensors(model)
     if half:
         tensors = {k: _half(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
@@ -82,6 +81,19 @@ def publish(
     _write_card(folder, written)
     if before is not None and _fingerprint(folder) == before:
         _write_card(folder, written | {"claims": claims})
+
+
+def to_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model as a safetensors file takes them; what is no tensor is a UserError."""
+    state = model.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                "the weights of this network cannot be stored", where=f"state_dict: {key}",
+                expected="tensors alone", got=type(value).__name__, remedy="make it a buffer, or no state",
+            )  # fmt: skip
+    # copies: a safetensors file has no tensors that share memory, as tied weights do
+    return {key: value.contiguous().cpu().clone() for key, value in state.items()}
 
 
 def _claims(folder: Path, data: str) -> list[dict[str, Any]]:

@@ -182,6 +182,61 @@ class Net(nn.Linear):
     assert raised.value.details["where"] == f"{tmp_path.resolve() / 'model.py'}, line 10"
 
 
+NET = """
+import threading
+import torch
+from torch import nn
+from robustgen.classifiers.base import Classifier
+
+class Odd(nn.Identity):
+    def get_extra_state(self):
+        return 3
+
+class Net({base}):
+    def __init__(self, num_classes, input_shape):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), {layers})
+        {more}
+
+    def {forward}(self, x, sigma=None):
+        return self.net(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": "nn.AdaptiveAvgPool1d(num_classes)"}, "empty parameter list"),
+        ({"layers": "nn.LazyLinear(num_classes)"}, "uninitialized parameter"),
+        ({"more": "self.lock = threading.Lock()"}, "pickle"),
+        ({"layers": "Odd(), nn.Linear(64, num_classes)"}, "tensors alone"),
+        ({"layers": "nn.Linear(64, 12)"}, "something else than logits"),
+        ({"base": "Classifier", "forward": "logits"}, "does not say its num_classes"),
+        (
+            {
+                "base": "Classifier", "forward": "logits", "layers": "nn.Linear(64, 12)",
+                "more": "self.num_classes, self.input_shape = 12, (1, 8, 8)",
+            },
+            "does not fit the data",
+        ),
+    ],
+)  # fmt: skip
+def test_own_code_that_no_report_could_judge_is_refused_before_it_is_trained(tmp_path, cache, changes, says):
+    usual = {"base": "nn.Module", "layers": "nn.Linear(64, num_classes)", "forward": "forward", "more": ""}
+    recipe = write(tmp_path, tiny(arch="model.py:Net", options={}))
+    (tmp_path / "model.py").write_text(NET.format(**usual | changes))
+    with pytest.raises(UserError) as raised:
+        train(recipe, tmp_path / "tiny")
+    assert says in str(raised.value)
+    assert not list(cache.glob("robustgen/training/*/checkpoint.pt"))
+
+
+def test_a_denoiser_is_trained_by_denoising_alone(tmp_path, cache):
+    with pytest.raises(UserError, match="trained by denoising alone") as raised:
+        begin(tmp_path, tiny(arch="denoiser", options={"widths": [4], "blocks": 1}))
+    assert raised.value.details["got"] == "cross-entropy"
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     spec = Optimiser(lr=1.0, warm_up=10)
     rates = [learning_rate(spec, step, 110) for step in range(111)]
