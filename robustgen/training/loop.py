@@ -51,20 +51,21 @@ def train(
     folder = Path(out) if out is not None else Path("models") / recipe.name
     card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
     _check_warm_start(recipe, folder)
-    if fresh:
-        checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
-    files = publish.sources(recipe, recipe_path)  # an edit during the training is not what is trained
-    samples = data.load(recipe.data, "train", root=root)
-    torch.set_num_threads(threads_for(samples.shape))
     console = console or Console(stderr=True)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # own code may draw where it is imported, which is now
+        files = publish.sources(recipe, recipe_path)  # an edit during the training is not what is trained
+        if fresh:
+            checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
+        samples = data.load(recipe.data, "train", root=root)
+        torch.set_num_threads(threads_for(samples.shape))
         run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
         files = publish.sources(recipe, recipe_path) | files  # and what the code imports while it builds
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
     if isinstance(run.trained, Classifier) and run.trained.calls_per_image > 1:
         card["calls"] = run.trained.calls_per_image
-    if folder.resolve() == recipe_path.resolve().parent:
+    if folder.resolve() == recipe_path.parent.resolve():
         for edited in publish.keep_edits(files, folder):
             console.print(f"{recipe.name}: what was edited during the training is in {edited}")
     publish.publish(run.trained, card, folder, files, half=recipe.storage == "float16")

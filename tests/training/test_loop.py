@@ -231,6 +231,19 @@ def test_own_code_that_no_report_could_judge_is_refused_before_it_is_trained(tmp
     assert not list(cache.glob("robustgen/training/*/checkpoint.pt"))
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_own_code_draws_where_it_is_imported_hangs_on_the_seed_alone(tmp_path, cache, fresh):
+    recipe = write(tmp_path, tiny(arch="model.py:Net", options={}, steps=1, seed=3))
+    layers = "nn.Linear(64, num_classes)"
+    code = NET.format(base="nn.Module", layers=layers, forward="forward", more="self.at = nn.Buffer(START)")
+    (tmp_path / "model.py").write_text(code + "START = torch.rand(4)\n")
+    torch.manual_seed(7)
+    folder = train(recipe, tmp_path / "tiny", fresh=fresh)
+    here = torch.rand(4)
+    assert torch.equal(classifiers.load(folder).at, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(here, torch.rand(4, generator=torch.Generator().manual_seed(7)))
+
+
 def test_a_denoiser_is_trained_by_denoising_alone(tmp_path, cache):
     with pytest.raises(UserError, match="trained by denoising alone") as raised:
         begin(tmp_path, tiny(arch="denoiser", options={"widths": [4], "blocks": 1}))
