@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import log_softmax, softmax
 
-from robustgen.metrics import calibration, denoising, estimates, intervals, ood, rows
+from robustgen.metrics import calibration, denoising, intervals, measured, ood, rows
 from robustgen.metrics.comparisons import Key, compare
+from robustgen.metrics.estimate import Estimate
 from robustgen.types import Metric
 
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ ACCURACY = Key("clean", "", "accuracy")
 numbers = st.lists(st.integers(0, 6), min_size=1, max_size=40)  # with many ties
 
 
-@pytest.mark.parametrize("module", [intervals, estimates])
+@pytest.mark.parametrize("module", [intervals, measured])
 def test_examples_of_the_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
@@ -303,9 +304,9 @@ def test_guidance_gain_and_psnr_by_hand() -> None:
 # --- comparisons -------------------------------------------------------------------------------------
 
 
-def rate(model: str, right: np.ndarray) -> estimates.Estimate:
+def rate(model: str, right: np.ndarray) -> Estimate:
     metric = Metric(model, "clean", "", "accuracy", right.mean(), 0, 1, len(right), "", True)
-    return estimates.Estimate(metric, np.arange(len(right)), right=right)
+    return Estimate(metric, np.arange(len(right)), right=right)
 
 
 def test_equal_models_do_not_differ_and_unequal_ones_do() -> None:

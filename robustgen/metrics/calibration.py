@@ -16,8 +16,12 @@ from robustgen.metrics.rows import log_softmax
 
 Array = np.ndarray
 BINS = 15
-BIASED_UPWARDS = ("ece", "adaptive_ece", "classwise_ece", "brier_reliability", "brier_resolution")
-"""Sums of absolute values or of squares, which noise raises: their intervals are basic ones, cut off at 0."""
+BIASED = (
+    "ece", "adaptive_ece", "classwise_ece", "brier_reliability", "brier_resolution", "brier_uncertainty",
+    "average_precision_in", "average_precision_out", "aupr_in", "aupr_out",
+)  # fmt: skip
+"""What resampling biases: sums of absolute values or of squares, which noise raises, the uncertainty, which
+it lowers, and areas under precision, which ties raise. Their intervals are basic ones, cut off at 0 and 1."""
 
 
 class Resampled(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from robustgen.metrics.calibration import BIASED_UPWARDS
+from robustgen.metrics.calibration import BIASED
 from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.intervals import (
     basic_interval,
@@ -103,7 +103,7 @@ def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     gap, replicates = ours.value - theirs.value, ours.replicates - theirs.replicates
     if not np.isfinite(replicates).all():
         return None
-    biased = key.metric in BIASED_UPWARDS
+    biased = key.metric in BIASED
     low, high = basic_interval(gap, replicates) if biased else percentile_interval(replicates)
     return Comparison(
         *key, a.metric.model, b.metric.model, gap, low, high, len(ids),

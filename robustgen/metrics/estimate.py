@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from robustgen.metrics import calibration, verdicts
-from robustgen.metrics.calibration import BIASED_UPWARDS, Resampled
+from robustgen.metrics.calibration import BIASED, Resampled
 from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
 from robustgen.metrics.rows import Rows, Run
 from robustgen.types import Metric
@@ -72,9 +72,10 @@ def resampled(
     """``statistic`` of all samples, which is ``found`` where it is known already."""
     found = found or statistic(np.arange(len(ids)))
     low, high = percentile_interval(found.replicates)
-    if metric in BIASED_UPWARDS:
+    low, high = min(low, found.value), max(high, found.value)
+    if metric in BIASED:
         low, high = basic_interval(found.value, found.replicates)
-        low = max(min(0.0, found.value), low)
+        low, high = max(min(0.0, found.value), low), min(max(1.0, found.value), high)
     content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
     return Estimate(content, ids, again=statistic, resampled=found.replicates)
 

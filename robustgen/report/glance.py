@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from robustgen.report.columns import SHARES, Column
-from robustgen.report.plots import element, text
-from robustgen.report.reading import reading
+from robustgen.report.plots import COLOURS, element, marker, text
+from robustgen.report.reading import Doubts, reading
 from robustgen.report.tables import Cell, MainTable
 
 WIDTH, HEIGHT, LEFT, RIGHT, MIDDLE = 340, 44, 34, 30, 16
@@ -25,13 +25,15 @@ class Strip:
     svg: str
 
 
-def strips(table: MainTable) -> list[Strip]:
+def strips(table: MainTable, doubts: Doubts) -> list[Strip]:
     """The questions of ``reading``, each with its picture."""
     order = {model["name"]: index for index, (model, _) in enumerate(table.rows)}
-    return [
-        Strip(said.opening, said.sentence, _strip(said.opening, table, said.place, order))
-        for said in reading(table)
-    ]
+    found = []
+    for said in reading(table, doubts):
+        level = table.columns[said.place].title
+        opening = f"{said.opening}, {level}" if level.startswith("σ") else said.opening
+        found.append(Strip(opening, said.sentence, _strip(opening, table, said.place, order)))
+    return found
 
 
 def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) -> str:
@@ -39,7 +41,9 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
     known = [(model["name"], cells[place]) for model, cells in table.rows]
     cells = [(name, cell) for name, cell in known if cell is not None]
     scale = 100.0 if column.key.metric in SHARES else 1.0
-    left, right = _range(column, [scale * cell.metric["value"] for _, cell in cells])
+    left, right = _range(
+        column, [scale * cell.metric[key] for _, cell in cells for key in ("value", "ci_low", "ci_high")]
+    )
     best_last = sorted(cells, key=lambda c: c[1].metric["value"], reverse=not column.higher_is_better)
     parts = [
         f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{MIDDLE}" y2="{MIDDLE}"/>',
@@ -53,8 +57,7 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
     for rank, (name, cell) in enumerate(best_last):
         parts.append(_dot(name, cell, order[name], scale, (left, right), 2.0 * (rank - len(cells) / 2)))
     words = "; ".join(f"{name} {cell.text} ({cell.interval})" for name, cell in reversed(best_last))
-    title = opening + (f", {column.title}" if column.title.startswith("σ") else "")
-    return element(title, words, WIDTH, HEIGHT, "".join(parts), "strip")
+    return element(opening, words, WIDTH, HEIGHT, "".join(parts), "strip")
 
 
 def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, float], lift: float) -> str:
@@ -62,13 +65,13 @@ def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, flo
         _x(min(max(scale * cell.metric[key], min(ends)), max(ends)), *ends)
         for key in ("value", "ci_low", "ci_high")
     )
-    y, colour = MIDDLE + lift / 2, f"var(--series-{index % 8})"
-    ring = ' class="ring"' if cell.mark == "best" else ""
+    y, colour = MIDDLE + lift / 2, f"var(--series-{index % COLOURS})"
+    beyond = text(x - 10, y + 4, "◂") if scale * cell.metric["value"] < min(ends) else ""
     return (
         f"<g><title>{escape(f'{name}: {cell.text} ({cell.interval})')}</title>"
         f'<line class="whisker" style="stroke:{colour}" x1="{low:.1f}" x2="{high:.1f}" '
         f'y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<circle{ring} style="fill:{colour}" cx="{x:.1f}" cy="{y:.1f}" r="5"/></g>'
+        f"{marker(index, x, y, 5, 'dot ring' if cell.mark == 'best' else 'dot')}{beyond}</g>"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.report.columns import Column
+from robustgen.report.reading import Doubts, doubted, flag_groups
 from robustgen.report.render import templates
 from robustgen.report.tables import Cell, MainTable, main_table
 
@@ -23,6 +24,7 @@ class Standing:
     folder: str
     content: dict[str, Any]
     columns: list[Column]
+    doubts: Doubts
     kinds: list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]
 
     @property
@@ -56,7 +58,8 @@ def _standing(folder: Path) -> Standing:
         (kind, [(model, [cells[place] for place in places]) for model, cells in rows])
         for kind, rows in table.kinds
     ]
-    return Standing(folder.name, content, [table.columns[place] for place in places], kinds)
+    shown = [table.columns[place] for place in places]
+    return Standing(folder.name, content, shown, doubted(content, flag_groups(content)), kinds)
 
 
 def _counts(column: Column) -> bool:

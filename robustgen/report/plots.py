@@ -94,12 +94,26 @@ def _draw(frame: _Frame, series: Series, shift: float) -> str:
     shift = shift if series.low else 0.0
     parts.append(frame.line(series.x, series.y, "series", style(series.index), shift))
     if series.markers:
-        fill = f"fill:var(--series-{series.index % COLOURS})"
         parts += [
-            f'<circle style="{fill}" cx="{frame.px(x) + shift:.1f}" cy="{frame.py(y):.1f}" r="2.8"/>'
+            marker(series.index, frame.px(x) + shift, frame.py(y), 2.8)
             for x, y in zip(series.x, series.y, strict=True)
         ]
     return f"<g><title>{escape(series.name)}</title>{''.join(parts)}</g>"
+
+
+def marker(index: int, x: float, y: float, r: float, name: str = "dot") -> str:
+    """A dot of the ``index``-th model: after every eight, whose colours come again, another shape."""
+    how = f'class="{name}" style="fill:var(--series-{index % COLOURS})"'
+    shape = index // COLOURS % 4
+    if shape == 0:
+        return f'<circle {how} cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"/>'
+    corners = (
+        [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+        [(0, -1.2), (1.2, 1), (-1.2, 1)],
+    )
+    points = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in corners[shape - 1])
+    return f'<polygon {how} points="{points}"/>'
 
 
 @dataclass(frozen=True)

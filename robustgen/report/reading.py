@@ -20,13 +20,23 @@ OPENINGS = {
 }
 
 
+# Of a model alone, of the best, and of several that are the best.
 WORDS = {
-    "accuracy": ("gets right", "gets most right,"),
-    "robust_accuracy": ("keeps", "withstands most,"),
-    "corruption_accuracy": ("gets right", "gets most right,"),
-    "ece": ("is off by", "is nearest to the truth, off by"),
-    "auroc": ("tells them from the data with an AUROC of", "tells them best from the data, AUROC"),
-}
+    "accuracy": ("gets right", "gets most right,", "get most right,"),
+    "robust_accuracy": ("keeps", "withstands most,", "withstand most,"),
+    "corruption_accuracy": ("gets right", "gets most right,", "get most right,"),
+    "ece": ("is off by", "is nearest to the truth, off by", "are nearest to the truth, off by"),
+    "auroc": (
+        "tells them from the data with an AUROC of", "tells them best from the data, AUROC",
+        "tell them best from the data, AUROC",
+    ),
+}  # fmt: skip
+# What gradients are like says whether the attacks that climb them can be believed.
+OF_GRADIENTS = ("probes", "climbs")
+ATTACKED = ("attack", "detected", "fixed")
+
+Doubts = dict[tuple[str, str], tuple[int, str]]
+"""By (model, evaluation) of a number: the place of the first doubt about it on the page, and its fact."""
 
 
 class Said(NamedTuple):
@@ -47,9 +57,10 @@ class FlagGroup(NamedTuple):
     facts: list[tuple[str, list[str]]]
 
 
-def reading(table: MainTable) -> list[Said]:
+def reading(table: MainTable, doubts: Doubts) -> list[Said]:
     """An opening and a sentence for each kind of number in the table: its first column speaks for it, the
-    worst case for attacks (of stochastic models: by majority, the only one that they have)."""
+    worst case for attacks (of stochastic models: by majority, the only one that they have). A model whose
+    number is doubted is called so."""
     found: list[Said] = []
     for metric, opening in OPENINGS.items():
         places = [i for i, column in enumerate(table.columns) if column.key.metric == metric]
@@ -63,7 +74,7 @@ def reading(table: MainTable) -> list[Said]:
             found += [Said(opening, sentence, metric, places[len(places) // 2])] if sentence else []
             continue
         for i in places:
-            sentence = _sentence(table.columns[i], _known(table, i))
+            sentence = _sentence(table.columns[i], _called(table, i, doubts))
             found.append(Said(f"{opening}{_of(table.columns[i])}", sentence, metric, i))
     return found
 
@@ -80,26 +91,47 @@ def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
     return [(name, cell) for name, cell in found if cell is not None]
 
 
+def _called(table: MainTable, place: int, doubts: Doubts) -> list[tuple[str, Cell]]:
+    """As ``_known``, by what the sentence calls the models."""
+    evaluation = table.columns[place].key.evaluation
+    return [
+        (f"{name} (doubted)" if (name, evaluation) in doubts else name, cell)
+        for name, cell in _known(table, place)
+    ]
+
+
 def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
     ordered = sorted(known, key=lambda pair: pair[1].metric["value"], reverse=column.higher_is_better)
-    (best, top), (worst, bottom) = ordered[0], ordered[-1]
+    (best, top), (_, bottom) = ordered[0], ordered[-1]
     unit = " points" if column.key.metric == "ece" else " %"
     value = f"{top.text}{unit} ({top.interval})"
-    alone, first = WORDS[column.key.metric]
+    alone, first, several = WORDS[column.key.metric]
     if len(ordered) == 1:
         return f"{best} {alone} {value}."
     if top.text == bottom.text:
         return f"All models alike: {value}."
-    level = [name for name, cell in ordered[1:] if cell.mark in ("best", "tied")]
-    untested = [name for name, cell in ordered[1:] if cell.mark == "untested"]
-    if len(level) == len(ordered) - 1:
+    bests, lasts = (
+        [name for name, cell in ordered if cell.metric["value"] == end.metric["value"]]
+        for end in (top, bottom)
+    )
+    level = [name for name, cell in ordered if cell.mark == "tied"]
+    untested = [name for name, cell in ordered if cell.mark == "untested"]
+    best, it = (best, "it") if len(bests) == 1 else (_and(bests), "them")
+    first = first if len(bests) == 1 else several
+    if len(bests) + len(level) == len(ordered):
         return (
-            f"{best} {first} {value}, but the paired tests tell no other from it; "
-            f"last {worst}, {bottom.text}{unit}."
+            f"{best} {first} {value}, but the paired tests tell no other from {it}; "
+            f"last {_and(lasts)}, {bottom.text}{unit}."
         )
-    told = f" Level with it: {', '.join(level)}." if level else ""
-    told += f" On other samples, so not tested against it: {', '.join(untested)}." if untested else ""
-    return f"{best} {first} {value}.{told} Last is {worst}: {bottom.text}{unit}."
+    told = f" Level with {it}: {', '.join(level)}." if level else ""
+    few = f"Not tested against {it}, for too few common samples"
+    told += f" {few}: {', '.join(untested)}." if untested else ""
+    last = f"Last {'is' if len(lasts) == 1 else 'are'} {_and(lasts)}: {bottom.text}{unit}."
+    return f"{best} {first} {value}.{told} {last}"
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _gradients(table: MainTable, places: list[int], metric: str) -> str:
@@ -131,28 +163,38 @@ def _with_levels(levels: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)} at σ {sigmas}" for sigmas, names in together.items())
 
 
-def doubted(content: dict[str, Any], groups: list[FlagGroup]) -> dict[tuple[str, str], tuple[int, str]]:
-    """By (model, evaluation) of a number that an error or a warning doubts: the place of the first such
-    doubt on the page, and its fact. A doubted attack makes every worst case doubtful that it counts in."""
+def doubted(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
+    """The numbers that an error or a warning doubts."""
     places = {(group.severity, group.flag, group.remedy): place for place, group in enumerate(groups)}
-    attacks = {
-        (model["name"], detail["name"]): (detail["norm"], detail["eps"])
-        for model in content["models"] for detail in model["evaluations"] if detail["kind"] == "attack"
-    }  # fmt: skip
-    found: dict[tuple[str, str], tuple[int, str]] = {}
+    found: Doubts = {}
     for flag in content["flags"]:
         if flag["severity"] == "info":
             continue
         fact, _, remedy = flag["message"].partition(". ")
         doubt = (places[flag["severity"], flag["flag"], remedy], fact.rstrip(".") + ".")
-        where = [flag["evaluation"]]
-        norm, eps = attacks.get((flag["model"], flag["evaluation"]), ("", 0.0))
-        where += [worst_name(n, e) for (m, _), (n, e) in attacks.items()
-                  if (m, n) == (flag["model"], norm) and e >= eps]  # fmt: skip
-        for evaluation in where:
+        for evaluation in meant(content, flag):
             key = (flag["model"], evaluation)
             found[key] = min(found.get(key, doubt), doubt)
     return found
+
+
+def meant(content: dict[str, Any], flag: dict[str, Any]) -> set[str]:
+    """The evaluations whose numbers a flag is about: of one of a whole model all, of one of its gradients
+    the attacks; and with an attack every worst case that it counts in."""
+    if not flag["evaluation"]:
+        return {m["evaluation"] for m in content["metrics"] if m["model"] == flag["model"]}
+    of_model = (model["evaluations"] for model in content["models"] if model["name"] == flag["model"])
+    details = {detail["name"]: detail for detail in next(of_model, [])}
+    kind = details.get(flag["evaluation"], {}).get("kind")
+    found = {flag["evaluation"]}
+    if kind in OF_GRADIENTS:
+        found |= {name for name, detail in details.items() if detail["kind"] in ATTACKED}
+    attacks = [detail for detail in details.values() if detail["kind"] == "attack"]
+    return found | {
+        worst_name(other["norm"], other["eps"])
+        for attack in attacks for other in attacks
+        if attack["name"] in found and other["norm"] == attack["norm"] and other["eps"] >= attack["eps"]
+    }  # fmt: skip
 
 
 def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:

@@ -18,7 +18,7 @@ from robustgen.places import within
 from robustgen.report import corrupted, glance, pictures, sections, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
-from robustgen.report.plots import style
+from robustgen.report.plots import marker, style
 from robustgen.report.reading import doubted, flag_groups, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore
@@ -125,7 +125,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = style
+    environment.globals |= {"style": style, "marker": marker}
     environment.filters["short"] = sections.short
     environment.filters["link"] = lambda way: quote(os.fsencode(way))  # byte by byte, whatever they are
     return environment
@@ -134,25 +134,28 @@ def templates() -> Environment:
 def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
     table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
-    what, points = sections.cost_points(content)
+    doubts = doubted(content, groups)
+    _, points = sections.cost_points(content)
     shown, missing = _galleries(content, pairs)
     return {
         "summary": content,
         "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
         "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
         "table": table,
-        "strips": glance.strips(table),
+        "strips": glance.strips(table, doubts),
         "models_legend": glance.legend(content),
         "flags": groups,
-        "doubts": doubted(content, groups),
+        "doubts": doubts,
         "milliseconds": {model["name"]: sections.milliseconds(model) for model in content["models"]},
         "said": {
             "attacks": sentences.attacks(content) + sentences.guarded(content),
             "corruptions": sentences.corruptions(heat),
             "calibration": sentences.calibrated(runs),
             "foreign": sentences.foreign(content),
-            "gradients": [s.sentence for s in reading(table) if s.metric in ("guidance_gain", "psnr_gain")],
-            "cost": sentences.costs(points, what),
+            "gradients": [
+                s.sentence for s in reading(table, doubts) if s.metric in ("guidance_gain", "psnr_gain")
+            ],
+            "cost": sentences.costs(points),
         },
         "curves": sections.curves(content),
         "heat": heat,

@@ -274,7 +274,8 @@ def cost_points(content: dict[str, Any]) -> tuple[str, list[tuple[str, int, floa
 
 
 def milliseconds(model: dict[str, Any]) -> float | None:
-    """Wall time of a clean picture in this run; None where none was measured."""
+    """Wall time of all that the clean evaluation asks about a picture, log p(x) and the scores of a protocol
+    included; None where none was measured."""
     clean = next((c for c in model["costs"] if c["evaluation"] == "clean" and c["n"]), None)
     return 1000 * clean["seconds"] / clean["n"] if clean and clean["seconds"] > 0 else None
 
@@ -299,7 +300,7 @@ def cost_chart(content: dict[str, Any]) -> Figure | None:
     middle, half = (max(logs) + min(logs)) / 2, max(0.5, 0.55 * (max(logs) - min(logs)))
     title = "Cost against robustness" if "worst" in what else "Cost against accuracy"
     chart = Chart(
-        title, words, "milliseconds a clean picture", f"{what}, %", lines,
+        title, words, "milliseconds, all of a clean picture", f"{what}, %", lines,
         x_range=(middle - half, middle + half), y_range=(0, 100), x_powers=True,
     )  # fmt: skip
     return drawn_figure(title, chart)

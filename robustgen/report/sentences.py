@@ -10,14 +10,23 @@ from robustgen.metrics import calibration
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import DETECTED_BY, NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.columns import (
+    DETECTED_BY,
+    NORMS,
+    eps_text,
+    foreign_name,
+    format_interval,
+    format_value,
+    headline_eps,
+)
 from robustgen.report.content import by_key, names_of, of_kind, stochastic
 from robustgen.report.corrupted import Heat
 from robustgen.report.sections import short
 
 
 def attacks(content: dict[str, Any]) -> list[str]:
-    """Who loses most and least from clean pictures to the attacks of a size, a sentence a threat."""
+    """From clean pictures to the attacks of a size: the most and the least that a model loses, which no
+    test compares, a sentence a threat."""
     numbers, found = by_key(content), []
     drawn = stochastic(content)
     for norm, eps in headline_eps(content):
@@ -36,7 +45,7 @@ def attacks(content: dict[str, Any]) -> list[str]:
         if len(ordered) == 1:
             found.append(f"{where} accuracy falls: {words[ordered[0]]}.")
         else:
-            found.append(f"{where} {words[ordered[0]]} loses least, {words[ordered[-1]]} most.")
+            found.append(f"{where} accuracy falls least and most: {words[ordered[0]]}, {words[ordered[-1]]}.")
     return found
 
 
@@ -100,29 +109,26 @@ def foreign(content: dict[str, Any]) -> list[str]:
     for detail in of_kind(content, "ood"):
         name = detail["name"]
         let_in = {
-            m["model"]: m["value"] for m in content["metrics"]
+            m["model"]: m for m in content["metrics"]
             if (m["evaluation"], m["variant"], m["metric"]) == (name, "energy", "fpr95_at_id_tpr")
         }  # fmt: skip
         if not let_in:
             continue
-        ordered = sorted(let_in, key=let_in.__getitem__)
-        said = f"Where 95 % of {own} are accepted, {ordered[0]} lets in {100 * let_in[ordered[0]]:.1f} % of "
-        said += foreign_name(detail)
-        said += f", {ordered[-1]} {100 * let_in[ordered[-1]]:.1f} %" if len(ordered) > 1 else ""
-        found.append(said + ".")
+        ordered = sorted(let_in, key=lambda model: let_in[model]["value"])
+        ends = [
+            f"{m} {format_value(let_in[m])} ({format_interval(let_in[m])})" for m in (ordered[0], ordered[-1])
+        ]
+        said = f"Where 95 % of {own} are accepted by energy, so many % of {foreign_name(detail)} are let in: "
+        found.append(f"{said}{'; '.join(dict.fromkeys(ends))}.")
     return found
 
 
-def costs(points: list[tuple[str, int, float, dict[str, Any]]], what: str) -> list[str]:
-    """What the best by ``what`` costs beside the cheapest; points as ``sections.cost_points`` has them."""
+def costs(points: list[tuple[str, int, float, dict[str, Any]]]) -> list[str]:
+    """The cheapest and the dearest; points as ``sections.cost_points`` has them."""
     if len(points) < 2:
         return []
-    best = max(points, key=lambda p: (p[3]["value"], -p[2]))  # of equals the cheaper one
-    cheap = min(points, key=lambda p: p[2])
-    if best[0] == cheap[0]:
-        return [f"{best[0]} is the best by {what} and the cheapest: {short(best[2])} ms a picture."]
-    times = best[2] / cheap[2]
+    cheap, dear = (pick(points, key=lambda p: p[2]) for pick in (min, max))
     return [
-        f"{best[0]} is the best by {what}, {100 * best[3]['value']:.1f} %, at {short(best[2])} ms a picture: "
-        f"{times:.1f} times the cheapest, {cheap[0]} ({100 * cheap[3]['value']:.1f} %)."
+        f"All that was asked of a clean picture took from {short(cheap[2])} ms ({cheap[0]}) to "
+        f"{short(dear[2])} ms ({dear[0]}), beside whatever else the machine did."
     ]

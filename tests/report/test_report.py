@@ -179,7 +179,13 @@ def test_png_has_the_pixels() -> None:
         assert np.asarray(image).tolist() == [[0, 128], [255, 255]]
 
 
-def test_of_equally_good_models_the_cheaper_is_called_the_best() -> None:
+def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best() -> None:
     points = [(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))]
-    (said,) = sentences.costs(points, "clean accuracy")
-    assert said == "cheap is the best by clean accuracy and the cheapest: 3.0 ms a picture."
+    (said,) = sentences.costs(points)
+    assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in said
+
+
+def test_from_the_ninth_model_on_a_dot_has_another_shape() -> None:
+    dots = [plots.marker(index, 0, 0, 1) for index in range(24)]
+    assert len(set(dots)) == 24
+    assert [dot.startswith("<circle") for dot in dots] == [True] * 8 + [False] * 16

@@ -130,7 +130,11 @@ def test_the_thorough_run_is_autoattack_too_and_stands_for_the_other(tmp_path, c
 
 def test_corruptions_need_all_75_cells(tmp_path, content):
     types = [f"type{k}" for k in range(15)]
-    cells = [{"kind": "corruption", "type": t, "severity": s} for t in types for s in range(1, 6)]
+    cells = [
+        {"name": f"{t}-{s}", "kind": "corruption", "type": t, "severity": s}
+        for t in types
+        for s in range(1, 6)
+    ]
     content["metrics"].append(metric("corruptions", "corruption_accuracy", 0.734, "all"))
     content["models"][0]["evaluations"] += cells[:-1]
     assert "cifar10/corruptions/net.json" not in exported(tmp_path, content)

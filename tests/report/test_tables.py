@@ -42,8 +42,8 @@ def test_the_page_says_that_a_pair_was_not_tested(apart: tuple[Path, dict[str, A
     page = render(apart[0]).read_text(encoding="utf-8")
     assert "(not tested against the best)" in page
     assert re.search(r'key untested">framed</span> could not be tested', page)
-    sentences = {said.opening: said.sentence for said in reading(tables.main_table(apart[1]))}
-    assert "not tested against it: a" in sentences["On clean pictures"]
+    sentences = {said.opening: said.sentence for said in reading(tables.main_table(apart[1]), {})}
+    assert "Not tested against it, for too few common samples: a" in sentences["On clean pictures"]
 
 
 def test_models_that_share_half_of_their_samples_are_tested(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
     found = marks(content, "accuracy")
     assert set(found) == {"plain", "noisy"}
     assert "untested" not in found.values()
-    openings = [said.opening for said in reading(table)]
+    openings = [said.opening for said in reading(table, {})]
     assert openings.count("On clean pictures") == 1
     assert "Under attack, L∞ ≤ 0.15, by majority" in openings
 

@@ -100,17 +100,22 @@ document.querySelector("#baseline").addEventListener("change", (event) => {
 });
 
 // Gives the table as it stands, without what is hidden, to take away.
+// Against a baseline the columns are differences to it, and say so; its own row has none. Cost stays as it is.
 const table = () => {
+  const baseline = document.querySelector("#baseline").value;
   const cells = (row) => [...row.cells].filter((cell) => !cell.hidden);
+  const shownRows = models().filter((row) => !row.hidden);
+  const isCompared = (place) => baseline && shownRows.some((row) => row.cells[place].dataset.model);
   const titles = cells(main.tHead.rows[1]).slice(1).map((head) => {
-    const group = groups[groupOf[head.cellIndex - 1]].textContent;
-    return `${group}: ${head.textContent.trim()}`;
+    const title = `${groups[groupOf[head.cellIndex - 1]].textContent}: ${head.textContent.trim()}`;
+    return isCompared(head.cellIndex) ? `${title}, difference to ${baseline}` : title;
   });
-  const rows = models().filter((row) => !row.hidden).map((row) => [
+  const rows = shownRows.map((row) => [
     row.dataset.name,
     ...cells(row).slice(1).map((cell) => {
       const [shown, interval] = [cell.querySelector(".value"), cell.querySelector(".interval")];
-      return shown ? [shown.textContent, interval.textContent] : ["", ""];
+      const own = row.dataset.name === baseline && isCompared(cell.cellIndex);
+      return shown && !own ? [shown.textContent, interval.textContent] : ["", ""];
     }),
   ]);
   return [titles, rows];
