@@ -90,7 +90,7 @@ def test_resamples_are_those_of_one_generator() -> None:
 
 def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
     values = RNG.normal(5, 2, 400)
-    low, high = intervals.percentile_interval(calibration.mean(values).replicates)
+    low, high = intervals.percentile_interval(float(values.mean()), calibration.mean(values).replicates)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
 

@@ -104,7 +104,7 @@ def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     if not np.isfinite(replicates).all():
         return None
     biased = key.metric in BIASED
-    low, high = basic_interval(gap, replicates) if biased else percentile_interval(replicates)
+    low, high = (basic_interval if biased else percentile_interval)(gap, replicates)
     return Comparison(
         *key, a.metric.model, b.metric.model, gap, low, high, len(ids),
         "bootstrap", None, None, bootstrap_p(gap, replicates),

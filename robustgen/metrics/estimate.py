@@ -71,8 +71,7 @@ def resampled(
 ) -> Estimate:  # fmt: skip
     """``statistic`` of all samples, which is ``found`` where it is known already."""
     found = found or statistic(np.arange(len(ids)))
-    low, high = percentile_interval(found.replicates)
-    low, high = min(low, found.value), max(high, found.value)
+    low, high = percentile_interval(found.value, found.replicates)
     if metric in BIASED:
         low, high = basic_interval(found.value, found.replicates)
         low, high = max(min(0.0, found.value), low), min(max(1.0, found.value), high)

@@ -61,7 +61,7 @@ def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Esti
         mean = partial(mean_of, values)
         yield resampled(run, evaluation, "", metric, mean, sides.ids, unit="nats", higher=True)
     least = explaining.ratio(sides.label, np.ones(len(sides.label)), np.arange(len(sides.ids)))
-    if percentile_interval(least.replicates).low > 0:
+    if percentile_interval(least.value, least.replicates).low > 0:
         efficiency = partial(explaining.ratio, sides.gradient, sides.label)
         yield resampled(run, evaluation, "", "gradient_efficiency", efficiency, sides.ids, higher=True)
 

@@ -88,10 +88,11 @@ def resampled_sums(values: Array, stream: int = 0) -> Array:
     return np.concatenate([block.astype(np.float64) @ values for block in np.array_split(counts, 20)])
 
 
-def percentile_interval(replicates: Array) -> Interval:
-    """The 2.5 % and 97.5 % quantiles of a statistic over bootstrap resamples (Efron 1979)."""
+def percentile_interval(value: float, replicates: Array) -> Interval:
+    """The 2.5 % and 97.5 % quantiles of a statistic over bootstrap resamples (Efron 1979), stretched to the
+    estimate where they miss it."""
     low, high = np.quantile(replicates, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return Interval(float(np.minimum(value, low)), float(np.maximum(value, high)))  # NaN stays NaN
 
 
 def basic_interval(value: float, replicates: Array) -> Interval:
@@ -100,8 +101,8 @@ def basic_interval(value: float, replicates: Array) -> Interval:
     For a statistic that resampling biases, such as a sum of absolute values: percentiles would add
     the bias once more, and a biased estimate may lie outside of them; here it is taken off.
     """
-    low, high = percentile_interval(replicates)
-    return Interval(min(value, 2 * value - high), max(value, 2 * value - low))
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return Interval(min(value, 2 * value - float(high)), max(value, 2 * value - float(low)))
 
 
 def bootstrap_p(difference: float, replicates: Array) -> float:
