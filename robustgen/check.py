@@ -154,8 +154,10 @@ def _alone(model: Classifier, x: Tensor) -> Iterator[Problem]:
     if gap:
         yield Problem(
             "error",
-            f"a picture's logits depend on the pictures beside it: they differ by up to {gap:.3g}",
-            "take statistics of the batch out of forward(), such as batch-norm without running ones",
+            "a picture's logits depend on the pictures beside it, or on its place among them: they differ by "
+            f"up to {gap:.3g}",
+            "take out of forward() statistics of the batch, such as batch-norm without running ones, and "
+            "noise that is drawn from one seed for the whole batch",
         )
 
 

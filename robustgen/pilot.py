@@ -39,15 +39,17 @@ class Kernels(NamedTuple):
 
 @torch.no_grad()
 def moved_by_others(model: Classifier, images: Tensor) -> float:
-    """By how much the logits of two pictures change as two others beside them leave; 0 where by last bits
-    alone, and of a model that is random, or takes no so few pictures, since nothing can be said."""
+    """By how much the logits of a picture change with the pictures beside it, or with its place among them; 0
+    where by last bits alone, and of a model that is random, or takes no so few pictures, since nothing can
+    be said."""
+    few = images[:4]
     try:
-        beside, again, alone = (model.logits(images[:count]) for count in (4, 4, 2))
+        beside, again, alone, turned = map(model.logits, (few, few, few[:2], few.flip(0)))
     except Exception:  # the user's code
         return 0.0
     if model.stochastic or not torch.equal(beside, again):
         return 0.0
-    gap = (alone - beside[:2]).abs().max().item()
+    gap = max((alone - beside[:2]).abs().max().item(), (turned.flip(0) - beside).abs().max().item())
     return gap if gap > OF_THE_SPREAD * (beside.amax(1) - beside.amin(1)).median().item() else 0.0
 
 

@@ -121,9 +121,12 @@ def _ask_again(
 ) -> Verdict:
     """The verdict once more; of a stochastic model on the same draws, which belong to a chunk."""
     chunks = [(c.start, c.stop) for c in sorted(store.done()) if c.evaluation == name]
-    found = []
+    found, asked = [], torch.zeros_like(ids, dtype=torch.bool)
     for start, stop in chunks if model.stochastic else [(0, int(ids.max()) + 1)]:
-        at = (ids >= start) & (ids < stop)
+        at = (ids >= start) & (ids < stop) & ~asked  # chunks overlap where two runs wrote at once
+        if not at.any():
+            continue
+        asked |= at
         draws = Draws(store.spec["protocol"]["seed"], name, ids[at])
         found.append(ask(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
     correct, logits = (torch.cat([getattr(v, part) for v in found]) for part in ("correct", "logits"))

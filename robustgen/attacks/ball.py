@@ -24,8 +24,11 @@ def random_point(threat: ThreatModel, x: Tensor, draws: Draws) -> Tensor:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of norm 1 along which a loss with this gradient (batch, ...) rises most."""
-    return gradient.sign() if norm == "linf" else unit(gradient, "l2")
+    """The direction of norm 1 in which a loss with this gradient (batch, ...), however small, rises most."""
+    if norm == "linf":
+        return gradient.sign()
+    largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return unit(gradient / largest.view(-1, 1, 1, 1), "l2")
 
 
 def unit(x: Tensor, norm: Norm) -> Tensor:

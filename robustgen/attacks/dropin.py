@@ -97,7 +97,7 @@ class AutoAttack:
         self.broken_by = found.broken_by
         with torch.no_grad():
             labels = model.logits(found.images).argmax(1)
-        self._say(model, x, y, found.broken_by, int((labels == y).sum()))
+        self._say(model, found.broken_by, labels == y)
         x_adv = found.images.to(x_orig.device)
         return (x_adv, labels.to(y_orig)) if return_labels else x_adv
 
@@ -108,12 +108,16 @@ class AutoAttack:
             classes = module(example[:1]).shape[1]
         shape = example.shape[1:]
         plain = PlainClassifier(module, classes, (shape[0], shape[1], shape[2])).eval()
+        with torch.no_grad():  # upstream looks for randomness here too
+            plain.stochastic = not torch.equal(plain.logits(example), plain.logits(example))
         copied = quick_copy(plain, example[:8]) if isinstance(self.model, nn.Module) else None
         return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=range(1, bs + 1))
 
-    def _say(self, model: Classifier, x: Tensor, y: Tensor, broken_by: list[str | None], robust: int) -> None:
-        n = len(x)
-        left = robust + sum(name is not None for name in broken_by)
+    def _say(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:
+        """What is left after each attack: of the pictures that none broke, those that are right."""
+        n = len(broken_by)
+        broken = torch.tensor([name is not None for name in broken_by], device=right.device)
+        left = int((broken | right).sum())
         self.console.print(f"clean accuracy: {left / n:.2%} (n = {n})")
         for name in dict.fromkeys(self.attack.names):
             left -= broken_by.count(name)

@@ -93,9 +93,8 @@ class Victim:
 
     @torch.no_grad()
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the model itself takes x for something else than y, shape (batch,), where its copy does."""
-        if self.fast is self.model:
-            return torch.ones_like(y, dtype=torch.bool)
+        """Whether the model takes x for something else than y, shape (batch,), when it is asked again: itself
+        and not its copy, and without gradients, as for a verdict."""
         return self.model.logits(x).argmax(1) != y
 
     def serving(self, rows: Tensor) -> AbstractContextManager[None]:

@@ -182,9 +182,9 @@ def _mixed(run: Run) -> Iterator[Flag]:
     if run.spec["model"].get("mixes"):
         yield _flag(
             run, "", "mixed_batch", "error",
-            "This model's answer to a picture depends on the pictures beside it, so that no figure here is "
-            "its own. Take statistics of the batch out of forward(), such as batch-norm without running "
-            "ones, and run anew.",
+            "This model's answer to a picture depends on the pictures beside it, or on its place among them, "
+            "so that no figure here is its own. Take out of forward() statistics of the batch, such as "
+            "batch-norm without running ones, and noise that is drawn from one seed for the whole batch.",
         )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ class OutsideAttack(Attack):
     def _within(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures that are within the budget but for rounding, and the clean ones for the rest; which
         were, (batch,)."""
-        near = self.threat.distance(x, images) <= self.threat.eps * (1 + ROUNDING)
+        beyond = max(self.threat.eps * ROUNDING, self.threat.slack(x[0].numel()))
+        near = self.threat.distance(x, images) <= self.threat.eps + beyond
         return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x), near
 
 
@@ -111,7 +112,12 @@ class Asked(nn.Module):
         yield from self.model.parameters(recurse)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.logits(x)
+        if self.model.stochastic:
+            return self.model.logits(x)
+        with (
+            torch.random.fork_rng()
+        ):  # a model that seeds the generators must not set the attack's draws back
+            return self.model.logits(x)
 
 
 # What YAML can write.

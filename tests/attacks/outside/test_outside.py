@@ -218,7 +218,7 @@ def test_options_that_are_not_defaults_show_in_the_name(
         ("foolbox:LinfPGD", "linf", {"rel_step": 0.1}, ["no key named 'rel_step'", "rel_stepsize"]),
         ("foolbox:LinfPGD", "linf", {"random_start": "perhaps"}, ["random_start"]),
         ("foolbox:LinfDeepFoolAttack", "linf", {"loss": "dlr"}, ["loss", "crossentropy"]),
-        ("foolbox:VirtualAdversarialAttack", "l2", {}, ["steps", "required"]),
+        ("foolbox:VirtualAdversarialAttack", "l2", {}, ["steps", "the key 'steps' is missing"]),
         ("pyautoattack:square", "linf", {"n_iter": 3}, ["no key named 'n_iter'", "pyautoattack:square"]),
     ],
 )  # fmt: skip
