@@ -10,7 +10,7 @@ from robustgen import pilot as module
 from robustgen.classifiers import quick
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.errors import UserError
-from robustgen.pilot import Kernels, pilot
+from robustgen.pilot import Kernels, moved_by_others, pilot
 
 
 def net(side: int = 8) -> PlainClassifier:
@@ -148,3 +148,30 @@ class Fails(Classifier):
 
 def test_a_model_that_fails_does_not_stop_the_others() -> None:
     assert pilot(Fails().eval(), torch.rand(16, 1, 40, 40), "auto") == Kernels("float32", [])
+
+
+class OneSeed(nn.Module):
+    """Noise "made reproducible": by one seed for the whole batch, so that it belongs to places in it."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.layer, self.spread = nn.Linear(64, 10), spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        return self.layer((x + self.spread * noise).flatten(1))
+
+
+def test_noise_that_belongs_to_a_place_in_the_batch_is_found_out() -> None:
+    x = torch.rand(16, 1, 8, 8)
+    assert moved_by_others(PlainClassifier(OneSeed(0.5), 10, (1, 8, 8)), x) > 0
+    assert moved_by_others(PlainClassifier(OneSeed(0.0), 10, (1, 8, 8)), x) == 0
+
+
+def test_a_model_that_takes_no_few_pictures_is_not_judged_by_them() -> None:
+    class Whole(OneSeed):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 16
+            return super().forward(x)
+
+    assert moved_by_others(PlainClassifier(Whole(0.5), 10, (1, 8, 8)), torch.rand(16, 1, 8, 8)) == 0

@@ -264,9 +264,7 @@ class _quiet:
     def __exit__(self, *error: object) -> None: ...
 
 
-@pytest.mark.parametrize(
-    "name", ["../softmax-digits", "models/softmax", "/etc/passwd", "..", "a\0b", ""]
-)
+@pytest.mark.parametrize("name", ["../softmax-digits", "models/softmax", "/etc/passwd", "..", "a\0b", ""])
 def test_a_name_of_a_model_or_protocol_is_no_path(name: str):
     for find in (registry.resolve, registry.load_protocol):
         with pytest.raises(UserError, match="there is no"):

@@ -209,3 +209,22 @@ def test_chance_that_cannot_be_repeated_is_no_breach(tmp_path: Path):
     run.write(chunk, false, adversarial=images)
     (finding,) = [f for f in verify_report(tmp_path, code=[code]) if "-linf-" in f.evaluation]
     assert finding.breaches == [f"sample {sure} is stored as right and is misclassified"]
+
+
+def test_chunks_that_overlap_are_asked_about_once(tmp_path: Path):
+    """Two commands at once, one of them of fewer samples, leave rows of some samples twice."""
+    file = tmp_path / "noisy.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        torch.manual_seed(0)\n        self.layer = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n        return self.layer(x.flatten(1)) + 0.1 * torch.randn(len(x), 10)\n"
+    )
+    for n in (8, 16):
+        few = PROTOCOL.model_copy(update={"chunk": 16})
+        engine.evaluate(registry.resolve(f"{file}:Net"), few, "digits", tmp_path / str(n), n=n)
+    for stored in (tmp_path / "8").glob("runs/*/[sa]*/*/*.parquet"):
+        target = tmp_path / "16" / stored.relative_to(tmp_path / "8")
+        assert not target.exists()
+        target.write_bytes(stored.read_bytes())
+    for finding in verify_report(tmp_path / "16", code=[file]):
+        assert finding.checked == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from typing import Any
 
@@ -157,3 +158,22 @@ def test_robust_accuracy_is_the_references(name: str) -> None:
     robust = [int((model(images).argmax(1) == y).sum()) for images in (reference, found)]
     assert robust[1] <= robust[0] + 1
     assert abs(robust[1] - robust[0]) <= 1
+
+
+def test_a_random_net_is_not_broken_by_a_lucky_draw_nor_counted_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(1)) + 3 * torch.randn(len(x), 10)
+
+    torch.manual_seed(0)
+    adversary = quick(small(model=Noisy().eval(), verbose=True, attacks_to_run=["apgd-ce"], version="custom"))
+    adversary.run_standard_evaluation(*pictures(32), bs=32)
+    said = [float(share) for share in re.findall(r"accuracy.*?: ([\d.]+)%", capsys.readouterr().out)]
+    assert len(said) == 2
+    assert 100 >= said[0] >= said[1] >= 0

@@ -278,3 +278,19 @@ def test_a_level_outside_the_training_is_read_at_the_nearest_one() -> None:
     assert Smoothed(Victim(model), 5.0).level == 2.0
     assert Smoothed(Victim(model), 0.001).level == 0.01
     assert Smoothed(Victim(Wave()), 0.3).level is None
+
+
+class OtherWithGradients(Classifier):
+    """Right where gradients are off, as for a verdict, and wrong where they are on."""
+
+    num_classes, input_shape = CLASSES, SHAPE
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        said = x.new_tensor([0.0, 1.0, 0.0] if torch.is_grad_enabled() else [1.0, 0.0, 0.0])
+        return said + 0 * x.flatten(1)[:, :CLASSES]
+
+
+def test_a_hit_is_believed_when_the_model_says_so_again_as_for_a_verdict() -> None:
+    victim, x, y = Victim(OtherWithGradients()), torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.long)
+    assert (victim.gradient(x, lambda logits: margin(logits, y)).logits.argmax(1) != y).all()
+    assert not victim.confirm(x, y).any()

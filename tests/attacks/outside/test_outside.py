@@ -300,3 +300,36 @@ def test_the_list_costs_no_heavy_import() -> None:
     code = "import sys; from robustgen.attacks import outside; outside.known(); "
     code += f"sys.exit(bool(sys.modules.keys() & set({heavy})))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Corner(OutsideAttack):
+    """A corner of the ball, cut off at the box, as torchattacks ends."""
+
+    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        sign = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+        return (x + self.threat.eps * (2 * sign.float() - 1)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("levels", [0.25, 0.5, 1, 8])
+def test_rounding_alone_is_no_step_out_of_a_small_ball(levels: float, softmax: FixedBatch) -> None:
+    x = torch.rand(64, 1, 8, 8)
+    softmax.begin(64)
+    y = softmax(x).argmax(1)
+    attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), Options())
+    _, _, strayed = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
+    assert strayed is not None
+    assert not strayed.any()
+
+
+def test_a_model_that_seeds_the_generators_does_not_set_the_attacks_draws_back() -> None:
+    class Seeds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.manual_seed(0)
+            return x.flatten(1)[:, :10]
+
+    asked, x = Asked(PlainClassifier(Seeds(), 10, (1, 8, 8)), torch.device("cpu")), torch.rand(2, 1, 8, 8)
+    drawn = []
+    for _ in range(3):
+        asked(x)
+        drawn.append(float(torch.rand(1)))
+    assert len(set(drawn)) == 3
