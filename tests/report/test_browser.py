@@ -141,6 +141,22 @@ def test_the_table_as_it_stands_is_downloaded(page: Any, kind: str, tmp_path: Pa
         assert {line.count(" | ") for line in (text.splitlines()[0], text.splitlines()[2])} == {columns - 1}
 
 
+def test_a_table_of_differences_says_so_where_it_goes(page: Any, tmp_path: Path) -> None:
+    page.locator("#baseline").select_option("pgd-at-digits")
+    with page.expect_download() as download:
+        page.locator("[data-format=csv]").click()
+    download.value.save_as(tmp_path / "table")
+    head, *rows = csv.reader((tmp_path / "table").read_text(encoding="utf-8").splitlines())
+    place = head.index("Clean: accuracy, difference to pgd-at-digits")
+    by_name = {row[0]: row for row in rows}
+    assert by_name["pgd-at-digits"][place] == ""
+    shown = page.locator('#main td[data-model="my-model"][data-metric="accuracy"] .value').inner_text()
+    assert by_name["my-model"][place] == shown.replace("−", "-")
+    cost = next(i for i, title in enumerate(head) if title.startswith("Cost"))
+    assert "difference" not in head[cost]
+    assert by_name["pgd-at-digits"][cost]
+
+
 def test_light_and_dark_are_switched(page: Any) -> None:
     def paper() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
