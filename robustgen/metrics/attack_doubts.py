@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from robustgen.audit import AUDIT, TARGETED
 from robustgen.metrics.estimate import at_ids, common_ids
@@ -34,6 +35,7 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
     """The flags of a run's attacks."""
     parts = (
         _budget,
+        _taken_back,
         _easier_than_clean,
         _weaker_than_noise,
         _not_monotone,
@@ -69,6 +71,19 @@ def _budget(run: Run) -> Iterator[Flag]:
                 run.model, evaluation.name, "outside_budget", "warning",
                 f"{outside} of {len(rows)} pictures left the attack's own budget, or are no numbers, and do "
                 "not count as they are, which makes the attack weaker than it looks. Mend the attack.",
+            )  # fmt: skip
+
+
+def _taken_back(run: Run) -> Iterator[Flag]:
+    """A search stops at a picture that breaks a sample; if the verdict there is right, nobody looked on."""
+    for evaluation, rows in run.of_kind("attack"):
+        found = int((pd.notna(rows.broken_by) & rows.correct).sum())
+        if found > STAGE_GAP * len(rows) and not rows.stochastic:
+            yield Flag(
+                run.model, evaluation.name, "hits_taken_back", "warning",
+                f"{found} of {len(rows)} samples were broken in the search and are right in the verdict. The "
+                "model's answers hang on more than the picture, such as its place in the batch: mend that "
+                "('robustgen check MODEL'), and read the robust accuracy as an upper bound.",
             )  # fmt: skip
 
 

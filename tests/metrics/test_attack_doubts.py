@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,18 @@ def test_the_classes_aimed_at_are_those_of_norm_and_attack() -> None:
         {"kind": "attack", "attack": "fab-t", "options": {}},
     ]
     assert "few_classes" in flags(run((attack("fab-t"), rows()), classes=8, specs=specs))
+
+
+@pytest.mark.parametrize("draws", [1, 32])
+@pytest.mark.parametrize("back", [0, 2])
+def test_hits_that_the_verdict_takes_back_are_told_of_a_model_that_is_not_random(
+    back: int, draws: int
+) -> None:
+    broken = rows(verdicts(50 + back), broken_by=[None] * 50 + ["pgd"] * 50)
+    if draws > 1:
+        broken = replace(broken, draws=np.full(100, draws), draws_correct=draws * broken.correct)
+    found = flags(run((CLEAN, rows(verdicts(100))), (attack("pgd"), broken)))
+    assert ("hits_taken_back" in found) == (back > 0 and draws == 1)
 
 
 def test_draws_that_differ_by_chance_are_broken_by_no_other_picture() -> None:
