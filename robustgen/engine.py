@@ -199,6 +199,8 @@ class _Job:
             raise
         if self.shard is None:  # else the run that joins the shards reads what is finished
             store.mend()
+        if found is not None:
+            self.executor.call(work.recognise, store)
         failed = self._compute(store, replace(work, share=trial.share))
         # what was finished is read once more, before numbers are made of it
         lost = store.mend(pictures=False) if self.shard is None else []

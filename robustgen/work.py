@@ -35,6 +35,11 @@ CONTEXT = 600 << 20  # bytes of a GPU that a process takes before it holds a ten
 SLACK = 1.5  # an attack keeps some batches more than a gradient does
 PARTS = 8  # the most processes that share a GPU
 
+KNOWN = 4
+"""Clean pictures by which a model is known again."""
+OTHERWISE = 0.01
+"""By so much of their spread logits may differ between machines and batches: last bits do."""
+
 
 class Done(NamedTuple):
     """A chunk that is stored: how many of its pictures have a label, and how many of those are right by
@@ -119,6 +124,33 @@ class Work:
         if stochastic or not attacked:  # the bits of the first are never the same
             return Trial(stochastic, mixes, "float32", [], share)
         return Trial(stochastic, mixes, *pilot(model, pictures, precision), share)
+
+    def recognise(self, store: RunStore) -> None:
+        """UserError where the model answers a picture of the run otherwise than it did then: what a user's
+        file takes from elsewhere, as a number or a plain tensor, no fingerprint knows."""
+        rows, spec = store.rows("clean", KNOWN), store.spec["model"]
+        if rows is None or not len(rows) or spec["stochastic"] or spec.get("mixes"):
+            return
+        before, ids = torch.tensor(rows["logits"].to_pylist()), torch.tensor(rows["sample_id"].to_pylist())
+        with time_limit(self.limit):
+            model, _, dataset = self.load()
+            try:
+                with torch.no_grad():
+                    now = model.logits(dataset.images[ids].to(self.device)).float().cpu()
+            except UserError:
+                raise
+            except Exception:  # the user's code; a chunk that it fails on says so
+                return
+        gap, spread = (now - before).abs().amax(1), before.amax(1) - before.amin(1)
+        if bool((gap > OTHERWISE * spread).any()):
+            raise UserError(
+                "the model does not answer as it did when this run was begun, though its code and weights "
+                "are the same: its rows cannot be mixed with new ones", where=store.path,
+                expected=f"logits as stored, within {OTHERWISE:.0%} of their spread",
+                got=f"a logit that differs by {gap.max().item():.3g}",
+                remedy=f"choose another --out, or delete {store.path}; and let the model's state_dict hold "
+                "all that it has learned",
+            )  # fmt: skip
 
     def begin(self, store: RunStore) -> Compute:
         """What computes a chunk of the run and stores it, from this process. UserError where the model or

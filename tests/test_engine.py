@@ -342,6 +342,36 @@ def test_a_model_that_mixes_the_pictures_of_a_batch_is_found_out(tmp_path, mixes
     assert ("mixed_batch" in found) is mixes
 
 
+@pytest.mark.parametrize("what", ["w.npy", "t.json"])
+def test_a_model_that_answers_otherwise_than_its_run_is_found_out(tmp_path, what):
+    """Its weights and its temperature are in no state_dict, and its code is as before."""
+    import json
+
+    import numpy as np
+
+    file, out = tmp_path / "net.py", tmp_path / "out"
+    file.write_text(
+        "import json, pathlib, numpy, torch\nhere = pathlib.Path(__file__).parent\n"
+        "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = torch.from_numpy(numpy.load(here / 'w.npy'))\n"
+        "        self.t = json.loads((here / 't.json').read_text())\n"
+        "    def forward(self, x):\n        return x.flatten(1) @ self.w / self.t\n"
+    )
+    draw = np.random.default_rng(0).normal(size=(2, 64, 10)).astype(np.float32)
+    np.save(tmp_path / "w.npy", draw[0])
+    (tmp_path / "t.json").write_text("1.0")
+    refs = registry.resolve(f"{file}:Net")
+    before = run(refs, out, protocol(evaluations=[{"kind": "clean"}]), n=8)
+    again = run(refs, out, protocol(evaluations=[{"kind": "clean"}]), n=8)
+    assert again.rows("clean") == before.rows("clean")
+    if what == "w.npy":
+        np.save(tmp_path / what, draw[1])
+    else:
+        (tmp_path / what).write_text(json.dumps(2.0))
+    with pytest.raises(UserError, match="does not answer as it did"):
+        run(refs, out, protocol(evaluations=[{"kind": "clean"}]), n=8)
+
+
 def test_what_was_refused_is_written_down_with_its_reason(models, tmp_path):
     corruptions = {"kind": "corruptions", "types": ["fog", "brightness"], "severities": [1]}
     store = run(models, tmp_path, protocol(evaluations=[{"kind": "clean"}, corruptions]))
@@ -363,7 +393,7 @@ class Net(nn.Module):
     def forward(self, x):
         self.asked += len(x)
         logits = self.head(x.flatten(1))
-        if self.asked > 60:
+        if self.asked > 76:
             {action}
         return logits
 '''
