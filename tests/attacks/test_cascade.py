@@ -87,8 +87,8 @@ def test_each_stage_gets_what_is_left_and_names_what_it_breaks(fixed: bool) -> N
     assert large.rows == [10, 25]
     assert none.rows == [10]
     if isinstance(model, FixedBatch):
-        # the verdict on the clean picture; then every stage its one point, and no clean logits
-        assert model.forwards.tolist() == [4, 2, 3, 1, 2]
+        # the verdict on the clean picture; then every stage its one point, a hit once more, no clean logits
+        assert model.forwards.tolist() == [4, 3, 4, 1, 3]
 
 
 def test_stages_draw_from_streams_of_their_own_and_samples_from_theirs() -> None:
