@@ -3,20 +3,13 @@
 from pathlib import Path
 
 import pytest
+from test_config import CARD, MINIMAL
 
 from robustgen import strict
 from robustgen.config import ModelCard, Protocol
 from robustgen.errors import UserError
 from robustgen.training.recipe import Recipe
 
-MINIMAL = {
-    "name": "p",
-    "version": 1,
-    "summary": "s",
-    "data": {"digits": {"eps": {"linf": "8/255"}}},
-    "evaluations": [{"kind": "clean"}],
-}
-CARD = {"name": "m", "family": "f", "summary": "s", "data": "digits", "arch": "jem"}
 RECIPE = CARD | {"objective": {"kind": "cross-entropy"}, "optimiser": {"lr": 1}, "steps": 1}
 WHOLE = {Protocol: MINIMAL, ModelCard: CARD, Recipe: RECIPE}
 
