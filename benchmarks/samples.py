@@ -5,9 +5,12 @@
 Every class is asked for as often. Joint models (jem, gmmc) sample by SGLD on log p(x, y), with the
 steps, step and noise of their training's whole chains; models with a denoiser (cdn, egc, denoiser) by
 Langevin steps at their highest noise level and the probability flow down from it, once as they are and
-once with classifier-free guidance 2. The first judge (softmax-DATA) is the one the project's bar
-names. That of digits never saw a picture moved by a pixel, and the models of noisy pictures learned from
-such pictures: the second judge (softmax-noise-DATA) did. Neither was trained together with a model.
+once with classifier-free guidance 2. egc, which is given the label there, also has a posterior that
+never sees one; by that it samples too, from p(x) p(y | x)^guidance.
+
+The first judge (softmax-DATA) is the one the project's bar names. That of digits never saw a picture
+moved by a pixel, and the models of noisy pictures learned from such pictures: the second judge
+(softmax-noise-DATA) did. Neither was trained together with a model.
 
 Prints a line a model and, with ``--json``, all figures. ``--out`` also saves a sheet a model: samples
 in the odd rows, and below each the training picture that is nearest to it in L2.
@@ -27,7 +30,8 @@ from torch.nn import functional
 
 from robustgen import classifiers, data, registry, strict
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.classifiers.sampling import guided, sample_denoiser, sample_joint
+from robustgen.classifiers.egc import EGC
+from robustgen.classifiers.sampling import classifier_guided, guided, sample_denoiser, sample_joint
 from robustgen.data import Dataset
 from robustgen.metrics.intervals import wilson
 from robustgen.training.recipe import ChainSpec, Recipe
@@ -36,6 +40,7 @@ from robustgen.types import ConditionalNoise
 JUDGES = ("softmax", "softmax-noise")
 FAMILIES = ("jem", "gmmc", "cdn", "egc", "denoiser")
 GUIDANCE = (1.0, 2.0)
+POSTERIOR = (1.0, 2.0, 4.0)  # guidance by the model's own classes
 SHOWN = 5  # of each class
 
 
@@ -47,12 +52,11 @@ def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if isinstance(levels, ConditionalNoise):
         grey = torch.full((len(y), *model.input_shape), 0.5)
-        return {
-            f"guidance {weight:g}": sample_denoiser(
-                guided(model, y, weight), grey, levels, generator=generator
-            ).clamp(0, 1)
-            for weight in GUIDANCE
-        }
+        ways = {f"guidance {weight:g}": guided(model, y, weight) for weight in GUIDANCE}
+        if isinstance(model, EGC):
+            ways |= {f"posterior {weight:g}": classifier_guided(model, y, weight) for weight in POSTERIOR}
+        drawn = {how: sample_denoiser(way, grey, levels, generator=generator) for how, way in ways.items()}
+        return {how: samples.clamp(0, 1) for how, samples in drawn.items()}
     assert isinstance(model, Classifier)
     spec = strict.read(Recipe, folder / "recipe.yaml").objective
     assert isinstance(spec, ChainSpec)

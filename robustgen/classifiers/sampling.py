@@ -85,6 +85,27 @@ def guided(model: Classifier | Denoiser, y: Tensor, weight: float = 1.0) -> Call
     return denoise
 
 
+def classifier_guided(model: Classifier, y: Tensor, weight: float = 1.0) -> Callable[[Tensor, float], Tensor]:
+    """The denoiser of classes ``y`` by the model's own posterior, as a map of (x, sigma).
+
+    D(x) + weight sigma^2 grad log p(y | x), with D that of p(x): classifier guidance (Dhariwal and Nichol
+    2021, arXiv 2105.05233), the model being its own classifier of noisy pictures; weight 1 samples its
+    ``log_joint``. Where the class is the joint's alone, as in CDN, this is ``guided``; EGC, which takes a
+    label as well, has two answers.
+    """
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            joint = model.log_joint(leaf, sigma)
+            posterior = joint.log_softmax(1).gather(1, y[:, None]).squeeze(1)
+            target = joint.logsumexp(1) + weight * posterior
+            score = torch.autograd.grad(target.sum(), leaf)[0]
+        return x + sigma**2 * score
+
+    return denoise
+
+
 @torch.no_grad()
 def sample_denoiser(
     denoise: Callable[[Tensor, float], Tensor],

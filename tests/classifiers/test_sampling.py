@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.classifiers.sampling import guided, sample_denoiser, sample_joint, sgld
+from robustgen.classifiers.sampling import classifier_guided, guided, sample_denoiser, sample_joint, sgld
 from robustgen.types import ConditionalNoise
 
 LEVELS = ConditionalNoise(0.01, 1.0)
@@ -135,6 +135,26 @@ def test_guidance_counts_the_gradient_of_the_class_so_many_times():
         target = joint.logsumexp(1) + weight * joint.log_softmax(1)[:, 1]
         (gradient,) = torch.autograd.grad(target.sum(), x, retain_graph=True)
         assert torch.allclose(guided(Mixture(), y, weight)(x, sigma), x + sigma**2 * gradient, atol=1e-9)
+
+
+class Joint(Classifier):
+    """The mixture as a joint model, log p_sigma(x, k)."""
+
+    num_classes, input_shape = 2, (1, 1, 2)
+
+    def log_joint(self, x, sigma=None):
+        return torch.stack([of_class(x, sigma, k)[1] for k in range(2)], 1)
+
+
+def test_a_joint_model_guides_itself_as_the_denoisers_of_its_classes_would():
+    """By gradients of log p(x, y) against the closed forms of E[x0 | x] and E[x0 | x, y]."""
+    x, y = torch.rand(6, 1, 1, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
+    labelled = torch.where((y == 1)[:, None, None, None], of_class(x, 0.4, 1)[0], of_class(x, 0.4, 0)[0])
+    without = of_mixture(x, 0.4)
+    for weight in (1.0, 2.5):
+        found = classifier_guided(Joint(), y, weight)(x, 0.4)
+        assert torch.allclose(found, without + weight * (labelled - without), atol=1e-9)
+        assert not found.requires_grad
 
 
 class Bowls(Classifier):
