@@ -12,7 +12,7 @@ import numpy as np
 
 AUDIT = "audit"
 """What ``broken_by`` says of a sample that only the audit broke."""
-TARGETED = ("apgd-t", "fab-t")
+TARGETED = ("apgd-t", "fab-t", "apgd-margin-t")
 """Stages that aim at one class after another."""
 
 

@@ -56,7 +56,14 @@ class RayExecutor:
         if not self.has_gpu():
             return function(*arguments)
         remote = self.ray.remote(num_gpus=1)(_call)
-        return self.get(remote.remote(_surroundings(), function, arguments))
+        answer = remote.remote(_surroundings(), function, arguments)
+        try:
+            return self.get(answer)
+        except self.deaths as error:
+            raise UserError(
+                "the worker that was to try the model died", where="the cluster", got=type(error).__name__,
+                remedy="see to that machine's memory, or choose a smaller --batch",
+            ) from None  # fmt: skip
 
     def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
         crew = _Crew(self, work, store)
@@ -84,14 +91,17 @@ class RayExecutor:
         finally:
             crew.dismiss(*crew.workers())
 
-    def get(self, answer: Any) -> Any:
-        """What a worker returned, None where it died; a UserError of the worker's is raised here."""
+    @property
+    def deaths(self) -> tuple[type[Exception], ...]:
+        """What ``get`` raises where the worker died."""
         errors = self.ray.exceptions
+        return errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError
+
+    def get(self, answer: Any) -> Any:
+        """What a worker returned; a UserError of the worker's is raised here, as is its death."""
         try:
             return self.ray.get(answer)
-        except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError):
-            return None
-        except errors.RayTaskError as error:
+        except self.ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
 
 
@@ -121,7 +131,10 @@ class _Crew:
         """Wait for the next of them: which, what it was busy with, and what came of that (None: it died)."""
         (answer, *_), _ = self.executor.ray.wait(list(self.busy), num_returns=1)
         worker, chunk = self.busy.pop(answer)
-        return worker, chunk, self.executor.get(answer)
+        try:
+            return worker, chunk, self.executor.get(answer)
+        except self.executor.deaths:
+            return worker, chunk, None
 
     def workers(self) -> list[Any]:
         return [worker for worker, _ in self.busy.values()]

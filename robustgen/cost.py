@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from robustgen.classifiers.base import Classifier
 from robustgen.disk import read_json, write_json
-from robustgen.evaluation import load_data
-from robustgen.pilot import LEAST, PARTS
+from robustgen.pilot import LEAST, PARTS, gradient, seconds
 from robustgen.store import Chunk
 from robustgen.work import Trial, Work
 from robustgen.worker import Worker
@@ -79,8 +78,7 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
         device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
         sizes=[size // parts for parts in PARTS if size // parts >= LEAST] if trial.sizes else (),
     )  # fmt: skip
-    # a full batch is cheaper a picture than a small one
-    gain = _seconds(work, model, batch) / batch / (_seconds(work, model, size) / size)
+    gain = _gain(model, dataset.images, work.device, batch, size)
     costs = []
     for evaluation in planned.evaluations:
         pictures = min(few, evaluation.size)
@@ -101,23 +99,21 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
     return CostEstimate(work.reference.name, costs, memory(work.device))
 
 
-def _seconds(work: Work, model: Any, size: int) -> float:
-    """Of one gradient at so many pictures, the best of three."""
-    pictures = load_data(work.source, "test", None, work.root).images
-    x = pictures[torch.arange(size) % len(pictures)].to(work.device).requires_grad_()
+def _gain(model: Classifier, images: Tensor, device: torch.device, batch: int, size: int) -> float:
+    """What a picture takes in a full batch, as a share of what it takes in one of ``size``."""
 
-    def gradient() -> None:
-        logits = model.logits(x)
-        if logits.requires_grad:
-            torch.autograd.grad(logits[:, 0].sum(), x)
+    def seconds_of_one(length: int) -> float:
+        x = images[torch.arange(length) % len(images)].to(device)
+        return seconds(lambda: _call(model, x), device) / length
 
-    return min(_timed(gradient) for _ in range(3))
+    return seconds_of_one(batch) / seconds_of_one(size)
 
 
-def _timed(function: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def _call(model: Classifier, x: Tensor) -> None:
+    try:
+        gradient(model, x)
+    except RuntimeError:  # a model without gradients is asked for answers alone
+        model.logits(x)
 
 
 def memory(device: torch.device) -> int:

@@ -151,7 +151,7 @@ class _Job:
         executor = executor or LocalExecutor()
         check_precision(precision)
         try:
-            dataset = load_data(source, "test", None, root)
+            dataset = load_data(source, "test", root)
             planned = plan(protocol, dataset, root)
         except OSError as error:
             raise UserError(
@@ -217,7 +217,7 @@ class _Job:
         for count, (chunk, result) in enumerate(self.executor.run(work, store, todo), start=1):
             before = tally.get(chunk.evaluation, Done(0, 0))
             if isinstance(result, Failed):
-                store.fail(chunk, result.message)
+                store.note(result.message, chunk)
                 failures += 1
                 failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {result.message}"
             else:

@@ -48,12 +48,12 @@ class Plan(NamedTuple):
 
 
 @cache
-def load_data(source: str, split: Split, shape: tuple[int, int, int] | None, root: Path | None) -> Dataset:
+def load_data(source: str, split: Split, root: Path | None) -> Dataset:
     """``data.load``, once a process: a run needs the same few splits again and again."""
-    return data.load(source, split, shape=shape, root=root)
+    return data.load(source, split, root=root)
 
 
 @cache
 def load_foreign(source: str, familiar: str, root: Path | None) -> data.Foreign:
     """``data.load_foreign`` for the test split of ``familiar``, once a process."""
-    return data.load_foreign(source, load_data(familiar, "test", None, root), root)
+    return data.load_foreign(source, load_data(familiar, "test", root), root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -24,7 +25,6 @@ PARTS = (2, 4, 8)  # a batch is tried cut into so many
 LEAST = 8  # pictures: smaller products take other kernels, for some rows and not for others
 WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
 ALIKE = 0.99  # cosine of a gradient in bfloat16 with the exact one
-EXAMPLE = 8  # pictures, enough to see that a copy of the model is like it
 SMALL = 1024  # values of a picture; up to here bfloat16 never paid
 OF_THE_SPREAD = 1e-3  # of their usual spread: by so much logits may change with the batch, last bits do
 
@@ -74,7 +74,7 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
     )
     for _ in range(2):  # what fails once is no property of the model, and a run depends on what is found here
         try:
-            quick = quick_copy(model, pictures[:EXAMPLE]) or model
+            quick = quick_copy(model, pictures) or model
             low = precision == "bf16" or (worth_trying and _gain(quick, pictures) > WORTH)
             return Kernels("bf16" if low else "float32", _sizes(model, quick, pictures, low))
         except Exception:  # a model that fails: its chunks say so, each for itself
@@ -101,11 +101,11 @@ def _bits(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> 
     with torch.no_grad():
         bits = [model.logits(pictures), quick.logits(pictures)]
     try:
-        bits.append(_gradient(quick, pictures))
+        bits.append(gradient(quick, pictures))
         if not low:
             return bits
         with low_gradients(quick):
-            return [*bits, _gradient(quick, pictures)]
+            return [*bits, gradient(quick, pictures)]
     except RuntimeError:  # a model that cannot be differentiated: its gradients are never asked for
         return bits
 
@@ -113,9 +113,9 @@ def _bits(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> 
 def _gain(quick: Classifier, pictures: Tensor) -> float:
     """How many times faster a gradient is in bfloat16; 0 where there is none."""
     try:
-        full, exact = _seconds(quick, pictures), _gradient(quick, pictures).flatten(1)
+        full, exact = _seconds(quick, pictures), gradient(quick, pictures).flatten(1)
         with low_gradients(quick):
-            near = functional.cosine_similarity(exact, _gradient(quick, pictures).flatten(1))
+            near = functional.cosine_similarity(exact, gradient(quick, pictures).flatten(1))
             # a forward that differentiates itself loses its second order without a word
             return full / _seconds(quick, pictures) if bool((near > ALIKE).all()) else 0.0
     except RuntimeError:
@@ -123,15 +123,29 @@ def _gain(quick: Classifier, pictures: Tensor) -> float:
 
 
 def _seconds(quick: Classifier, pictures: Tensor) -> float:
+    return seconds(lambda: gradient(quick, pictures), pictures.device)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of a call's work on the device, the best of four: the first prepares kernels."""
     best = math.inf
-    for _ in range(4):  # the first call prepares kernels
+    for _ in range(4):
+        _wait(device)
         began = time.perf_counter()
-        _gradient(quick, pictures)
+        call()
+        _wait(device)
         best = min(best, time.perf_counter() - began)
     return best
 
 
-def _gradient(quick: Classifier, pictures: Tensor) -> Tensor:
+def gradient(model: Classifier, pictures: Tensor) -> Tensor:
+    """Of the first logit, of the pictures' shape; RuntimeError of a model that cannot be differentiated."""
     x = pictures.clone().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(quick.logits(x)[:, 0].sum(), x)[0]
+        return torch.autograd.grad(model.logits(x)[:, 0].sum(), x)[0]
+
+
+def _wait(device: torch.device) -> None:
+    """For a GPU to do what it was told to: a call comes back before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -196,6 +196,11 @@ def resolve(reference: str) -> list[ModelRef]:
     matching = [ZooModel(name, zoo[name]) for name in zoo if fnmatch.fnmatchcase(name, reference)]
     if matching:
         found = list(_classifiers(matching))
+        if not found:
+            raise UserError(
+                "this pattern matches no classifier", where=reference, expected="one that some match",
+                got=", ".join(model.name for model in matching), remedy="'robustgen list models' names them",
+            )  # fmt: skip
         _refuse_code(reference, [model.name for model in found if code_of(model)])
         return list(found)
     registered = {point.name for point in entry_points(group="robustgen.models")}

@@ -192,10 +192,16 @@ class RunStore:
         folders: of a million chunks one is opened, since all of an evaluation have the same side files."""
         samples = self.path / "samples" / evaluation
         names = {name for name in listed(samples) if CHUNK.fullmatch(name)}
-        if names:
-            sides = json.loads(read_metadata(samples / min(names))[b"sha256"])
-            for folder in {name.rpartition("/")[0] for name in sides}:
-                names.intersection_update(listed(self.path / folder))
+        sides: dict[str, str] = {}
+        while names:
+            try:
+                sides = json.loads(read_metadata(samples / min(names))[b"sha256"])
+                break
+            except DamagedError as error:
+                self._put_aside(_chunk_of(samples / min(names)), samples / min(names), error)
+                names.remove(min(names))
+        for folder in {name.rpartition("/")[0] for name in sides}:
+            names.intersection_update(listed(self.path / folder))
         bounds = " ".join(names).replace(".parquet", "").replace("-", " ")
         return np.fromstring(bounds, dtype=np.int64, sep=" ").reshape(-1, 2)
 
@@ -210,11 +216,15 @@ class RunStore:
             try:
                 self._check(chunk, file, pictures)
             except DamagedError as error:
-                aside = set_aside(file)
-                what = f"a stored chunk was damaged, and set aside as {aside.name}: {error.details['got']}"
-                self.note(what, chunk, aside=aside.name)
-                lost.append(f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {what}")
+                lost.append(self._put_aside(chunk, file, error))
         return lost
+
+    def _put_aside(self, chunk: Chunk, file: Path, error: DamagedError) -> str:
+        """Set a chunk's rows aside, so that it is not finished; returns what errors.jsonl says of it."""
+        aside = set_aside(file)
+        what = f"a stored chunk was damaged, and set aside as {aside.name}: {error.details['got']}"
+        self.note(what, chunk, aside=aside.name)
+        return f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {what}"
 
     def _check(self, chunk: Chunk, file: Path, pictures: bool) -> None:
         """Raise DamagedError unless the rows and what was written beside them are what was written."""
@@ -230,10 +240,8 @@ class RunStore:
     def _chunks(self, evaluation: str = "*") -> Iterator[tuple[Chunk, Path]]:
         """The chunks that have rows, and the files of these, in the order of their samples."""
         for file in sorted((self.path / "samples").glob(f"{evaluation}/[0-9]*-[0-9]*.parquet")):
-            if not CHUNK.fullmatch(file.name):
-                continue
-            start, stop = file.stem.split("-")
-            yield Chunk(file.parent.name, int(start), int(stop)), file
+            if CHUNK.fullmatch(file.name):
+                yield _chunk_of(file), file
 
     def _mark(self, evaluation: str) -> str:
         """Of which run, and of which evaluation of it, rows are: all that they depend on."""
@@ -338,10 +346,6 @@ class RunStore:
         paths = {name: self.path / name for name in hashes}
         return [n for n, p in paths.items() if not p.is_file() or sha256(read_bytes(p)) != hashes[n]]
 
-    def fail(self, chunk: Chunk, message: str) -> None:
-        """Note a chunk that raised."""
-        self.note(message, chunk)
-
     def note(self, message: str, chunk: Chunk | None = None, **more: str) -> None:
         """Add a line to errors.jsonl."""
         about = {"chunk": chunk._asdict()} if chunk else {}
@@ -376,6 +380,12 @@ class RunStore:
             return None
         table = pa.concat_tables(tables)
         return table.take(pa.array(np.argsort(np.asarray(table["sample_id"]), kind="stable")))
+
+
+def _chunk_of(file: Path) -> Chunk:
+    """The chunk that a file of rows is of, by its place and name."""
+    start, stop = file.stem.split("-")
+    return Chunk(file.parent.name, int(start), int(stop))
 
 
 def _by_name(evaluations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from robustgen.errors import UserError
 from robustgen.types import Norm
@@ -29,8 +29,6 @@ class ThreatModel:
 
     norm: Norm
     eps: float
-    goal: Literal["untargeted"] = "untargeted"
-    access: Literal["white-box", "black-box"] = "white-box"
     box: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:

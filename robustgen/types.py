@@ -19,6 +19,8 @@ Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 
 ADDED = "added"
 """What the attack of pictures from elsewhere is called, and the key of what is known of them."""
+ATTACKED = ("attack", "detected", "fixed")
+"""The kinds of evaluations that store an attack's pictures."""
 UNLABELLED = -1
 VERDICT_DRAWS = 32
 """How often a stochastic model is asked for its verdict on a picture; an attack's own check as often."""
@@ -72,6 +74,9 @@ class Metric:
     higher_is_better: bool | None
 
 
+Severity = Literal["error", "warning", "info"]
+
+
 @dataclass(frozen=True)
 class Flag:
     """A doubt about a result, as data: it stands in the report beside the number that it touches."""
@@ -79,5 +84,5 @@ class Flag:
     model: str
     evaluation: str
     flag: str
-    severity: Literal["info", "warning", "error"]
+    severity: Severity
     message: str

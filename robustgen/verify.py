@@ -16,12 +16,11 @@ from robustgen.classifiers.base import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.recalled import load_run
-from robustgen.store import RunStore, run_folders
+from robustgen.store import Chunk, RunStore, run_folders
 from robustgen.threat import ThreatModel
+from robustgen.types import ATTACKED
 from robustgen.worker import Verdict, ask
 
-ATTACKED = ("attack", "detected", "fixed")
-"""The kinds of evaluations that store an attack's pictures."""
 CHANCE = 4.0
 """Standard errors: two shares of draws that are further apart than this are not taken for chance."""
 
@@ -85,9 +84,8 @@ def _verify_attack(
     try:
         breaches = [
             f"{file} is not the file that was written"
-            for chunk in sorted(store.done())
-            if chunk.evaluation == name
-            for file in store.damaged(chunk)
+            for start, stop in store.chunks(name)
+            for file in store.damaged(Chunk(name, start, stop))
         ]
         rows, stored, clean = store.rows(name), store.adversarial(name), store.rows("clean")
     except UserError as error:
@@ -120,9 +118,8 @@ def _ask_again(
     store: RunStore, name: str, model: FixedBatch, images: Tensor, labels: Tensor, ids: Tensor
 ) -> Verdict:
     """The verdict once more; of a stochastic model on the same draws, which belong to a chunk."""
-    chunks = [(c.start, c.stop) for c in sorted(store.done()) if c.evaluation == name]
     found, asked = [], torch.zeros_like(ids, dtype=torch.bool)
-    for start, stop in chunks if model.stochastic else [(0, int(ids.max()) + 1)]:
+    for start, stop in store.chunks(name) if model.stochastic else [(0, int(ids.max()) + 1)]:
         at = (ids >= start) & (ids < stop) & ~asked  # chunks overlap where two runs wrote at once
         if not at.any():
             continue

@@ -23,7 +23,8 @@ from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
 from robustgen.metrics.verdicts import majority
-from robustgen.pilot import moved_by_others, pilot
+from robustgen.perturb import Attack
+from robustgen.pilot import gradient, moved_by_others, pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.store import Chunk, RunStore
@@ -92,7 +93,7 @@ class Work:
 
     def load(self) -> tuple[Classifier, Plan, Dataset]:
         """The model on its device, the plan, and the data."""
-        dataset = load_data(self.source, "test", None, self.root)
+        dataset = load_data(self.source, "test", self.root)
         if self.loaded is not None:
             model, planned = self.loaded
         else:
@@ -110,7 +111,8 @@ class Work:
 
     def _try(self, begun: dict[str, Any] | None, batch: int, precision: str) -> Trial:
         model, planned, dataset = self.load()
-        pictures = dataset.images[:batch].to(self.device)
+        # a full batch, though the data be fewer: calls are padded to it
+        pictures = dataset.images[torch.arange(batch) % len(dataset)].to(self.device)
         if model.stochastic or begun is None:
             stochastic = model.stochastic or is_random(model, pictures)
             mixes = not stochastic and moved_by_others(model, pictures) > 0
@@ -120,7 +122,7 @@ class Work:
         kept = begun["kernels"] if begun else {}
         if kept.get("batch") == batch and "sizes" in kept and precision in ("auto", kept["precision"]):
             return Trial(stochastic, mixes, kept["precision"], kept["sizes"], share)
-        attacked = any(evaluation.kind in ("attack", "detected") for evaluation in planned.evaluations)
+        attacked = any(isinstance(evaluation.perturbation, Attack) for evaluation in planned.evaluations)
         if stochastic or not attacked:  # the bits of the first are never the same
             return Trial(stochastic, mixes, "float32", [], share)
         return Trial(stochastic, mixes, *pilot(model, pictures, precision), share)
@@ -230,9 +232,7 @@ def gpu_share(model: Classifier, pictures: Tensor) -> float:
         return 0.0
     torch.cuda.reset_peak_memory_stats()
     try:
-        x = pictures.clone().requires_grad_()
-        with torch.enable_grad():
-            model.logits(x)[:, 0].sum().backward()
+        gradient(model, pictures)
     except Exception:  # a model that fails: its chunks say so, each for itself
         return 1.0
     return share_of(torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1])

@@ -65,7 +65,8 @@ class Worker:
         attacked = any(isinstance(e.perturbation, Attack) for e in self.evaluations.values())
         # A copy of a random model would draw from a stream of its own.
         copied = attacked and not stochastic
-        quick = quick_copy(model, self._example(source, root, batch).to(device)) if copied else None
+        example = load_data(source, "test", root).images[:batch].to(device) if copied else None
+        quick = None if example is None else quick_copy(model, example)
         self.model = FixedBatch(model, batch, quick=quick, low=low, sizes=sizes)
         self.model.stochastic |= stochastic
         self.source = source
@@ -135,14 +136,10 @@ class Worker:
         )
         return Reading(rows, tables, adversarial, time.perf_counter() - began)
 
-    def _example(self, source: str, root: Path | None, batch: int) -> Tensor:
-        """A few pictures, to see that a copy of the model is like it."""
-        return load_data(source, "test", None, root).images[: min(batch, 8)]
-
     def _pictures(self, evaluation: Evaluation) -> Dataset:
         if evaluation.foreign is not None:
             return evaluation.foreign()
-        return load_data(self.source, evaluation.split, None, self.root)
+        return load_data(self.source, evaluation.split, self.root)
 
     def _broken_by(self, found: list[str | None] | None, verdict: Verdict) -> list[str | None] | None:
         """What a search took for broken was one draw of a stochastic model; the verdict decides."""

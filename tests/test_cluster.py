@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from robustgen import data, engine, registry
 from robustgen.cli import app
 from robustgen.cluster import RayExecutor
 from robustgen.config import Protocol
+from robustgen.errors import UserError
 from robustgen.store import RunStore
 
 T = TypeVar("T")
@@ -186,3 +188,17 @@ def test_from_the_command_line_four_workers_give_the_rows_of_one_on_an_object_st
     rows, wanted = store.rows("clean"), alone.rows("clean")
     assert sorted({*range(96)} - {*rows["sample_id"].to_pylist()}) == list(range(32, 48))
     assert rows == wanted.filter(pc.is_in(wanted["sample_id"], rows["sample_id"]))
+
+
+@pytest.mark.parametrize("death", [ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError])
+def test_a_worker_that_dies_of_trying_the_model_is_an_error_and_no_answer(death):
+    def get(answer):
+        raise death("gone")
+
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.ray = SimpleNamespace(
+        exceptions=ray.exceptions, get=get, cluster_resources=lambda: {"GPU": 1},
+        remote=lambda **needs: lambda function: SimpleNamespace(remote=lambda *given: None),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="worker that was to try the model died"):
+        executor.call(print)

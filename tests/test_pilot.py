@@ -10,7 +10,7 @@ from robustgen import pilot as module
 from robustgen.classifiers import quick
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.errors import UserError
-from robustgen.pilot import Kernels, moved_by_others, pilot
+from robustgen.pilot import Kernels, moved_by_others, pilot, seconds
 
 
 def net(side: int = 8) -> PlainClassifier:
@@ -175,3 +175,13 @@ def test_a_model_that_takes_no_few_pictures_is_not_judged_by_them() -> None:
             return super().forward(x)
 
     assert moved_by_others(PlainClassifier(Whole(0.5), 10, (1, 8, 8)), torch.rand(16, 1, 8, 8)) == 0
+
+
+def test_a_gpu_is_waited_for_before_and_after_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append(f"wait for {device}"))
+    seconds(lambda: order.append("call"), torch.device("cuda"))
+    assert order == 4 * ["wait for cuda", "call", "wait for cuda"]
+    order.clear()
+    seconds(lambda: order.append("call"), torch.device("cpu"))
+    assert order == 4 * ["call"]

@@ -345,8 +345,8 @@ def test_temporary_files_of_a_crash_are_removed_after_a_day(run: RunStore):
 
 
 def test_failures_are_noted_a_line_each(run: RunStore):
-    run.fail(Chunk("clean", 0, 2), "it raised")
-    run.fail(Chunk("clean", 2, 4), "it raised again")
+    run.note("it raised", Chunk("clean", 0, 2))
+    run.note("it raised again", Chunk("clean", 2, 4))
     lines = (run.path / "errors.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert '"start": 2' in lines[1]
@@ -372,3 +372,16 @@ def test_reading_leaves_no_thread_that_could_abort_python_at_its_end(tmp_path: P
     command = [sys.executable, "-c", THREADS, str(tmp_path / "a.parquet")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "0"
+
+
+def test_what_is_finished_is_told_though_the_first_file_be_damaged(run: RunStore):
+    """A shard reads this alone: what cannot be read is set aside, and is to be done again."""
+    for start in (0, 2, 4):
+        run.write(Chunk("clean", start, start + 2), rows(start, start + 1))
+    first, second, _ = sorted((run.path / "samples" / "clean").iterdir())
+    first.write_bytes(b"not parquet at all")
+    second.write_bytes(b"")
+    assert run.finished("clean").tolist() == [[4, 6]]
+    assert run.done() == {Chunk("clean", 4, 6)}
+    assert (run.path / "errors.jsonl").read_text().count("set aside") == 2
+    assert RunStore.read(run.path).finished("clean").tolist() == [[4, 6]]

@@ -163,6 +163,22 @@ def test_pictures_of_every_kind_of_attack_are_checked(tmp_path: Path):
         (file,) = tmp_path.glob(f"runs/*/adversarial/{name}/*.parquet")
         tamper(file, lambda images: images.__setitem__((3, 5), images[3, 5] + 0.4))
     assert all(finding.breaches for finding in verify_report(tmp_path))
+    file.unlink()
+    lost = next(f for f in verify_report(tmp_path) if f.evaluation == file.parent.name)
+    assert any(file.name in breach for breach in lost.breaches)
+
+
+def test_one_lost_file_of_foreign_pictures_is_a_breach(tmp_path: Path):
+    here = {"digits": {"eps": {"linf": 0.15}, "foreign": ["letters"]}}
+    fixed = {"kind": "fixed", "objective": "energy", "norm": "linf", "steps": 1}
+    kinds = [{"kind": "clean"}, {"kind": "ood"}, fixed]
+    content = PROTOCOL.model_dump(exclude_defaults=True) | {"data": here, "evaluations": kinds, "chunk": 8}
+    engine.evaluate(registry.resolve("softmax-digits"), Protocol.model_validate(content), "digits", tmp_path)
+    first, second, *_ = sorted(tmp_path.glob("runs/*/adversarial/ood-*/*.parquet"))
+    second.unlink()
+    (finding,) = [f for f in verify_report(tmp_path) if not f.asked]
+    assert [second.name in breach for breach in finding.breaches] == [True]
+    assert first.is_file()
 
 
 def test_a_report_without_attacks_is_not_passed_in_silence(tmp_path: Path):

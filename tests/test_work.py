@@ -9,8 +9,10 @@ import torch
 
 from robustgen import engine, registry
 from robustgen.chunks import Shard
+from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.evaluation import load_data
+from robustgen.pilot import Kernels
 from robustgen.plan import plan
 from robustgen.work import Work, gpu_share, share_of
 
@@ -26,7 +28,7 @@ def test_work_travels_without_what_it_has_loaded():
     from robustgen.classifiers import load
 
     ours = work()
-    dataset = load_data("digits", "test", None, None)
+    dataset = load_data("digits", "test", None)
     loaded = Work(
         ours.reference, ours.protocol, "digits", None, ours.device,
         loaded=(load(ours.reference.folder), plan(ours.protocol, dataset)),
@@ -74,3 +76,31 @@ def test_a_gpu_is_shared_by_as_many_as_it_holds(peak, total, share):
 
 def test_on_a_processor_no_gpu_is_asked_for():
     assert gpu_share(None, torch.zeros(1)) == 0
+
+
+def test_a_model_is_tried_on_a_full_batch_though_the_data_be_fewer(monkeypatch: pytest.MonkeyPatch):
+    """A run pads its calls to the batch, and rows depend on the size of a call."""
+    (reference,) = registry.resolve("softmax-digits")
+    tried = []
+
+    def watch(model, pictures, precision):
+        tried.append(pictures)
+        return Kernels("float32", [])
+
+    monkeypatch.setattr("robustgen.work.pilot", watch)
+    ours = Work(reference, registry.load_protocol("quick"), "digits", None, torch.device("cpu"))
+    ours.trial(None, batch=500, threads=1, precision="auto")  # of 400 test pictures
+    (pictures,) = tried
+    assert len(pictures) == 500
+    assert torch.equal(pictures[400:], pictures[:100])
+
+
+def test_pictures_of_a_density_count_as_attacked(monkeypatch: pytest.MonkeyPatch):
+    """A protocol whose only attack is on foreign pictures has its gradients tried too."""
+    content = registry.load_protocol("quick").model_dump(exclude_defaults=True)
+    kinds = [{"kind": "clean"}, {"kind": "ood"}, {"kind": "fixed", "objective": "energy", "norm": "linf"}]
+    protocol = Protocol.model_validate(content | {"evaluations": kinds})
+    monkeypatch.setattr("robustgen.work.pilot", lambda *given: Kernels("bf16", [16]))
+    (reference,) = registry.resolve("softmax-digits")
+    ours = Work(reference, protocol, "digits", None, torch.device("cpu"))
+    assert ours.trial(None, batch=64, threads=1, precision="auto").precision == "bf16"

@@ -110,7 +110,7 @@ class AutoAttack:
         plain = PlainClassifier(module, classes, (shape[0], shape[1], shape[2])).eval()
         with torch.no_grad():  # upstream looks for randomness here too
             plain.stochastic = not torch.equal(plain.logits(example), plain.logits(example))
-        copied = quick_copy(plain, example[:8]) if isinstance(self.model, nn.Module) else None
+        copied = quick_copy(plain, example) if isinstance(self.model, nn.Module) else None
         return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=range(1, bs + 1))
 
     def _say(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:

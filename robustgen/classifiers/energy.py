@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EMBEDDING = 64
+FREQUENCIES = 8
 
 
 def per_sample(sigma: float | Tensor, x: Tensor) -> Tensor:
@@ -32,11 +33,11 @@ class NoiseEmbedding(nn.Module):
 
     rates: Tensor
 
-    def __init__(self, frequencies: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
         # over sigma in [0.01, 1] the slowest angle goes through a third of a turn, the fastest through three
-        self.register_buffer("rates", torch.logspace(-1, 2, frequencies, base=2.0), persistent=False)
-        first, second = nn.Linear(2 * frequencies, EMBEDDING), nn.Linear(EMBEDDING, EMBEDDING)
+        self.register_buffer("rates", torch.logspace(-1, 2, FREQUENCIES, base=2.0), persistent=False)
+        first, second = nn.Linear(2 * FREQUENCIES, EMBEDDING), nn.Linear(EMBEDDING, EMBEDDING)
         self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
 
     def forward(self, sigma: Tensor) -> Tensor:

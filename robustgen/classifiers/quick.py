@@ -22,6 +22,7 @@ from robustgen.classifiers.base import Classifier
 from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
 
+EXAMPLE = 8  # pictures, enough to see that a copy is like the model
 TOLERANCE = 1e-3  # of the logits' spread; folding moves the logits of a ResNet-18 by about 1e-6
 
 
@@ -35,10 +36,11 @@ class Backward:
 def quick_copy(model: Classifier, example: Tensor) -> Classifier | None:
     """A copy of ``model`` (in evaluation mode, without gradients to weights) with quicker kernels.
 
-    ``example``: a few pictures (batch, channels, height, width), on which the copy must give the
+    ``example``: pictures (batch, channels, height, width), on the first of which the copy must give the
     model's own logits and gradients. What a net does not bear is left out, batch-norm's folding first,
     then the layout; None where it cannot even be copied.
     """
+    example = example[:EXAMPLE]
     for folded, layout in ((True, torch.channels_last), (False, torch.channels_last), (False, None)):
         try:
             quick = copy.deepcopy(model)

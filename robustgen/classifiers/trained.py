@@ -90,12 +90,11 @@ def _example(arch: str) -> str:
 
 
 def load(folder: Path | str) -> Classifier | Denoiser:
-    """A trained model from its folder (or its card.yaml), in evaluation mode, float32, without gradients.
+    """A trained model from its folder, in evaluation mode, float32, without gradients.
 
     The weights' sha256 and every key and shape are checked; any mismatch is a UserError.
     """
     folder = Path(folder)
-    folder = folder.parent if folder.name == "card.yaml" else folder
     card = registry.load_card(folder)
     over = {} if card.over is None else {"over": load(denoiser_folder(card.over, folder / "card.yaml"))}
     model = build(card.arch, card.options | over, where=folder / "card.yaml", folder=folder)

@@ -199,12 +199,13 @@ def image_folder(path: Path, split: Split) -> Dataset:
     folder = test if split == "test" else path / split
     if split != "test" and (test == path or not folder.is_dir()):
         raise no_split(f"imagefolder:{path}", split, f"{path / split}/CLASS/ beside {path / 'test'}/CLASS/")
+    name = path.resolve().name
     expected, remedy = "one folder a class, with pictures in it", "mend the folder: PATH/CLASS/PICTURE.png"
     with _reading("this is no folder of pictures", folder, expected, remedy):
         source = ImageFolder(str(folder), loader=_own_picture)
         class_names, _ = find_classes(str(test))
         strange = [name for name in source.classes if name not in class_names]
-        check_classes(path.name, split, strange, class_names, folder)
+        check_classes(name, split, strange, class_names, folder)
         decoded = [picture for picture, _ in source]
     pictures = [picture for picture, *_ in decoded]
     sizes = {picture.shape for picture in pictures}
@@ -219,9 +220,7 @@ def image_folder(path: Path, split: Split) -> Dataset:
     tested = () if split == "test" else ImageFolder(str(test), loader=_own_picture)
     images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2), (found[0] for found, _ in tested))
     labels = [class_names.index(source.classes[k]) for k in source.targets]
-    dataset = make(
-        path.name, images, np.asarray(labels), class_names, f"Image folder, {split}.", where=folder
-    )
+    dataset = make(name, images, np.asarray(labels), class_names, f"Image folder, {split}.", where=folder)
     return replace(dataset, codec=_shared(codec for *_, codec in decoded))
 
 

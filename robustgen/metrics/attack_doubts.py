@@ -22,8 +22,8 @@ AUDIT_GAP = 0.005
 EPS_GAP = 0.02
 NOISE, TRANSFER = "noise", "transfer"
 BY_CHANCE = 0.05  # p, above which the verdicts of draws differ by their draws alone
-REFERENCE_TARGETS = {"linf": 9, "l2": 9, "l1": 5}
-"""How many classes the first of AutoAttack's targeted attacks aims at where an option does not say so."""
+TARGETS, FEWER_IN_L1 = 9, 5
+"""How many classes targeted attacks aim at where an option does not say so; the second is APGD-T's in L1."""
 # Stages that do without the model's own gradients, and what they take instead.
 WITHOUT_GRADIENTS = {
     "square": "Square, which uses no gradients,",
@@ -287,4 +287,5 @@ def _aims_at(run: Run, evaluation: Evaluation) -> int:
         asked = str(spec.get("attack", ""))
         if len(asked) > len(name) and is_of(evaluation.detail, asked):  # of fab and fab-t the longer
             name, options = asked, spec["options"]
-    return int(options.get("n_target_classes", REFERENCE_TARGETS[evaluation.detail["norm"]]))
+    all_nine = evaluation.detail["norm"] != "l1" or is_of(evaluation.detail, "fab-t", "autoattack-plus")
+    return int(options.get("n_target_classes", TARGETS if all_nine else FEWER_IN_L1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
@@ -25,7 +24,7 @@ MANY_VALUES, FEW_VALUES, DISTINCT = 1000, 20, 0.95
 
 
 def find_doubts(run: Run) -> list[Flag]:
-    """All flags of a run, the gravest first."""
+    """All flags of a run."""
     parts = (
         _incomplete,
         _lost_tables,
@@ -48,15 +47,7 @@ def find_doubts(run: Run) -> list[Flag]:
         _unlike_the_data,
         _few,
     )
-    found = [flag for part in parts for flag in part(run)]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(found, key=lambda flag: rank[flag.severity])
-
-
-def _flag(
-    run: Run, evaluation: str, name: str, severity: Literal["info", "warning", "error"], message: str
-) -> Flag:
-    return Flag(run.model, evaluation, name, severity, message)
+    return [flag for part in parts for flag in part(run)]
 
 
 def _incomplete(run: Run) -> Iterator[Flag]:
@@ -66,16 +57,16 @@ def _incomplete(run: Run) -> Iterator[Flag]:
             continue
         last = next((e for e in reversed(run.errors) if e["chunk"]["evaluation"] == evaluation.name), None)
         if ADDED in evaluation.detail:
-            yield _flag(
-                run, evaluation.name, "incomplete", "warning",
+            yield Flag(
+                run.model, evaluation.name, "incomplete", "warning",
                 f"{have} of {evaluation.wanted} samples were asked about these pictures from elsewhere; they "
                 "lower the worst case of these alone. 'robustgen verify DIR --add FILE' computes the rest.",
             )  # fmt: skip
             continue
         said = str(last["error"]).splitlines()[:1] if last else []
         reason = f" The last failure: {said[0]}." if said else ""
-        yield _flag(
-            run, evaluation.name, "incomplete", "error",
+        yield Flag(
+            run.model, evaluation.name, "incomplete", "error",
             f"{have} of {evaluation.wanted} evaluated.{reason} The same command tries again what is missing.",
         )  # fmt: skip
 
@@ -85,8 +76,8 @@ def _lost_tables(run: Run) -> Iterator[Flag]:
     for evaluation in run.evaluations.values():
         if evaluation.rows and evaluation.lost:
             have = len(evaluation.rows) - evaluation.lost
-            yield _flag(
-                run, evaluation.name, "incomplete", "error",
+            yield Flag(
+                run.model, evaluation.name, "incomplete", "error",
                 f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "
                 "Run the same command again: it computes the chunks whose tables are gone.",
             )  # fmt: skip
@@ -100,8 +91,8 @@ def _set_aside(run: Run) -> Iterator[Flag]:
             found.setdefault(line["chunk"]["evaluation"], []).append(str(line["aside"]))
     for evaluation, names in found.items():
         shown = ", ".join(dict.fromkeys(names[:3])) + (" and others" if len(names) > 3 else "")
-        yield _flag(
-            run, evaluation, "set_aside", "info",
+        yield Flag(
+            run.model, evaluation, "set_aside", "info",
             f"Damaged on disk and set aside: {shown}. What was in it is computed anew; look at the disk.",
         )  # fmt: skip
 
@@ -109,8 +100,8 @@ def _set_aside(run: Run) -> Iterator[Flag]:
 def _smaller_batch(run: Run) -> Iterator[Flag]:
     for evaluation in run.evaluations.values():
         for batch, count in sorted(evaluation.smaller.items()):
-            yield _flag(
-                run, evaluation.name, "smaller_batch", "warning",
+            yield Flag(
+                run.model, evaluation.name, "smaller_batch", "warning",
                 f"Memory ran out, and {count} samples were computed {batch} at a time, not "
                 f"{run.spec['kernels']['batch']}. They agree with the rest to rounding, not to the "
                 "bit (docs/faults.md). Free some memory, or choose a smaller --batch in another --out.",
@@ -120,8 +111,8 @@ def _smaller_batch(run: Run) -> Iterator[Flag]:
 def _refused(run: Run) -> Iterator[Flag]:
     for refusal in run.spec.get("refused", []):
         reason = str(refusal["reason"]).rstrip(".")
-        yield _flag(
-            run, str(refusal["evaluation"]), "left_out", "info",
+        yield Flag(
+            run.model, str(refusal["evaluation"]), "left_out", "info",
             f"Left out: {reason}. Choose a protocol without it, or data that allow it.",
         )  # fmt: skip
 
@@ -129,8 +120,8 @@ def _refused(run: Run) -> Iterator[Flag]:
 def _chance(run: Run) -> Iterator[Flag]:
     clean, chance = run.first("clean"), 1 / run.spec["model"]["num_classes"]
     if clean is not None and wilson(int(clean.correct.sum()), len(clean)).low <= chance:
-        yield _flag(
-            run, "clean", "no_better_than_chance", "warning",
+        yield Flag(
+            run.model, "clean", "no_better_than_chance", "warning",
             f"{clean.correct.mean():.0%} right on clean pictures, where chance is {chance:.0%}. "
             "Look at the order of the classes and at the normalisation ('robustgen check MODEL').",
         )  # fmt: skip
@@ -151,8 +142,8 @@ def _climbs(run: Run) -> Iterator[Flag]:
 def _without_detector(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("detected"):
         if "threshold" not in rows.scores:
-            yield _flag(
-                run, evaluation.name, "detector_left_out", "info",
+            yield Flag(
+                run.model, evaluation.name, "detector_left_out", "info",
                 f"This model has no {evaluation.detail['score']} that a detector could go by, or answers at "
                 "random: nothing was attacked here. Take the score 'confidence'.",
             )  # fmt: skip
@@ -164,14 +155,14 @@ def _random(run: Run) -> Iterator[Flag]:
     if not model["stochastic"]:
         return
     if model.get("stochastic_declared", True):
-        yield _flag(
-            run, "", "random_forward", "info",
+        yield Flag(
+            run.model, "", "random_forward", "info",
             "This model says that its answers are random, and is judged by many draws. Read its accuracy "
             "by majority and worst case beside the mean.",
         )  # fmt: skip
     else:
-        yield _flag(
-            run, "", "random_forward", "warning",
+        yield Flag(
+            run.model, "", "random_forward", "warning",
             "This model gives the same pictures other logits at a second call and does not say so: it is "
             "judged by many draws, but by the global generators' seeds. Declare stochastic = True and "
             "reseed(seed), or take the randomness out.",
@@ -180,8 +171,8 @@ def _random(run: Run) -> Iterator[Flag]:
 
 def _mixed(run: Run) -> Iterator[Flag]:
     if run.spec["model"].get("mixes"):
-        yield _flag(
-            run, "", "mixed_batch", "error",
+        yield Flag(
+            run.model, "", "mixed_batch", "error",
             "This model's answer to a picture depends on the pictures beside it, or on its place among them, "
             "so that no figure here is its own. Take out of forward() statistics of the batch, such as "
             "batch-norm without running ones, and noise that is drawn from one seed for the whole batch.",
@@ -199,8 +190,8 @@ def _quantised(run: Run) -> Iterator[Flag]:
     values = rows[: max(1, MANY_VALUES // max(1, rows.shape[1]))].ravel()
     different = len(np.unique(values))
     if len(values) >= FEW_VALUES and different < DISTINCT * len(values):
-        yield _flag(
-            run, "clean", "quantised_logits", "warning",
+        yield Flag(
+            run.model, "clean", "quantised_logits", "warning",
             f"{len(values)} logits have {different} different values: they are rounded, or so large that "
             "float32 rounds them, and attacks that compare losses see steps. Return logits as they are; "
             "attack with gradients averaged over noise or estimated from logits (joint-adaptive).",
@@ -211,14 +202,14 @@ def _chunk_seed(run: Run) -> Iterator[Flag]:
     named = [e.name for e, rows in run.of_kind("attack") if (rows.seeded_by == "chunk").any()]
     if run.spec["model"]["stochastic"]:
         if any((rows.seeded_by == "chunk").any() for _, rows in run.of_kind("clean", "attack")):
-            yield _flag(
-                run, "", "seeded_by_chunk", "info",
+            yield Flag(
+                run.model, "", "seeded_by_chunk", "info",
                 "A random model draws for a whole batch at once, so all of its rows are seeded by chunk. "
                 "A rerun is bit-equal; another chunk size gives other draws. Keep the protocol's chunk.",
             )  # fmt: skip
     elif named:
-        yield _flag(
-            run, "", "seeded_by_chunk", "info",
+        yield Flag(
+            run.model, "", "seeded_by_chunk", "info",
             f"Outside attacks draw from the global generator, seeded by chunk: {', '.join(named)}. "
             "A rerun is bit-equal; another chunk size gives other draws. Keep the protocol's chunk.",
         )  # fmt: skip
@@ -229,20 +220,20 @@ def _temperature(run: Run) -> Iterator[Flag]:
         return
     fitted = run.first("calibration")
     if fitted is None:
-        yield _flag(
-            run, "calibration", "no_calibration", "warning",
+        yield Flag(
+            run.model, "calibration", "no_calibration", "warning",
             "No calibration split, so no temperature was fitted and calibration is given as is only. "
             "Use data with a calibration split.",
         )  # fmt: skip
     elif says_all(fitted.logits, fitted.labels):
-        yield _flag(
-            run, "calibration", "no_temperature", "info",
+        yield Flag(
+            run.model, "calibration", "no_temperature", "info",
             f"All {len(fitted)} calibration samples are right, or tied with what is, so the likelihood has "
             "no best temperature; 1 was taken. A larger calibration split would decide.",
         )  # fmt: skip
     elif says_nothing(fitted.logits, fitted.labels):
-        yield _flag(
-            run, "calibration", "no_temperature", "warning",
+        yield Flag(
+            run.model, "calibration", "no_temperature", "warning",
             "On the calibration split labels have no larger logits than other classes have, so the "
             "likelihood has no best temperature; the largest that is sought was taken. Look at its labels.",
         )  # fmt: skip
@@ -250,8 +241,8 @@ def _temperature(run: Run) -> Iterator[Flag]:
 
 def _unknown_training(run: Run) -> Iterator[Flag]:
     if run.spec["model"]["family"] == "custom" and run.first("calibration") is not None:
-        yield _flag(
-            run, "calibration", "unknown_training", "info",
+        yield Flag(
+            run.model, "calibration", "unknown_training", "info",
             "This model is not of the zoo, and calibration pictures may have been among its training "
             "pictures: its numbers with a fitted temperature may be too good. "
             'Train on load_data(NAME, "train") alone to be sure.',
@@ -279,8 +270,8 @@ def _unlike_the_data(run: Run) -> Iterator[Flag]:
     chance = np.exp(-classes * (rel_entr(found, expected) + rel_entr(1 - found, 1 - expected)))
     if found > expected and chance < BY_CHANCE:
         named = run.spec["data"]["class_names"][scarce[0]]
-        yield _flag(
-            run, "", "unlike_the_data", "warning",
+        yield Flag(
+            run.model, "", "unlike_the_data", "warning",
             f"Among the first {n} of {size} samples {len(scarce)} of {classes} classes, such as {named!r}, "
             "have less than a third of their share: the data seem to be sorted by class. Take all "
             f"(--n {size}), or store them in random order.",
@@ -294,8 +285,8 @@ def _few(run: Run) -> Iterator[Flag]:
     ends = wilson(n // 2, n)
     half = (ends.high - ends.low) / 2
     if half > WIDE:
-        yield _flag(
-            run, "", "few_samples", "info",
+        yield Flag(
+            run.model, "", "few_samples", "info",
             f"With {n} samples a rate is known to ±{100 * half:.0f} points only. "
             "Raise --n, if the data have more: finished samples are kept.",
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robustgen.metrics.guided import guided
+from robustgen.metrics.guided import efficiency
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
@@ -12,9 +12,7 @@ from robustgen.types import Flag
 def gradient_doubts(run: Run) -> Iterator[Flag]:
     """A gradient cannot account for more than the model knows, except where the reference denoiser falls
     short of the posterior mean: then the gain is partly the reference's own error, put right."""
-    if not any(run.tables("efficiency")):
-        return
-    for estimate in guided(run):
+    for estimate in efficiency(run):
         metric = estimate.metric
         if metric.metric == "gradient_efficiency" and metric.ci_low > 1:
             yield Flag(

@@ -23,8 +23,7 @@ def guided(run: Run) -> Iterator[Estimate]:
     for evaluation, table in run.tables("gradients"):
         for sigma, part in table.sort_values(["sigma", "sample_id"]).groupby("sigma"):
             yield from _at_sigma(run, evaluation, f"sigma-{sigma:g}", part)
-    for evaluation, table in run.tables("efficiency"):
-        yield from _efficiency(run, evaluation, table)
+    yield from efficiency(run)
     for evaluation, table in run.tables("explained"):
         ordered = table.sort_values(["sigma", "sample_id"])
         for sigma, part in ordered.groupby("sigma"):
@@ -52,8 +51,13 @@ def _at_sigma(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iter
         yield resampled(run, evaluation, sigma, "psnr_gain", gain, ids, unit="dB", higher=True)
 
 
-def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Estimate]:
+def efficiency(run: Run) -> Iterator[Estimate]:
     """Both sides of I-MMSE in nats, and their ratio where the second is surely above 0."""
+    for evaluation, table in run.tables("efficiency"):
+        yield from _efficiency(run, evaluation, table)
+
+
+def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Estimate]:
     sides = explaining.information(table)
     if sides is None:
         return

@@ -82,9 +82,9 @@ def resamples(n: int, stream: int = 0) -> Array:
     )
 
 
-def resampled_sums(values: Array, stream: int = 0) -> Array:
+def resampled_sums(values: Array) -> Array:
     """Sum of values (n, k) over each bootstrap resample of the n samples, (1000, k)."""
-    counts = resamples(len(values), stream)
+    counts = resamples(len(values))
     return np.concatenate([block.astype(np.float64) @ values for block in np.array_split(counts, 20)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from robustgen import attacks
@@ -15,7 +15,6 @@ from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Classifier
 from robustgen.config import AttackSpec, DetectedSpec, FixedSpec, TransferSpec
 from robustgen.errors import UserError
-from robustgen.evaluation import load_data
 from robustgen.perturb import Attack
 from robustgen.plan.planning import Planning
 from robustgen.registry import ZooModel, resolve_all, slug
@@ -90,7 +89,7 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     eps = planning.eps(spec.norm, spec.eps, f"detected-{spec.score}")
     if eps is None:
         return
-    pictures = partial(load_data, planning.dataset.source, "calibration", None, planning.root)
+    pictures = planning.split("calibration")
     found = planning.at_hand(f"detected-{spec.score}", pictures)
     if found is None:  # nothing to fit the threshold on
         return

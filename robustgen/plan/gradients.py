@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from robustgen import data
@@ -24,8 +24,7 @@ def guidance(planning: Planning, spec: GradientsSpec) -> None:
     sigmas = planning.settings.sigmas
     if not _has_reference(planning, "gradients", sigmas):
         return
-    load_train = partial(load_data, planning.dataset.source, "train", None, planning.root)
-    train = planning.at_hand("gradients", load_train)
+    train = planning.at_hand("gradients", planning.split("train"))
     if train is None:  # nothing to fit the Wiener filter on
         return
 
@@ -94,7 +93,7 @@ def _numbers(planning: Planning) -> list[int] | None:
         return None
     if known != whole:
         return []
-    found = data.class_numbers(load_data(whole, "test", None, planning.root), chosen)
+    found = data.class_numbers(load_data(whole, "test", planning.root), chosen)
     return None if found == [*range(len(found))] else found
 
 

@@ -13,7 +13,7 @@ from robustgen.config import CorruptionsSpec, OodSpec, Protocol
 from robustgen.corruptions import Corruption, evaluation_name, published, refusal
 from robustgen.corruptions.published import PublishedCorruption
 from robustgen.data import Dataset
-from robustgen.evaluation import load_data, load_foreign
+from robustgen.evaluation import load_foreign
 from robustgen.plan.planning import Planning
 from robustgen.registry import slug
 from robustgen.scores import SCORES, Score
@@ -31,7 +31,7 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
     if chosen and library is None:
         planning.refuse("detectors", "the detectors need pytorch-ood: pip install 'robustgen[pytorch-ood]'")
     elif chosen:
-        train = partial(load_data, planning.dataset.source, "train", None, planning.root)
+        train = planning.split("train")
         found = planning.at_hand("detectors", train)
         if found is not None:
             scores.append(detectors.Detectors(chosen, train))
@@ -42,7 +42,7 @@ def choose_scores(planning: Planning, protocol: Protocol) -> None:
 def clean(planning: Planning) -> None:
     """The test pictures, and the calibration split for a fitted temperature."""
     planning.add("clean", "clean", planning.scored, scores=planning.scores)
-    load = partial(load_data, planning.dataset.source, "calibration", None, planning.root)
+    load = planning.split("calibration")
     found = planning.at_hand("calibration", load)
     if found is None:
         return

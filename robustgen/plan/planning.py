@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from robustgen.config import DataSettings
 from robustgen.data import Dataset
 from robustgen.errors import UnknownNameError, UserError
-from robustgen.evaluation import Evaluation
+from robustgen.evaluation import Evaluation, load_data
 from robustgen.perturb import Identity, Perturbation
 from robustgen.scores import Score
-from robustgen.types import Norm
+from robustgen.types import Norm, Split
 
 Found = TypeVar("Found")
 
@@ -60,6 +61,10 @@ class Planning:
     def refuse(self, evaluation: str, reason: str) -> None:
         """Leave an evaluation out, and say why."""
         self.refused.append({"evaluation": evaluation, "reason": reason})
+
+    def split(self, name: Split) -> Callable[[], Dataset]:
+        """What loads another split of the data."""
+        return partial(load_data, self.dataset.source, name, self.root)
 
     def at_hand(self, evaluation: str, load: Callable[[], Found]) -> Found | None:
         """What ``load`` returns; None, and the evaluation refused, where it is not at hand here and now.

@@ -8,6 +8,7 @@ from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
 from robustgen.report.tables import Cell, MainTable
+from robustgen.types import ATTACKED
 
 OPENINGS = {
     "accuracy": "On clean pictures",
@@ -33,7 +34,6 @@ WORDS = {
 }  # fmt: skip
 # What gradients are like says whether the attacks that climb them can be believed.
 OF_GRADIENTS = ("probes", "climbs")
-ATTACKED = ("attack", "detected", "fixed")
 
 Doubts = dict[tuple[str, str], tuple[int, str]]
 """By (model, evaluation) of a number: the place of the first doubt about it on the page, and its fact."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from robustgen import __version__
 from robustgen.disk import atomic, cannot_write, read_json, write_json
@@ -20,7 +20,7 @@ from robustgen.places import is_remote, relative, within
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.report.content import by_key, names_of
 from robustgen.store import RunStore
-from robustgen.types import Flag, Metric
+from robustgen.types import Flag, Metric, Severity
 
 
 def summarise(
@@ -50,6 +50,7 @@ def summarise(
     absent = [flag for summary in earlier for flag in _not_evaluated(summary)]
     absent += [_absent(*failure) for failure in (failures or {}).items()]
     flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
+    flags.sort(key=lambda flag: get_args(Severity).index(flag.severity))
     foretold = {model: e for s in earlier if s["n"] == n for model, e in _estimates(s)} | {
         **(estimates or {})
     }

@@ -15,7 +15,7 @@ from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
 from robustgen.errors import UserError, in_words
 from robustgen.limits import out_of_memory
-from robustgen.training import Diverged, Objective, accuracy, frozen
+from robustgen.training import Diverged, Objective, accuracy, without_weight_gradients
 from robustgen.training.recipe import ChainSpec, SgldSpec
 from robustgen.types import FixedNoise
 
@@ -60,7 +60,7 @@ class Chains:
         fresh = torch.rand(start.shape, generator=generator, device=device)
         renew = torch.rand(len(start), generator=generator, device=device) < self.spec.reinit
         start = torch.where(renew.view(-1, 1, 1, 1), fresh, start)
-        with frozen(model):
+        with without_weight_gradients(model):
             samples = sgld(
                 lambda x: log_prob(x, places),
                 start,

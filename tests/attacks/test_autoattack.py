@@ -200,3 +200,5 @@ def test_only_what_an_audit_follows_ends_jobs_early() -> None:
     assert ApgdT(threat).thorough
     early = (*STANDARD, *PLUS, *ADAPTIVE)
     assert all(repeats(name, early=True) for name in early)
+    aimed = [name for name in early if repeats(name, early=False)]
+    assert aimed == ["apgd-t", "fab-t", "apgd-t", "fab-t", "apgd-margin-t"]

@@ -148,6 +148,12 @@ def test_what_is_not_there_is_said_to_be_absent(tmp_path: Path):
             data.load(name)
 
 
+@pytest.mark.parametrize("path", [".", "cat/.."])
+def test_an_image_folder_is_named_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str):
+    monkeypatch.chdir(folder_of(tmp_path / "pets", "cat", "dog"))
+    assert data.load(f"imagefolder:{path}").name == "pets"
+
+
 def test_an_image_folder_with_its_classes(tmp_path: Path):
     for label, grey in (("cat", 10), ("dog", 200)):
         (tmp_path / label).mkdir()

@@ -16,6 +16,7 @@ from robustgen.types import Flag
 
 CLEAN = {"name": "clean", "kind": "clean"}
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+PLUS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 
 
 def flags(found: Run) -> dict[str, Flag]:
@@ -220,6 +221,10 @@ def test_the_classes_aimed_at_are_those_of_norm_and_attack() -> None:
         {"kind": "attack", "attack": "fab-t", "options": {}},
     ]
     assert "few_classes" in flags(run((attack("fab-t"), rows()), classes=8, specs=specs))
+    # FAB-T aims at 9 in L1 too, and the larger version with all of its attacks
+    assert "few_classes" in flags(run((attack("fab-t", norm="l1"), rows()), classes=8, specs=specs))
+    plus = (attack("autoattack-plus", norm="l1", cascade=PLUS), rows())
+    assert "the 9 asked for" in flags(run(plus, classes=8))["few_classes"].message
 
 
 @pytest.mark.parametrize("draws", [1, 32])

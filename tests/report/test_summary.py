@@ -148,11 +148,23 @@ def test_the_audit_is_counted_by_the_chunks_that_were_computed(
     assert flag.message.startswith(f"0 of {counted} audited survivors")
 
 
+def test_the_gravest_flags_of_all_models_come_first(tmp_path: Path) -> None:
+    stores = [fakes.write_run(tmp_path / name, name, size=60) for name in ("a", "b")]
+    for store in stores:
+        (store.path / "samples" / "clean" / "000030-000060.parquet").unlink()
+    content = summarise(tmp_path, stores, None, "", failures={"c": "it could not be loaded"})
+    severities = [flag["severity"] for flag in content["flags"]]
+    order = ["error", "warning", "info"]
+    assert severities == sorted(severities, key=order.index)
+    assert {flag["model"] for flag in content["flags"] if flag["severity"] == "error"} == {"a", "b", "c"}
+    assert len(set(severities)) > 1
+
+
 def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
     store = fakes.write_run(tmp_path, "m", size=60)
     gone = store.path / "samples" / "clean" / "000030-000060.parquet"
     gone.unlink()
-    store.fail(Chunk("clean", 30, 60), "the model returned NaN\nmore")
+    store.note("the model returned NaN\nmore", Chunk("clean", 30, 60))
     (flag,) = [f for f in find_doubts(read_run(store)) if f.flag == "incomplete"]
     assert flag.severity == "error"
     assert flag.evaluation == "clean"

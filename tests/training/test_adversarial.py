@@ -5,7 +5,7 @@ from torch.nn import functional
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.softmax import Softmax
 from robustgen.threat import ThreatModel
-from robustgen.training import frozen, make_objective
+from robustgen.training import make_objective, without_weight_gradients
 from robustgen.training.adversarial import ascend
 from robustgen.training.recipe import AdversarialSpec, FastAdversarialSpec
 
@@ -105,7 +105,7 @@ def test_frozen_gives_back_mode_and_gradients_after_an_error(model):
     seen = []
 
     def fail():
-        with frozen(model):
+        with without_weight_gradients(model):
             seen.append((model.training, any(p.requires_grad for p in model.parameters())))
             raise ZeroDivisionError
 
