@@ -4,7 +4,7 @@
         [--attacks apgd-ce apgd-t fab-t square cascade] [--itself] [--json]
 
 For each norm the four parts of AutoAttack run alone, from the clean pictures that the model gets
-right: ours as ``search.replay`` runs them (the reference's order, counts and draws) with the float32
+right: ours as ``replay`` runs them (the reference's order, counts and draws) with the float32
 cross-entropy, and the reference itself, batch by batch with the same seed. Then both cascades run on
 all pictures, ours as users run it, with its own draws and skips. Robust accuracies are of the chosen
 pictures for a part, of all for the cascade.
@@ -43,7 +43,8 @@ from robustgen import load_model
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget, part
 from robustgen.attacks.fab import FAB
-from robustgen.attacks.search import Search, replay
+from robustgen.attacks.replay import replay
+from robustgen.attacks.search import Search
 from robustgen.attacks.square import square
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier, FixedBatch

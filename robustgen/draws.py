@@ -60,7 +60,8 @@ class Draws:
         return torch.from_numpy(self.uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
 
     def shared(self, *shape: int) -> Tensor:
-        """As ``uniform``: what the reference's code draws once for a batch belongs to a sample here."""
+        """As ``uniform``: what the reference's code draws once for a batch (attacks/replay.py) belongs to a
+        sample here."""
         return self.uniform(*shape)
 
     def keys(self) -> Tensor:
@@ -103,41 +104,6 @@ def uniform_at(keys: Tensor, first: Tensor, n: int) -> Tensor:
     z = z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(_FACTORS[1]))
     z = z.bitwise_xor_(_shifted(z, 31))
     return _shifted(z, 11).double().mul_(2.0**-53).float().clamp_max_(1 - 2**-24)
-
-
-class ReferenceDraws(Draws):
-    """Draws as the reference implementations of attacks make them: from torch's global generator,
-    for a whole batch in one go. They belong to the batch, so nothing but comparisons uses them.
-
-    ``left``, (rows,), says which rows there are numbers for: all to begin with. The others get 0.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.left = torch.ones(rows, dtype=torch.bool)
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Draws from [0, 1), shape (rows, \\*shape)."""
-        return self._spread(torch.rand(int(self.left.sum()), *shape))
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draws from N(0, 1), shape (rows, \\*shape)."""
-        return self._spread(torch.randn(int(self.left.sum()), *shape))
-
-    def shared(self, *shape: int) -> Tensor:
-        """Draws from [0, 1), shape (rows, \\*shape), the same for all rows."""
-        return torch.rand(*shape).expand(len(self), *shape)
-
-    def keys(self) -> Tensor:
-        """No streams are behind these draws: ``Search.redraw`` asks for those of a step."""
-        return torch.zeros(len(self), dtype=torch.long)
-
-    def _spread(self, drawn: Tensor) -> Tensor:
-        everyone = torch.zeros(len(self), *drawn.shape[1:])
-        everyone[self.left] = drawn
-        return everyone
 
 
 def seed_generators(seed: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from robustgen.draws import Draws, ReferenceDraws, uniform_at
+from robustgen.draws import Draws, uniform_at
 
 
 def test_a_sample_draws_the_same_numbers_in_any_batch() -> None:
@@ -62,17 +62,6 @@ def test_keys_lead_to_the_draws_that_are_left() -> None:
     for row in ids:
         first = 10 + int(row) % 20
         assert torch.equal(apart[row], whole[row, first : first + 10])
-
-
-def test_reference_draws_are_torchs_for_the_rows_that_are_left() -> None:
-    draws = ReferenceDraws(4)
-    draws.left = torch.tensor([True, False, True, False])
-    torch.manual_seed(1)
-    shared, own = draws.shared(2), draws.uniform(3)
-    torch.manual_seed(1)
-    assert torch.equal(shared, torch.rand(2).expand(4, 2))
-    assert torch.equal(own[[0, 2]], torch.rand(2, 3))
-    assert not own[[1, 3]].any()
 
 
 def test_places_are_streams_of_their_own() -> None:

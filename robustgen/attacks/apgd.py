@@ -185,7 +185,6 @@ class SparseAPGD(APGD):
         if not shrinking:
             balls, lengths = [1], [n_iter]
         self.shrinking = shrinking
-        self.discarded = 3 if shrinking else 0  # the reference draws a start for every ball, and wastes it
         # Of every step: the ball's radius, whether its climb begins or ends there, whether it is checked.
         self.eps = torch.tensor([e for e, n in zip(balls, lengths, strict=True) for _ in range(n + 1)])
         self.eps = self.eps * threat.eps

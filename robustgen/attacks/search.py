@@ -20,7 +20,7 @@ from robustgen.attacks.hope import end_hopeless
 from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier
-from robustgen.draws import Draws, ReferenceDraws
+from robustgen.draws import Draws
 from robustgen.errors import UserError
 
 
@@ -82,8 +82,6 @@ class Search(ABC):
     draws or another target class: the first alone, since it breaks most, then the others together."""
 
     jobs: int = 1
-    discarded: int = 0
-    """How many pictures of normal draws the reference's code makes after ``begin`` and does not use."""
     length: int
     """Steps of a job that finds nothing; asked for where ``lacking`` says something."""
     ranks: bool = False
@@ -109,11 +107,6 @@ class Search(ABC):
     def allowed(self, state: State) -> Tensor:
         """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
         return torch.ones_like(state.over)
-
-    def redraw(self, state: State, draws: ReferenceDraws) -> None:
-        """For ``replay``, after a step: take ``state.point`` from the reference's draws instead, and end
-        the rows that ``draws`` says have left. Nothing to do for a search that draws in ``begin`` alone."""
-        return
 
 
 @dataclass
@@ -187,7 +180,7 @@ def run(
     others = search.jobs - 1
     width = width or len(x) * search.jobs
     with victim.serving(fresh):
-        clean = _clean(search, victim, x)
+        clean = clean_logits(search, victim, x)
 
     def begin(samples: Tensor, jobs: range) -> State:
         row = samples.repeat_interleave(len(jobs))
@@ -240,7 +233,7 @@ def _first_of_each(rows: Tensor) -> Tensor:
     return order[new]
 
 
-def _clean(search: Search, victim: Victim, x: Tensor) -> Tensor:
+def clean_logits(search: Search, victim: Victim, x: Tensor) -> Tensor:
     """The logits at the clean pictures, of no class where the search does not look at them."""
     return victim.logits(x).logits if search.ranks else x.new_empty(len(x), 0)
 
@@ -267,31 +260,3 @@ def _note_hits(found: Found, victim: Victim, state: State, points: Tensor, hit: 
     with victim.serving(state.row[at]):
         at = at[victim.confirm(points[at], state.y[at])]
     found.note(state.row[at], points[at])
-
-
-def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
-    """The same search as the reference's code runs it, for comparison with it: one batch in step.
-
-    Rows stay until the job is over, the last misclassified point counts, and draws come from torch's
-    global generator, seeded anew, in the reference's order.
-    """
-    found = Found.nothing(x)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for job in range(search.jobs):
-            rows = (~found.broken).nonzero().squeeze(1)
-            if len(rows) == 0:
-                break
-            clean = _clean(search, victim, x[rows])
-            draws = ReferenceDraws(len(rows))
-            state = search.begin(Start(rows, x[rows], y[rows], clean, torch.full_like(rows, job)), draws)
-            for _ in range(search.discarded):
-                draws.normal(*x.shape[1:])
-            while not bool(state.over.all()):
-                answer = search.ask(victim, state)
-                hit = (answer.logits.argmax(1) != state.y) & search.allowed(state) & ~state.over
-                found.note(rows[hit], state.point[hit])
-                search.step(state, answer)
-                draws.left = ~found.broken[rows].cpu()
-                search.redraw(state, draws)
-    return found

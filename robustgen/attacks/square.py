@@ -19,7 +19,7 @@ from torch import Tensor
 from robustgen.attacks.losses import margin
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.draws import Draws, ReferenceDraws, uniform_at
+from robustgen.draws import Draws, uniform_at
 from robustgen.errors import UnsupportedError
 from robustgen.threat import ThreatModel
 
@@ -84,7 +84,7 @@ class Square(Search, ABC):
         numbers = uniform_at(state.key, state.step * each, each)
         state.step = state.step + 1
         state.over = state.step > self.n_queries
-        self._move(state, numbers)
+        self.move(state, numbers)
 
     def accept(self, state: Squares, answer: Answer) -> None:
         """Take the point for the best one where its margin is higher, compared in float32."""
@@ -93,15 +93,8 @@ class Square(Search, ABC):
         state.margin = torch.where(better, value, state.margin)
         state.best = torch.where(better.view(-1, 1, 1, 1), state.point, state.best)
 
-    def redraw(self, state: State, draws: ReferenceDraws) -> None:
-        assert isinstance(state, Squares)
-        channels = state.x.shape[1]
-        place = draws.shared(self.placing)
-        signs = draws.shared(channels) if self.threat.norm == "linf" else draws.uniform(channels)
-        self._move(state, torch.cat([place, signs], 1).to(state.x))
-        state.over = state.over | ~draws.left.to(state.over.device)
-
-    def _move(self, state: Squares, numbers: Tensor) -> None:
+    def move(self, state: Squares, numbers: Tensor) -> None:
+        """Take the proposal that these draws (rows, placing + channels) make for ``state.point``."""
         # The proposals are counted from 0, the questions too, and the first of these is no proposal.
         stage = torch.bucketize(state.step - 1, _halved_after(state.step.device))
         signs = _signs(numbers[:, self.placing :, None, None])

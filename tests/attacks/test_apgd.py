@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from robustgen import data, load_model
 from robustgen.attacks.apgd import APGD, apgd, checkpoint_intervals, targets
-from robustgen.attacks.search import Start, replay, run
+from robustgen.attacks.replay import replay
+from robustgen.attacks.search import Start, run
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import FixedBatch, PlainClassifier
 from robustgen.draws import Draws

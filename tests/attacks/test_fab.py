@@ -7,7 +7,8 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from robustgen import load_model
 from robustgen.attacks.fab import FAB, LeanFAB, LeanUntargetedFAB, UntargetedFAB, nearest_boundary
-from robustgen.attacks.search import Start, replay, run
+from robustgen.attacks.replay import replay
+from robustgen.attacks.search import Start, run
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import FixedBatch
 from robustgen.data import Dataset

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robustgen import data, load_model
 from robustgen.attacks.projections import project_l1_box
-from robustgen.attacks.search import Found, Start, replay, run
+from robustgen.attacks.replay import replay
+from robustgen.attacks.search import Found, Start, run
 from robustgen.attacks.square import Squares, peaks, shrunk, square
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import FixedBatch, PlainClassifier
