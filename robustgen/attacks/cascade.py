@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.search import Found, Search, run
+from robustgen.attacks.search import Found, Remaining, Search, run
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import said, usual_view
 from robustgen.audit import AUDIT, audited, repeats
@@ -50,10 +50,9 @@ class Cascade(Attack):
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         found = Found.nothing(x)
-        broken_by: list[str | None] = [None] * len(x)
         with torch.no_grad():
             # One draw of a stochastic model decides nothing: all of its samples are attacked.
-            robust = (model.logits(x).argmax(1) == y) | model.stochastic
+            remaining = Remaining((model.logits(x).argmax(1) == y) | model.stochastic)
         stages = self.stages(model)
 
         def attack(stage: Stage, name: str, place: int, left: Tensor, thorough: bool) -> None:
@@ -71,23 +70,21 @@ class Cascade(Attack):
                 else:
                     broken = left[result.broken]
                     found.note(broken, result.images[result.broken])
-            robust[broken] = False
-            for i in broken.tolist():
-                broken_by[i] = name
+            remaining.fell(broken, name)
 
         thorough = self.thorough or model.stochastic
         for place, stage in enumerate(stages):
-            left = robust.nonzero().squeeze(1)
+            left = remaining.rows()
             if len(left):
                 attack(stage, stage.name, place, left, thorough)
         if not thorough or (isinstance(model, FixedBatch) and model.low):
-            left = robust.nonzero().squeeze(1)
+            left = remaining.rows()
             left = left[audited(len(left))]
             for place, stage in enumerate(stages):
-                again = left[robust[left]]
+                again = left[remaining.robust[left]]
                 if repeats(stage.name, early=not thorough) and len(again):
                     attack(_in_float32(stage), AUDIT, len(stages) + place, again, True)
-        return Perturbed(found.images, broken_by)
+        return Perturbed(found.images, remaining.broken_by)
 
 
 def _in_float32(stage: Stage) -> Stage:

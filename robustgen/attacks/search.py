@@ -163,6 +163,27 @@ class Found:
         return rows[broken]
 
 
+class Remaining:
+    """Who of a batch is still to be attacked: at first the samples of the mask ``robust``, bool (batch,).
+
+    ``broken_by``: what broke each of the others, None where nothing had to.
+    """
+
+    def __init__(self, robust: Tensor) -> None:
+        self.robust = robust
+        self.broken_by: list[str | None] = [None] * len(robust)
+
+    def rows(self) -> Tensor:
+        """Their places in the batch."""
+        return self.robust.nonzero().squeeze(1)
+
+    def fell(self, rows: Tensor, name: str) -> None:
+        """These samples fell to the attack of that name."""
+        self.robust[rows] = False
+        for i in rows.tolist():
+            self.broken_by[i] = name
+
+
 def run(
     search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
     thorough: bool = True,

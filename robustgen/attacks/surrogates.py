@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.fixed import Fixed
-from robustgen.attacks.search import Found
+from robustgen.attacks.search import Found, Remaining
 from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
 from robustgen.draws import Draws
@@ -45,11 +45,10 @@ class Transfer(Attack):
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         found = Found.nothing(x)
-        broken_by: list[str | None] = [None] * len(x)
         clean = said(model, x)
-        robust = found.standing(model, x, y, clean)
+        remaining = Remaining(found.standing(model, x, y, clean))
         for place, (name, surrogate) in enumerate(self.surrogates().items()):
-            left = robust.nonzero().squeeze(1)
+            left = remaining.rows()
             if not len(left):
                 break
             served = FixedBatch(
@@ -62,7 +61,5 @@ class Transfer(Attack):
             images = self.climb(served, x[left], y[left], draws.at(left, place)).images
             with serving(model, left):
                 broken = found.judge(model, left, images, said(model, images), y[left])
-            robust[broken] = False
-            for i in broken.tolist():
-                broken_by[i] = name
-        return Perturbed(found.images, broken_by)
+            remaining.fell(broken, name)
+        return Perturbed(found.images, remaining.broken_by)

@@ -26,7 +26,7 @@ from torch import Tensor
 from robustgen import strict
 from robustgen.attacks.autoattack import QueryBudget, TargetBudget
 from robustgen.attacks.options import Options
-from robustgen.attacks.search import Found
+from robustgen.attacks.search import Found, Remaining
 from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws, forked_generators
@@ -81,20 +81,17 @@ class ReferenceCascade(Attack):
         self._check(model, x)
         seed = draws.integer()
         found = Found.nothing(x)
-        broken_by: list[str | None] = [None] * len(x)
-        robust = found.standing(model, x, y, said(model, x))
+        remaining = Remaining(found.standing(model, x, y, said(model, x)))
         for stage in self.names:
-            left = torch.nonzero(robust).squeeze(1)
+            left = remaining.rows()
             if len(left) == 0:
                 break
             # Upstream seeds every part with the same number, and so do we.
             with forked_generators(seed, x.device), serving(model, left):
                 x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
                 broken = found.judge(model, left, x_adv.detach(), said(model, x_adv), y[left])
-            robust[broken] = False
-            for i in broken.tolist():
-                broken_by[i] = stage
-        return Perturbed(found.images, broken_by)
+            remaining.fell(broken, stage)
+        return Perturbed(found.images, remaining.broken_by)
 
     def _check(self, model: Classifier, x: Tensor) -> None:
         # Square's first stripes in L2 and L1 are a fifth of a picture's side wide.
