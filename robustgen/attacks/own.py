@@ -8,7 +8,6 @@ is: what lies beyond the budget is no success and is flagged, and the model is a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from robustgen.attacks.outside.base import YAML, Asked, OutsideAttack, options_of
-from robustgen.classifiers.user import failure, import_file, neighbours
+from robustgen.classifiers.user import digests, failure, import_file
 from robustgen.errors import UserError
+from robustgen.strict import fingerprint
 from robustgen.threat import ThreatModel
 
 OURS = ("model", "x", "y", "threat")
@@ -37,8 +37,7 @@ class OwnAttack(OutsideAttack):
                 expected=f"a function of ({', '.join(OURS)}, ...) that returns pictures",
             )  # fmt: skip
         super().__init__(title, threat, options_of(function, OURS, title, options, YAML))
-        files = [self.path, *neighbours(self.path)]
-        self.code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        self.code = fingerprint(digests(self.path))
 
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the function makes of the pictures."""

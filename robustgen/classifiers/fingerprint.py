@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from robustgen import registry, strict
 from robustgen.classifiers.trained import denoiser_folder
-from robustgen.classifiers.user import find_entry_point, neighbours
+from robustgen.classifiers.user import digests, find_entry_point
 from robustgen.config import ModelCard, own_code
 from robustgen.environment import version_of
-from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
 
 
@@ -28,10 +25,10 @@ def fingerprint_model(ref: ModelRef) -> str:
             folder = denoiser_folder(card.over, ref.folder / "card.yaml")
             content.append(fingerprint_model(ZooModel(card.over, folder)))
         if own := own_code(card.arch):
-            path = ref.folder / own[0]
-            content += [_sha256(path), *map(_sha256, neighbours(path))]
+            content += digests(ref.folder / own[0])
     elif isinstance(ref, FileModel):
-        content += [_sha256(ref.path), ref.attribute, *map(_sha256, neighbours(ref.path))]
+        file, *beside = digests(ref.path)
+        content += [file, ref.attribute, *beside]
     elif isinstance(ref, ObjectModel):
         parts = dict(ref.module.named_modules())
         kinds = {type(part) for part in parts.values() if not type(part).__module__.startswith("torch.")}
@@ -60,10 +57,3 @@ def _source(kind: type) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):  # typed into an interpreter
         return kind.__qualname__
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError("cannot read the file", where=path, got=error.strerror) from None

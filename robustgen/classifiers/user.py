@@ -56,6 +56,18 @@ def neighbours(path: Path) -> list[Path]:
     return sorted(found - {path})
 
 
+def digests(path: Path) -> list[str]:
+    """The sha256 of a user's file and of its ``neighbours``, which are all that it is made of."""
+    try:
+        own = hashlib.sha256(path.read_bytes()).hexdigest()
+        return [own, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in neighbours(path))]
+    except OSError as error:
+        raise UserError(
+            "cannot read the file", where=error.filename, expected="a Python file, and those that it imports",
+            got=error.strerror,
+        ) from None  # fmt: skip
+
+
 def _home(value: object) -> str:
     """The name of the module that a value is, or that made it."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from robustgen import classifiers, places
-from robustgen.classifiers.user import neighbours
+from robustgen.classifiers.user import digests
 from robustgen.disk import append_line, cannot_write, write_bytes
 from robustgen.errors import UserError, in_words
 from robustgen.registry import ZooModel
@@ -28,26 +27,12 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     trained anew. ``folder``: where the recipe lies.
     """
     file = recipe.code_file
-    code = None
-    if file is not None:
-        code = _sha256(folder / file) + "".join(map(_sha256, neighbours(folder / file)))
+    code = None if file is None else "".join(digests(folder / file))
     start = None
     if recipe.warm_start is not None:
         model = classifiers.zoo_folder(recipe.warm_start, where=f"{recipe.name}: warm_start")
         start = classifiers.fingerprint_model(ZooModel(recipe.warm_start, model))
     return places.cache_folder() / "training" / f"{recipe.name}-{recipe.fingerprint(code, start)}"
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(
-            "cannot read the file of the architecture",
-            where=path,
-            expected="the Python file that the recipe's arch names, beside the recipe",
-            got=error.strerror,
-        ) from None
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def Mine(**options):
 
 
 def test_absent_architecture_is_explained(tmp_path):
-    with pytest.raises(UserError, match="cannot read the file of the architecture") as error:
+    with pytest.raises(UserError, match="cannot read the file") as error:
         checkpoint.cache_folder(Recipe(**tiny(arch="model.py:Net")), tmp_path)
     assert str(tmp_path / "model.py") in str(error.value)
 
