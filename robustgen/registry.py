@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -193,16 +193,15 @@ def resolve(reference: str) -> list[ModelRef]:
     zoo = model_folders()
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
-    matching = [ZooModel(name, zoo[name]) for name in zoo if fnmatch.fnmatchcase(name, reference)]
-    if matching:
-        found = list(_classifiers(matching))
+    if matching := fnmatch.filter(zoo, reference):
+        found = [model for model, _ in _zoo(reference)]
         if not found:
             raise UserError(
                 "this pattern matches no classifier", where=reference, expected="one that some match",
-                got=", ".join(model.name for model in matching), remedy="'robustgen list models' names them",
+                got=", ".join(matching), remedy="'robustgen list models' names them",
             )  # fmt: skip
         _refuse_code(reference, [model.name for model in found if code_of(model)])
-        return list(found)
+        return [*found]
     registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
@@ -303,39 +302,36 @@ def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     """
     if references:
         return unique(ref for reference in references for ref in resolve(reference))
-    held_back = left_out(data)
-    fitting = [model for model in _zoo() if _card(model).data == data and model.name not in held_back]
+    zoo, held_back = _zoo(), left_out(data)
+    fitting = [model for model, card in zoo if card.data == data and model.name not in held_back]
     if not fitting:
         raise UserError(
             f"the zoo has no classifier for the data set {data!r}",
-            expected=f"one of: {', '.join(sorted({_card(model).data for model in _zoo()})) or 'none'}",
+            expected=f"one of: {', '.join(sorted({card.data for _, card in zoo})) or 'none'}",
             got=data,
             remedy="name your own model: FILE.py:NAME",
         )
-    return list(fitting)
+    return [*fitting]
 
 
 def left_out(data: str) -> dict[str, str]:
     """The zoo's classifiers for that data that ``resolve_all`` gives only by name, and why."""
     found = {}
-    for model in _zoo():
-        if _card(model).data == data and code_of(model):
+    for model, card in _zoo():
+        if card.data == data and own_code(card.arch):
             found[model.name] = "code of its own"
-        elif _card(model).data == data and _card(model).calls >= MANY_CALLS:
+        elif card.data == data and card.calls >= MANY_CALLS:
             found[model.name] = "many network calls a picture"
     return found
 
 
-def _zoo() -> list[ZooModel]:
-    return list(_classifiers(ZooModel(name, folder) for name, folder in model_folders().items()))
-
-
-def _card(model: ZooModel) -> ModelCard:
-    return load_card(model.folder)
-
-
-def _classifiers(models: Iterable[ZooModel]) -> Iterator[ZooModel]:
-    return (model for model in models if load_card(model.folder).family != "denoiser")
+def _zoo(pattern: str = "*") -> list[tuple[ZooModel, ModelCard]]:
+    """The zoo's classifiers that a pattern matches, each with its card."""
+    folders = model_folders()
+    found = [
+        (ZooModel(name, folders[name]), load_card(folders[name])) for name in fnmatch.filter(folders, pattern)
+    ]
+    return [(model, card) for model, card in found if card.family != "denoiser"]
 
 
 def slug(text: str) -> str:
