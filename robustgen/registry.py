@@ -214,10 +214,10 @@ def resolve(reference: str) -> list[ModelRef]:
 
 
 def resolve_one(reference: str, *, where: object = None) -> ModelRef:
-    """The one model that a MODEL argument means; UserError where a glob means several, or none."""
+    """The one model that a MODEL argument means; UserError where a glob means several."""
     found = resolve(reference)
     if len(found) != 1:
-        names = ", ".join(ref.name for ref in found) or "no classifier"
+        names = ", ".join(ref.name for ref in found)
         raise UserError(
             "one model is wanted here", where=where, expected="the name of one", got=f"{reference}: {names}"
         )

@@ -131,9 +131,3 @@ def test_a_protocol_by_path_and_by_an_unknown_name(tmp_path: Path):
     assert registry.load_protocol(str(file)).name == "mine"
     with pytest.raises(UserError, match="no protocol named"):
         registry.load_protocol("quik-ly")
-
-
-def test_a_pattern_of_denoisers_alone_is_refused():
-    with pytest.raises(UserError, match="matches no classifier") as caught:
-        registry.resolve("denoiser-di*")
-    assert "denoiser-digits" in str(caught.value)
