@@ -23,7 +23,7 @@ import torch
 
 from robustgen import cli, engine, work, worker
 from robustgen.classifiers.base import Classifier
-from robustgen.plan import attacked, gradients, pictures
+from robustgen.plan import gradients, planning
 
 MENU = {
     "write": ("kill", "power loss", "full disk", "read-only folder"),
@@ -138,7 +138,7 @@ class Injector:
             self._wrap(os, name, self._write)
         for module, name in (
             (engine, "load_model"), (engine, "load_data"), (work, "load_data"), (worker, "load_data"),
-            (attacked, "load_data"), (gradients, "load_data"), (pictures, "load_data"), (gradients, "load"),
+            (planning, "load_data"), (gradients, "load_data"), (gradients, "load"),
         ):  # fmt: skip
             self._wrap(module, name, self._load)
 
