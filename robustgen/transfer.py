@@ -22,7 +22,7 @@ from robustgen.disk import atomic
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
-from robustgen.metrics.rows import is_of, to_rows
+from robustgen.metrics.rows import Rows, is_of, to_rows
 from robustgen.metrics.verdicts import fell, majority
 from robustgen.recalled import load_run
 from robustgen.report.summary import gather
@@ -63,13 +63,10 @@ class Crossed(NamedTuple):
 
 
 class _Attacked(NamedTuple):
-    """One evaluation of one run: sample ids (n,), pictures (n, ...), what share of the draws is right in the
-    end (n,), and who is by majority."""
+    """One evaluation of one run: its rows and, in their order, its pictures (n, ...)."""
 
-    ids: Array
+    rows: Rows
     images: Array
-    share: Array
-    right: Array
 
 
 def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Crossed:
@@ -112,8 +109,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
         if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):
             continue
         images = np.stack(pictures["image"].to_numpy(zero_copy_only=False)).astype(np.float32)
-        read = to_rows(rows)
-        found[detail["name"]] = _Attacked(read.ids, images.reshape(-1, *shape), read.share, read.correct)
+        found[detail["name"]] = _Attacked(to_rows(rows), images.reshape(-1, *shape))
     return found
 
 
@@ -129,20 +125,20 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
             if evaluation not in theirs:
                 continue
             foreign = theirs[evaluation]
-            ids = np.intersect1d(np.intersect1d(own.ids, foreign.ids), clean.ids[clean.correct])
+            ids = np.intersect1d(np.intersect1d(own.rows.ids, foreign.rows.ids), clean.ids[clean.correct])
             if not len(ids):
                 continue
-            at = np.searchsorted(own.ids, ids)
-            still = own.right[at]
+            mine = own.rows.of(ids)
+            still = mine.correct
             if source == store.model:
                 yield _pair(source, store.model, evaluation, still, still, 0)
                 continue
-            images = torch.from_numpy(foreign.images[np.searchsorted(foreign.ids, ids)])
+            images = torch.from_numpy(foreign.images[foreign.rows.at(ids)])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
             verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
             correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
             right = majority(correct, count)
-            beaten = still & ~right & fell(own.share[at], correct / count, count)
+            beaten = still & ~right & fell(mine.share, correct / count, count)
             yield _pair(source, store.model, evaluation, right, still, int(beaten.sum()))
 
 

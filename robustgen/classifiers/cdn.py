@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, check_level, trained_levels
 from robustgen.classifiers.energy import NoisyBackbone, per_sample, scale_of
+from robustgen.classifiers.softmax import Mirrored
 from robustgen.types import ConditionalNoise, Density
 
 
@@ -94,3 +95,7 @@ class NoisySoftmax(NoisyClassifier):
     """
 
     has_energy = False
+
+
+class MirroredNoisySoftmax(Mirrored, NoisySoftmax):
+    """NoisySoftmax of the mean logits of a picture and its mirror image."""

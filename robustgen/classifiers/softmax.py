@@ -27,8 +27,8 @@ class Softmax(Classifier):
         return self.net(x)
 
 
-class MirroredSoftmax(Softmax):
-    """Softmax of the mean logits of a picture and its mirror image, by one network.
+class Mirrored(Classifier):
+    """Mixed into a classifier: the mean logits of a picture and its mirror image, by one network.
 
     In training mode it reads the picture alone: a recipe's ``augment.flip`` mirrors half of them.
     """
@@ -37,5 +37,9 @@ class MirroredSoftmax(Softmax):
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         if self.training:
-            return self.net(x)
-        return (self.net(x) + self.net(x.flip(-1))) / 2
+            return super().logits(x, sigma)
+        return (super().logits(x, sigma) + super().logits(x.flip(-1), sigma)) / 2
+
+
+class MirroredSoftmax(Mirrored, Softmax):
+    """Softmax of the mean logits of a picture and its mirror image."""

@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, str] = {
     "cdn": "robustgen.classifiers.cdn:CDN",
     "egc": "robustgen.classifiers.egc:EGC",
     "noisy-softmax": "robustgen.classifiers.cdn:NoisySoftmax",
+    "mirrored-noisy-softmax": "robustgen.classifiers.cdn:MirroredNoisySoftmax",
     "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
     "shared-denoiser": "robustgen.classifiers.denoisers:SharedDenoiser",
 }

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from robustgen.audit import AUDIT, TARGETED
-from robustgen.metrics.estimate import at_ids, common_ids
 from robustgen.metrics.intervals import mcnemar, wilson
-from robustgen.metrics.rows import Array, Evaluation, Rows, Run, is_of
+from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_of
 from robustgen.metrics.verdicts import fell
 from robustgen.types import ADDED, Flag
 
@@ -89,14 +88,16 @@ def _taken_back(run: Run) -> Iterator[Flag]:
 
 def _easier_than_clean(run: Run) -> Iterator[Flag]:
     clean = run.first("clean")
-    for evaluation, rows in _searches(run) if clean else ():
-        ids = common_ids([clean, rows])  # type: ignore[list-item]
-        before, after = at_ids(clean, ids), at_ids(rows, ids)  # type: ignore[arg-type]
-        if _fewer(before, after, rows.stochastic):
+    if clean is None:
+        return
+    for evaluation, rows in _searches(run):
+        before, after = aligned(clean, rows)
+        if _fewer(before, after):
             yield Flag(
                 run.model, evaluation.name, "easier_than_clean", "error",
-                f"{after.sum()} of {len(ids)} right under attack, {before.sum()} without: the attack does "
-                "not work on this model. See whether its gradients are usable ('robustgen check MODEL').",
+                f"{after.correct.sum()} of {len(after)} right under attack, {before.correct.sum()} without: "
+                "the attack does not work on this model. See whether its gradients are usable ('robustgen "
+                "check MODEL').",
             )  # fmt: skip
 
 
@@ -106,25 +107,24 @@ def _weaker_than_noise(run: Run) -> Iterator[Flag]:
         if not is_of(noise.detail, NOISE):
             continue
         for evaluation, rows in _searches(run):
-            ids = common_ids([noisy, rows])
-            by_noise, by_attack = (at_ids(r, ids) for r in (noisy, rows))
+            by_noise, by_attack = aligned(noisy, rows)
             no_smaller = (
                 evaluation.detail["norm"] == noise.detail["norm"]
                 and evaluation.detail["eps"] >= noise.detail["eps"]
             )
-            if no_smaller and _fewer(by_noise, by_attack, rows.stochastic):
+            if no_smaller and _fewer(by_noise, by_attack):
                 yield Flag(
                     run.model, evaluation.name, "weaker_than_noise", "error",
-                    f"{by_attack.sum()} of {len(ids)} right under this attack, {by_noise.sum()} under random "
-                    f"noise ({noise.name}): the attack is weaker than no search at all. "
-                    "Its robust accuracy says nothing; look for masked gradients.",
+                    f"{by_attack.correct.sum()} of {len(by_attack)} right under this attack, "
+                    f"{by_noise.correct.sum()} under random noise ({noise.name}): the attack is weaker than "
+                    "no search at all. Its robust accuracy says nothing; look for masked gradients.",
                 )  # fmt: skip
 
 
-def _fewer(a: Array, b: Array, stochastic: bool) -> bool:
+def _fewer(a: Rows, b: Rows) -> bool:
     """Whether fewer are right in ``a`` than in ``b``: of a stochastic model, by more than by chance."""
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a < only_b and (not stochastic or mcnemar(only_a, only_b) < BY_CHANCE)
+    only_a, only_b = int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())
+    return only_a < only_b and (not b.stochastic or mcnemar(only_a, only_b) < BY_CHANCE)
 
 
 def _not_monotone(run: Run) -> Iterator[Flag]:
@@ -136,16 +136,16 @@ def _not_monotone(run: Run) -> Iterator[Flag]:
         )
     for several in series.values():
         several.sort(key=lambda pair: pair[0].detail["eps"])
-        for (small, before), (large, after) in pairwise(several):
-            ids = common_ids([before, after])
-            surely = fell(_shares(after, ids), _shares(before, ids), _draws(before, ids))
-            regained = int((~at_ids(before, ids) & at_ids(after, ids) & surely).sum())
-            if regained > EPS_GAP * len(ids):
+        for (small, smaller), (large, larger) in pairwise(several):
+            before, after = aligned(smaller, larger)
+            surely = fell(after.share, before.share, before.draws)
+            regained = int((~before.correct & after.correct & surely).sum())
+            if regained > EPS_GAP * len(before):
                 yield Flag(
                     run.model, large.name, "not_monotone_in_eps", "warning",
-                    f"{regained} of {len(ids)} samples that {small.name} broke are right again in the larger "
-                    "ball: the attack loses its way there. Take more steps or restarts, and read the worst "
-                    "case over eps, which counts what was found in smaller balls.",
+                    f"{regained} of {len(before)} samples that {small.name} broke are right again in the "
+                    "larger ball: the attack loses its way there. Take more steps or restarts, and read the "
+                    "worst case over eps, which counts what was found in smaller balls.",
                 )  # fmt: skip
 
 
@@ -170,10 +170,10 @@ def _transferred(run: Run) -> Iterator[Flag]:
         own = [r for e, r in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] >= eps]
         if not is_of(evaluation.detail, TRANSFER) or not own:
             continue
-        ids = common_ids([rows, *own])
-        left, lost = _lost(own, rows, ids)
+        after, *before = aligned(rows, *own)
+        left, lost = _lost(before, after)
         broken = int(lost.sum())
-        if broken > STAGE_GAP * len(ids):
+        if broken > STAGE_GAP * len(after):
             yield Flag(
                 run.model, evaluation.name, "transfer_beats_search", "warning",
                 f"{broken} of {int(left.sum())} samples that the searches on this model left are broken by "
@@ -182,20 +182,12 @@ def _transferred(run: Run) -> Iterator[Flag]:
             )  # fmt: skip
 
 
-def _lost(before: list[Rows], after: Rows, ids: Array) -> tuple[Array, Array]:
-    """Who of ``ids`` is right in all of ``before``, and who of these no longer is in ``after``: of a
-    stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
-    left = np.logical_and.reduce([at_ids(rows, ids) for rows in before])
-    least = np.min([_shares(rows, ids) for rows in before], 0)
-    return left, left & ~at_ids(after, ids) & fell(least, _shares(after, ids), _draws(after, ids))
-
-
-def _shares(rows: Rows, ids: Array) -> Array:
-    return rows.share[np.searchsorted(rows.ids, ids)]
-
-
-def _draws(rows: Rows, ids: Array) -> Array:
-    return rows.draws[np.searchsorted(rows.ids, ids)]
+def _lost(before: list[Rows], after: Rows) -> tuple[Array, Array]:
+    """Who is right in all of ``before``, and who of these no longer is in ``after``, all of the same samples:
+    of a stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
+    left = np.logical_and.reduce([rows.correct for rows in before])
+    least = np.min([rows.share for rows in before], 0)
+    return left, left & ~after.correct & fell(least, after.share, after.draws)
 
 
 def _undefended(run: Run) -> Iterator[Flag]:
@@ -249,11 +241,11 @@ def _added(run: Run) -> Iterator[Flag]:
             continue
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [own for e, own in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] <= eps]
-        before = [*own, *(clean for _, clean in run.of_kind("clean"))]
-        if not before:
+        known = [*own, *(clean for _, clean in run.of_kind("clean"))]
+        if not known:
             continue
-        ids = common_ids([rows, *before])
-        left, lost = _lost(before, rows, ids)
+        after, *before = aligned(rows, *known)
+        left, lost = _lost(before, after)
         broken = int(lost.sum())
         if broken:
             yield Flag(

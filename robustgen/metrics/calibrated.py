@@ -11,8 +11,8 @@ import numpy as np
 from robustgen.metrics import calibration, selective
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.corrupted import families
-from robustgen.metrics.estimate import Estimate, Statistic, common_ids, resampled
-from robustgen.metrics.rows import Rows, Run, log_softmax
+from robustgen.metrics.estimate import Estimate, Statistic, resampled
+from robustgen.metrics.rows import Rows, Run, aligned, log_softmax
 from robustgen.types import Metric
 
 Array = np.ndarray
@@ -40,10 +40,9 @@ def calibrated(run: Run) -> Iterator[Estimate]:
                 table = _Table(rows.logits / scale, rows.labels, rows.ids)
                 yield from _measures(run, evaluation.name, variant, table)
     for name, family in families(run).items():
-        cells = [rows for _, rows in family]
-        ids = common_ids(cells)
-        for variant, scale in scales.items() if len(ids) else ():
-            table = _pooled(cells, ids, scale)
+        cells = aligned(*(rows for _, rows in family))
+        for variant, scale in scales.items() if len(cells[0]) else ():
+            table = _pooled(cells, scale)
             yield from _measures(run, name, "-".join(filter(None, ("all", variant))), table)
 
 
@@ -63,12 +62,11 @@ class _Table:
         return (places[:, None] * self.versions + np.arange(self.versions)).ravel()
 
 
-def _pooled(cells: list[Rows], ids: Array, scale: float) -> _Table:
-    """The pictures that all cells have, each picture's versions next to each other."""
-    at = [np.searchsorted(rows.ids, ids) for rows in cells]
-    logits = np.stack([rows.logits[k] for rows, k in zip(cells, at, strict=True)], 1)
-    labels = np.stack([rows.labels[k] for rows, k in zip(cells, at, strict=True)], 1)
-    return _Table(logits.reshape(-1, logits.shape[2]) / scale, labels.ravel(), ids, len(cells))
+def _pooled(cells: list[Rows], scale: float) -> _Table:
+    """The same pictures in all cells, each picture's versions next to each other."""
+    logits = np.stack([rows.logits for rows in cells], 1)
+    labels = np.stack([rows.labels for rows in cells], 1)
+    return _Table(logits.reshape(-1, logits.shape[2]) / scale, labels.ravel(), cells[0].ids, len(cells))
 
 
 def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Estimate]:

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from robustgen.metrics.calibration import Resampled
-from robustgen.metrics.estimate import Estimate, common_ids, mean_of, resampled
+from robustgen.metrics.estimate import Estimate, mean_of, resampled
 from robustgen.metrics.intervals import RESAMPLES, resampled_sums
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 
 Array = np.ndarray
 Accuracy = Callable[[Run, str, str, Rows], Iterator[Estimate]]
@@ -50,13 +50,15 @@ def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
     if len(types) >= COMMON:
         parts |= {type_: [cell for cell in cells if _type(cell) == type_] for type_ in types}
     for variant, chosen in parts.items():
-        ids = common_ids([rows for _, rows in chosen]) if chosen else np.array([])
+        if not chosen:
+            continue
+        ids, shares = _shares(chosen)
         if len(ids):
-            mean = partial(mean_of, _shares(chosen, ids).mean(1))
+            mean = partial(mean_of, shares.mean(1))
             yield resampled(run, name, variant, "corruption_accuracy", mean, ids, higher=True)
-    ids = common_ids([rows for _, rows in cells])
+    ids, shares = _shares(cells)
     if len(types) >= COMMON and len(ids):
-        by_type = np.stack([_shares(parts[type_], ids).mean(1) for type_ in types], 1)
+        by_type = np.stack([shares[:, [_type(c) == type_ for c in cells]].mean(1) for type_ in types], 1)
         yield resampled(
             run, name, "worst", "corruption_accuracy", partial(_least_mean, by_type), ids, higher=True
         )
@@ -78,19 +80,13 @@ def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:
         shared = [name for name in ours if name in theirs]
         if run.model == baseline or not shared:
             continue
-        ids = common_ids([cells[name][1] for name in shared for cells in (ours, theirs)])
+        ids, shares = _shares([cells[name] for cells in (ours, theirs) for name in shared])
         if not len(ids):
             continue
-        types = list(dict.fromkeys(_type(ours[name]) for name in shared))
+        type_of = np.array([_type(ours[name]) for name in shared])
         by_type = [
-            np.stack(
-                [
-                    (1 - _shares([cells[n] for n in shared if _type(cells[n]) == type_], ids)).sum(1)
-                    for type_ in types
-                ],
-                1,
-            )
-            for cells in (ours, theirs)
+            np.stack([wrong[:, type_of == type_].sum(1) for type_ in dict.fromkeys(type_of)], 1)
+            for wrong in np.split(1 - shares, 2, axis=1)
         ]
         found = resampled(
             run, "corruptions", f"vs-{baseline}", "relative_corruption_error",
@@ -108,9 +104,10 @@ def _type(cell: tuple[Evaluation, Rows]) -> str:
     return str(cell[0].detail["type"]).rpartition(":")[2]
 
 
-def _shares(cells: Cells, ids: Array) -> Array:
-    """The share of draws that were right, (n, cells)."""
-    return np.stack([rows.share[np.searchsorted(rows.ids, ids)] for _, rows in cells], 1)
+def _shares(cells: Cells) -> tuple[Array, Array]:
+    """Ids (n,) of the samples that all cells have, and the share of their draws that was right (n, cells)."""
+    same = aligned(*(rows for _, rows in cells))
+    return same[0].ids, np.stack([rows.share for rows in same], 1)
 
 
 def _least_mean(by_type: Array, places: Array) -> Resampled:

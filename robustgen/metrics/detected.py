@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robustgen.metrics.estimate import Estimate, at_ids, common_ids, rate
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.estimate import Estimate, rate
+from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 from robustgen.types import ADDED
 
 Array = np.ndarray
@@ -27,26 +27,22 @@ def detected(run: Run) -> Iterator[Estimate]:
             continue
         score, threshold = str(evaluation.detail["score"]), float(rows.scores["threshold"][0])
         unaware = [r for e, r in run.of_kind("attack") if _comparable(e, evaluation)]
-        ids = common_ids([clean, rows, *unaware])
-        if not len(ids):
+        before, aware, *unaware = aligned(clean, rows, *unaware)
+        if not len(before):
             continue
-        stands = at_ids(clean, ids) & _accepted(clean, judged_by(score, clean), threshold, ids)
-        yield rate(run, evaluation.name, "clean", "guarded_accuracy", ids, stands)
+        stands = before.correct & (judged_by(score, before) >= threshold)
+        yield rate(run, evaluation.name, "clean", "guarded_accuracy", before.ids, stands)
         for one in unaware:
-            stands = stands & (at_ids(one, ids) | ~_accepted(one, judged_by(score, one), threshold, ids))
+            stands = stands & (one.correct | ~(judged_by(score, one) >= threshold))
         if unaware:
-            yield rate(run, evaluation.name, UNAWARE, "guarded_accuracy", ids, stands)
-        stands = stands & (at_ids(rows, ids) | ~_accepted(rows, rows.scores["judged"], threshold, ids))
-        yield rate(run, evaluation.name, "", "guarded_accuracy", ids, stands)
+            yield rate(run, evaluation.name, UNAWARE, "guarded_accuracy", before.ids, stands)
+        stands = stands & (aware.correct | ~(aware.scores["judged"] >= threshold))
+        yield rate(run, evaluation.name, "", "guarded_accuracy", before.ids, stands)
 
 
 def _comparable(attack: Evaluation, detected: Evaluation) -> bool:
     own, other = attack.detail, detected.detail
     return bool(ADDED not in own and own["norm"] == other["norm"] and own["eps"] <= other["eps"])
-
-
-def _accepted(rows: Rows, judged: Array, threshold: float, ids: Array) -> Array:
-    return (judged >= threshold)[np.searchsorted(rows.ids, ids)]
 
 
 def judged_by(score: str, rows: Rows) -> Array:

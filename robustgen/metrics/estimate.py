@@ -11,7 +11,7 @@ import numpy as np
 from robustgen.metrics import calibration, verdicts
 from robustgen.metrics.calibration import BIASED, Resampled
 from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
-from robustgen.metrics.rows import Rows, Run
+from robustgen.metrics.rows import Run
 from robustgen.types import Metric
 
 Array = np.ndarray
@@ -82,16 +82,3 @@ def resampled(
 def mean_of(values: Array, places: Array) -> Resampled:
     """The mean of the values at some places."""
     return calibration.mean(values[places])
-
-
-def common_ids(several: list[Rows]) -> Array:
-    """The sample ids that all have, sorted."""
-    ids = several[0].ids
-    for rows in several[1:]:
-        ids = np.intersect1d(ids, rows.ids)
-    return ids
-
-
-def at_ids(rows: Rows, ids: Array) -> Array:
-    """Who of ``ids`` is right, bool (n,)."""
-    return rows.correct[np.searchsorted(rows.ids, ids)]

@@ -13,10 +13,10 @@ from robustgen.metrics import verdicts
 from robustgen.metrics.calibrated import calibrated
 from robustgen.metrics.corrupted import corrupted
 from robustgen.metrics.detected import detected
-from robustgen.metrics.estimate import Estimate, at_ids, common_ids, mean_of, rate, resampled, share
+from robustgen.metrics.estimate import Estimate, mean_of, rate, resampled, share
 from robustgen.metrics.foreign import foreign
 from robustgen.metrics.guided import guided
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 from robustgen.threat import ThreatModel
 from robustgen.types import ADDED, Metric
 
@@ -90,10 +90,10 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
         everyone = [rows for e, rows in of_norm if ADDED not in e.detail] + ([clean] if clean else [])
         if not everyone:
             continue
-        ids = common_ids(everyone)
+        ids = aligned(*everyone)[0].ids
         if not len(ids):
             continue
-        right = at_ids(clean, ids) if clean else np.ones(len(ids), dtype=bool)
+        right = clean.of(ids).correct if clean else np.ones(len(ids), dtype=bool)
         by_name: dict[str, Array] = {}  # not by eps: 3 * 0.1 and 0.3 are one size and two floats
         for evaluation, rows in of_norm:
             right = right & ~np.isin(ids, rows.ids[~rows.correct])

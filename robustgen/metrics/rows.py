@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def at(self, ids: Array | int) -> Array:
+        """The places of these samples, each of which has a row."""
+        return np.asarray(np.searchsorted(self.ids, ids))
+
+    def of(self, ids: Array) -> Rows:
+        """The rows of these samples alone, each of which has one, in the order of ``ids``."""
+        if np.array_equal(ids, self.ids):
+            return self
+        places = self.at(ids)
+        arrays = {f.name: getattr(self, f.name)[places] for f in fields(self) if f.name != "scores"}
+        return replace(self, **arrays, scores={name: each[places] for name, each in self.scores.items()})
+
     @cached_property
     def correct(self) -> Array:
         """The verdict where one is wanted, bool (n,): most of the draws were right."""
@@ -77,6 +89,12 @@ class Rows:
     def prediction(self) -> Array:
         """The class of the largest logit, (n,)."""
         return self.logits.argmax(1)
+
+
+def aligned(*several: Rows) -> list[Rows]:
+    """The rows of the samples that all have, so that places are of the same samples."""
+    ids = reduce(np.intersect1d, [rows.ids for rows in several])
+    return [rows.of(ids) for rows in several]
 
 
 def log_softmax(logits: Array) -> Array:

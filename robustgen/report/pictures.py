@@ -149,7 +149,7 @@ def _turned(run: Run, rows: Rows) -> list[int]:
 def _labelled(runs: list[Run], picture: Array, sample: int, names: list[str]) -> Picture:
     several = (rows for run in runs for _, rows in run.of_kind("attack") if sample in rows.ids)
     rows = next(several)
-    label = _name(names, int(rows.labels[np.searchsorted(rows.ids, sample)]))
+    label = _name(names, int(rows.labels[rows.at(sample)]))
     return Picture(png(picture), f"clean picture of {label}", label)
 
 
@@ -159,7 +159,7 @@ def _attacked(
     rows = run.evaluations[evaluation].rows if evaluation in run.evaluations else None
     if found is None or rows is None or sample not in rows.ids:
         return []
-    place = int(np.searchsorted(rows.ids, sample))
+    place = int(rows.at(sample))
     seen, right = _name(names, int(rows.prediction[place])), bool(rows.correct[place])
     picture = found.reshape(clean.shape)
     verdict = f"still {seen}" if right else f"→ {seen}"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustgen.classifiers.cdn import CDN, NoisySoftmax
+from robustgen.classifiers.cdn import CDN, MirroredNoisySoftmax, NoisySoftmax
 from robustgen.errors import UnsupportedError
 from robustgen.types import ConditionalNoise
 
@@ -116,3 +116,15 @@ def test_the_control_speaks_at_its_levels_and_not_outside():
         assert control.logits(x, sigma).isfinite().all()
     with pytest.raises(UnsupportedError, match="outside the noise levels"):
         control.logits(x, 0.0)
+
+
+def test_the_mirrored_control_reads_both_views_at_its_level_and_trains_on_one():
+    mirrored = MirroredNoisySoftmax(4, (1, 8, 8), widths=(6, 8), blocks=1)
+    control = NoisySoftmax(4, (1, 8, 8), widths=(6, 8), blocks=1)
+    control.load_state_dict(mirrored.state_dict())
+    x = torch.rand(2, 1, 8, 8)
+    for sigma in (None, 0.5):
+        one, other = control.logits(x, sigma), control.logits(x.flip(3), sigma)
+        assert not torch.allclose(one, other)
+        torch.testing.assert_close(mirrored.eval().logits(x, sigma), (one + other) / 2)
+        torch.testing.assert_close(mirrored.train().logits(x, sigma), one)
