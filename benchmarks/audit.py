@@ -37,7 +37,9 @@ class Audit:
         self.summary = json.loads((peaceful / "summary.json").read_text())
         self.evaluations = {e["name"]: e for e in self.store.spec["evaluations"]}
         self.tables = {e: self._stored(self.store, e) for e in self.evaluations}
-        self.expected = sorted(self.store.done())
+        self.expected = sorted(
+            Chunk(e, *bounds) for e in self.evaluations for bounds in self.store.finished(e).tolist()
+        )
         self.chunks = len(self.expected)
 
     @cached_property

@@ -82,7 +82,7 @@ def overhead(models: list[str], data: str, protocol: str, n: int, root: Path | N
     ):
         references = registry.resolve_all(models, data)
         outcome = engine.evaluate(references, chosen, data, Path(out), n=n, root=root)
-        chunks = sum(len(run.done()) for run in outcome.runs)
+        chunks = sum(len(run.finished(e["name"])) for run in outcome.runs for e in run.spec["evaluations"])
     seconds = sum(clock.spent.values())
     shares = {kind: spent / seconds for kind, spent in clock.spent.items()}
     return {

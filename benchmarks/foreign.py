@@ -17,8 +17,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from robustgen.metrics import Comparison, Estimate, compare, measure, read_run
-from robustgen.metrics.comparisons import Key
+from robustgen.metrics.comparisons import Comparison, Key, compare
+from robustgen.metrics.estimate import Estimate
+from robustgen.metrics.measured import measure
+from robustgen.metrics.rows import read_run
 from robustgen.store import RunStore
 
 BESIDE = ("energy", "msp")

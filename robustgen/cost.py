@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustgen.classifiers.base import Classifier
 from robustgen.disk import read_json, write_json
-from robustgen.pilot import LEAST, PARTS, gradient, seconds
+from robustgen.pilot import gradient, seconds, smaller_batches
 from robustgen.store import Chunk
 from robustgen.work import Trial, Work
 from robustgen.worker import Worker
@@ -76,7 +76,7 @@ def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -
     worker = Worker(
         model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=size,
         device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
-        sizes=[size // parts for parts in PARTS if size // parts >= LEAST] if trial.sizes else (),
+        sizes=smaller_batches(size) if trial.sizes else (),
     )  # fmt: skip
     gain = _gain(model, dataset.images, work.device, batch, size)
     costs = []

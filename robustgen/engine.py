@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar, Unpack
 
 import torch
 
@@ -18,17 +18,17 @@ from robustgen.classifiers.base import Classifier, threads_for
 from robustgen.config import Protocol
 from robustgen.cost import CostEstimate, measure
 from robustgen.data import Dataset
-from robustgen.environment import environment
 from robustgen.errors import DiskFullError, UserError
 from robustgen.evaluation import Plan, load_data
 from robustgen.executors import Executor, LocalExecutor
 from robustgen.limits import time_limit
 from robustgen.pilot import check_precision
 from robustgen.plan import plan
-from robustgen.registry import ModelRef, ZooModel, load_card
+from robustgen.registry import ModelRef
+from robustgen.runspec import run_environment, run_spec
 from robustgen.store import Chunk, RunStore
-from robustgen.types import ADDED, VERDICT_DRAWS
-from robustgen.work import Done, Failed, Trial, Work, fingerprint_weights
+from robustgen.types import ADDED
+from robustgen.work import Done, Failed, Work
 
 BATCH = 64
 
@@ -59,42 +59,43 @@ class Outcome(NamedTuple):
     failures: dict[str, str]
 
 
+class Options(TypedDict, total=False):
+    """How a protocol is run, beside what it says itself."""
+
+    n: int | None
+    """The first n samples, of the calibration split and foreign sets too, all where there are fewer."""
+    root: Path | None
+    """Where data sets lie."""
+    batch: int | None
+    """How many pictures a call of the model takes; by default the protocol's chunk, at most 64."""
+    device: str
+    precision: str
+    """Of attacks' gradients: float32, bf16 or auto."""
+    limit: float | None
+    """Seconds that a chunk may take."""
+    executor: Executor | None
+    shard: Shard | None
+    """The part of the chunks to compute; all by default."""
+    progress: Progress
+    """Called as chunks finish."""
+
+
 def evaluate(
-    models: Iterable[ModelRef],
-    protocol: Protocol,
-    source: str,
-    out: Path,
-    *,
-    n: int | None = None,
-    root: Path | None = None,
-    batch: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    limit: float | None = None,
-    executor: Executor | None = None,
-    shard: Shard | None = None,
-    progress: Progress = lambda _: None,
+    models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Unpack[Options]
 ) -> Outcome:
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
-    ``source`` is a data set's name, ``NAME:CLASSES``, ``imagefolder:PATH``, an .npz or a .parquet; ``n``
-    takes the first n samples, of the calibration split and foreign sets too, all where there are fewer;
-    ``batch`` (default: the protocol's chunk, at most 64) is how many pictures a call of the model takes;
-    ``precision`` (float32, bf16 or auto) that of attacks' gradients; ``limit``: seconds that a chunk may
-    take; ``shard`` computes one part of the chunks; ``progress`` is called as chunks finish. A model that
-    fails is noted and the others go on. Raises UserError if none could be run.
+    ``source`` is a data set's name, ``NAME:CLASSES``, ``imagefolder:PATH``, an .npz or a .parquet. A model
+    that fails is noted and the others go on. Raises UserError if none could be run.
     """
-    job = _Job.plan(
-        protocol, source, out, n=n, root=root, batch=batch, device=device, precision=precision,
-        limit=limit, executor=executor, shard=shard, progress=progress,
-    )  # fmt: skip
+    job = _Job.plan(protocol, source, out, **options)
     found, failures = _each(models, job.run)
     failures |= {store.model: failed for store, failed in found if failed}
     return Outcome([store for store, _ in found], failures)
 
 
 def estimate(
-    models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Any
+    models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Unpack[Options]
 ) -> tuple[list[CostEstimate], dict[str, str]]:
     """What ``evaluate`` with the same arguments will take, from a few pictures, and what went wrong with
     which model; nothing is stored. Raises UserError if none could be estimated."""
@@ -188,11 +189,11 @@ class _Job:
         kernels = self._call(begun)
         trial = self.executor.call(work.trial, begun, kernels["batch"], kernels["threads"], self.precision)
         kernels |= {"precision": trial.precision, "sizes": trial.sizes}
-        spec = _spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial)
+        spec = run_spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial)
         # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
         spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
         try:
-            store = RunStore.open(path, spec, _environment(reference, self.root))
+            store = RunStore.open(path, spec, run_environment(reference, self.root))
         except UserError:
             if begun is None and RunStore.begun(path):
                 return self.run(reference)  # another process began it meanwhile, and its kernels are kept
@@ -237,94 +238,6 @@ class _Job:
             kept = begun["kernels"]
             kernels |= {"threads": kept["threads"], "batch": self.batch or kept["batch"]}
         return kernels
-
-
-def _spec(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    kernels: dict[str, Any], trial: Trial,
-) -> dict[str, Any]:  # fmt: skip
-    """What run.json says; its ``identity`` and the evaluations' descriptions are what rows depend on."""
-    drawn = {"draws": VERDICT_DRAWS} if trial.stochastic else {}
-    found = {"stochastic_declared": model.stochastic} if trial.stochastic else {}
-    found |= {"mixes": True} if trial.mixes else {}
-    packages = environment()
-    identity = {
-        "model": fingerprint_weights(reference, model),
-        "data": dataset.fingerprint,
-        "seed": protocol.seed,
-        "chunk": protocol.chunk,
-        "kernels": kernels,
-        "versions": {
-            name: packages.get(name) for name in ("robustgen", "torch", "scipy", *_libraries(planned))
-        },
-        **drawn,
-    }
-    return {
-        "identity": identity,
-        "model": {
-            "name": reference.name,
-            "fingerprint": identity["model"],
-            **_card_line(reference),
-            "num_classes": model.num_classes,
-            "input_shape": list(model.input_shape),
-            "supports": sorted(model.supports),
-            "density": model.density,
-            "noise": repr(model.noise),
-            "stochastic": trial.stochastic,
-            **found,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-        "data": {
-            "name": dataset.name,
-            "source": dataset.source,
-            "fingerprint": dataset.fingerprint,
-            "provenance": dataset.provenance,
-            "class_names": list(dataset.class_names),
-            "class_sizes": torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(),
-            "size": len(dataset),
-            "shape": list(dataset.shape),
-        },
-        "protocol": protocol.model_dump(mode="json", exclude={"n"}),
-        "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
-        "refused": planned.refused,
-        "kernels": kernels,
-    }
-
-
-OPENCV = ("opencv-python", "opencv-python-headless")
-MADE_WITH = {
-    "jpeg_compression": ("pillow",),
-    "frost": ("pillow", "imagecorruptions"),
-    "imagenet-constants:frost": OPENCV,
-    "spatter": OPENCV,
-    "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
-}
-"""The packages whose versions a corruption's bits depend on, by what its type's name has in it."""
-
-
-def _libraries(planned: Plan) -> list[str]:
-    """The packages that outside attacks come from, and those that some corruptions are made with."""
-    named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
-    types = {str(e.detail["type"]) for e in planned.evaluations if e.kind == "corruption"}
-    made = {
-        package
-        for name, packages in MADE_WITH.items()
-        for package in packages
-        if any(name in type_ for type_ in types)
-    }
-    return sorted(named & {"pyautoattack", "torchattacks", "foolbox"} | made)
-
-
-def _environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
-    where = {"data_root": str(root.resolve())} if root else {}
-    return environment() | {"reference": str(reference)} | where
-
-
-def _card_line(reference: ModelRef) -> dict[str, Any]:
-    if not isinstance(reference, ZooModel):
-        return {"family": "custom", "summary": "", "data": "", "calls": 1}
-    card = load_card(reference.folder)
-    return {"family": card.family, "summary": card.summary, "data": card.data, "calls": card.calls}
 
 
 def _device(name: str, executor: Executor) -> torch.device:

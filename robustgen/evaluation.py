@@ -12,7 +12,7 @@ from robustgen import data
 from robustgen.data import Dataset
 from robustgen.perturb import Perturbation, Readout
 from robustgen.scores import Score
-from robustgen.types import Split
+from robustgen.types import Kind, Split
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Evaluation:
     """
 
     name: str
-    kind: str
+    kind: Kind
     data: str
     split: Split
     size: int

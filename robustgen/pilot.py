@@ -82,12 +82,17 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
     return Kernels("float32", [])
 
 
+def smaller_batches(batch: int) -> list[int]:
+    """The sizes below ``batch`` at which rows may have the same bits, in rising order."""
+    return sorted(batch // parts for parts in PARTS if batch // parts >= LEAST)
+
+
 def _sizes(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> list[int]:
     """The parts of a batch whose rows get the bits that they get in the whole batch, ValueError at a NaN;
     ``low``: whether the run takes gradients in bfloat16, float32 ones for its audit beside."""
     whole = _bits(model, quick, pictures, low)
     found = []
-    for size in sorted(len(pictures) // parts for parts in PARTS if len(pictures) // parts >= LEAST):
+    for size in smaller_batches(len(pictures)):
         parts = [_bits(model, quick, part, low) for part in pictures.split(size) if len(part) == size]
         joined = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         if any(bool(bits.isnan().any()) for bits in (*whole, *joined)):

@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from robustgen import data
-from robustgen.classifiers import load_model
+from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.base import FixedBatch
 from robustgen.errors import UserError
 from robustgen.registry import ModelRef, code_of, resolve_one
 from robustgen.store import RunStore
-from robustgen.work import fingerprint_weights
 
 
 def load_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:

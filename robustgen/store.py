@@ -172,30 +172,18 @@ class RunStore:
         except DamagedError:
             return True
 
-    def done(self) -> set[Chunk]:
-        """The finished chunks: those whose rows are there, and every side file that the rows name."""
-        found = set()
-        for chunk, file in self._chunks():
-            try:
-                metadata = read_metadata(file)
-            except DamagedError:
-                if file.exists():  # else another run has just set it aside
-                    raise
-                continue
-            sides = json.loads(metadata[b"sha256"])
-            if self._ours(chunk.evaluation, metadata) and all((self.path / name).is_file() for name in sides):
-                found.add(chunk)
-        return found
-
     def finished(self, evaluation: str) -> np.ndarray:
-        """The intervals (m, 2) of an evaluation's finished chunks, as ``done`` finds them, but by listing
-        folders: of a million chunks one is opened, since all of an evaluation have the same side files."""
+        """The intervals (m, 2) of an evaluation's chunks that have their rows and every side file.
+
+        By listing folders: of a million chunks one is opened, since all of an evaluation have the same side
+        files. Marks and checksums are for ``mend``, which looks at every chunk.
+        """
         samples = self.path / "samples" / evaluation
         names = {name for name in listed(samples) if CHUNK.fullmatch(name)}
         sides: dict[str, str] = {}
         while names:
             try:
-                sides = json.loads(read_metadata(samples / min(names))[b"sha256"])
+                sides = _sides(read_metadata(samples / min(names)))
                 break
             except DamagedError as error:
                 self._put_aside(_chunk_of(samples / min(names)), samples / min(names), error)
@@ -231,7 +219,7 @@ class RunStore:
         metadata = read_rows(file).schema.metadata
         if not self._ours(chunk.evaluation, metadata):
             raise damaged(file, "its rows are of another run")
-        for name, written in json.loads(metadata[b"sha256"]).items():
+        for name, written in _sides(metadata).items():
             side = self.path / name
             wanted = pictures or not name.startswith("adversarial/")
             if wanted and side.is_file() and sha256(read_bytes(side)) != written:
@@ -324,7 +312,7 @@ class RunStore:
         whole: set[int] = set()
         for chunk, metadata, below in self._own(evaluation, n):
             samples = range(chunk.start, chunk.start + below)
-            tables = [name for name in json.loads(metadata[b"sha256"]) if name.startswith("tables/")]
+            tables = [name for name in _sides(metadata) if name.startswith("tables/")]
             have.update(samples)
             if all((self.path / name).is_file() for name in tables):
                 whole.update(samples)
@@ -342,7 +330,7 @@ class RunStore:
     def damaged(self, chunk: Chunk) -> list[str]:
         """Side files of a chunk that are absent or not what was written, by their sha256."""
         file = self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet"
-        hashes = json.loads(read_metadata(file)[b"sha256"])
+        hashes = _sides(read_metadata(file))
         paths = {name: self.path / name for name in hashes}
         return [n for n, p in paths.items() if not p.is_file() or sha256(read_bytes(p)) != hashes[n]]
 
@@ -363,7 +351,7 @@ class RunStore:
             if not self._ours(chunk.evaluation, metadata):
                 continue
             if table is None:
-                if side not in json.loads(metadata[b"sha256"]) or not (self.path / side).is_file():
+                if side not in _sides(metadata) or not (self.path / side).is_file():
                     continue
                 table = read_parquet(self.path / side)
                 shape = self.spec.get("data", {}).get("shape") if kind == "adversarial" else None
@@ -386,6 +374,11 @@ def _chunk_of(file: Path) -> Chunk:
     """The chunk that a file of rows is of, by its place and name."""
     start, stop = file.stem.split("-")
     return Chunk(file.parent.name, int(start), int(stop))
+
+
+def _sides(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    """The files beside a chunk's rows, as these name them: path in the run's folder to sha256."""
+    return json.loads(metadata[b"sha256"])
 
 
 def _by_name(evaluations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,11 @@ from typing import Literal, TypeAlias
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
 Split: TypeAlias = Literal["train", "calibration", "test"]
+Kind: TypeAlias = Literal[
+    "clean", "calibration", "corruption", "ood", "attack", "fixed", "detected", "gradients", "efficiency",
+    "explained", "probes", "climbs",
+]  # fmt: skip
+"""What an evaluation measures, in run.json. Protocols ask by other words: ``transfer`` is an attack too."""
 
 # What a model's log_prob is. Only "exact" and "lower_bound" may be turned into bits per dimension;
 # "unnormalised" ranks pictures and says nothing more.
@@ -19,7 +24,7 @@ Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 
 ADDED = "added"
 """What the attack of pictures from elsewhere is called, and the key of what is known of them."""
-ATTACKED = ("attack", "detected", "fixed")
+ATTACKED: tuple[Kind, ...] = ("attack", "detected", "fixed")
 """The kinds of evaluations that store an attack's pictures."""
 UNLABELLED = -1
 VERDICT_DRAWS = 32

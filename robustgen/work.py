@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from robustgen.classifiers import fingerprint_model, load_model
+from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.data import Dataset
@@ -28,7 +27,6 @@ from robustgen.pilot import gradient, moved_by_others, pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.store import Chunk, RunStore
-from robustgen.strict import fingerprint
 from robustgen.types import UNLABELLED
 from robustgen.worker import Worker, is_random
 
@@ -212,18 +210,6 @@ def _tally(evaluation: Evaluation, rows: pa.Table) -> Done:
     labelled = np.asarray(rows["label"]) != UNLABELLED
     right = majority(np.asarray(rows["draws_correct"]), np.asarray(rows["draws"]))
     return Done(int(labelled.sum()), int((labelled & right).sum()))
-
-
-def fingerprint_weights(reference: ModelRef, model: Classifier) -> str:
-    """A loaded model's identity: where its code is from, and everything that it has learned.
-
-    The weights are hashed as they are in memory, since a user's file may load them from anywhere.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return fingerprint([fingerprint_model(reference), digest.hexdigest()])
 
 
 def gpu_share(model: Classifier, pictures: Tensor) -> float:

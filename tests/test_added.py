@@ -18,7 +18,9 @@ from robustgen.classifiers import load_model
 from robustgen.cli import app
 from robustgen.config import Protocol
 from robustgen.errors import UserError
-from robustgen.metrics import find_doubts, measure, read_run
+from robustgen.metrics.doubts import find_doubts
+from robustgen.metrics.measured import measure
+from robustgen.metrics.rows import read_run
 from robustgen.report.summary import summarise
 from robustgen.store import RunStore
 from robustgen.verify import verify_report

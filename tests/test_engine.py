@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -14,8 +13,9 @@ from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.evaluation import load_data
 from robustgen.executors import LocalExecutor
-from robustgen.metrics import measure, read_run
 from robustgen.metrics.doubts import find_doubts
+from robustgen.metrics.measured import measure
+from robustgen.metrics.rows import read_run
 from robustgen.store import RunStore
 from robustgen.types import Metric
 
@@ -453,15 +453,3 @@ def test_foreign_pictures_have_no_label_and_the_shape_of_the_data(reference):
     rows = reference.rows("ood-photos")
     assert set(rows["label"].to_pylist()) == {-1}
     assert data.load("photos", shape=(1, 8, 8)).shape == (1, 8, 8)
-
-
-def test_versions_that_corruptions_are_made_with_are_a_part_of_the_identity() -> None:
-    def libraries(*types: str) -> list[str]:
-        corrupted = [SimpleNamespace(kind="corruption", detail={"type": type_}) for type_ in types]
-        return engine._libraries(SimpleNamespace(evaluations=corrupted))  # type: ignore[arg-type]
-
-    assert libraries("fog", "gaussian_noise") == []
-    assert libraries("fog", "imagenet-constants:jpeg_compression") == ["pillow"]
-    assert {"imagecorruptions", "scikit-image"} < set(libraries("imagenet-c:fog"))
-    assert "opencv-python" in libraries("imagenet-constants:frost")
-    assert "opencv-python" not in libraries("frost")

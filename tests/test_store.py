@@ -41,6 +41,10 @@ def rows(*ids: int) -> pa.Table:
     )
 
 
+def finished(run: RunStore, evaluation: str = "clean") -> list[list[int]]:
+    return sorted(run.finished(evaluation).tolist())
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunStore:
     return RunStore.open(tmp_path / "m", SPEC, {"torch": "x"})
@@ -48,13 +52,13 @@ def run(tmp_path: Path) -> RunStore:
 
 def test_a_run_begins_with_its_specification(run: RunStore):
     assert RunStore.read(run.path).spec == SPEC
-    assert run.done() == set()
+    assert finished(run) == []
 
 
 def test_a_chunk_is_done_when_its_rows_are_there(run: RunStore):
     chunk = Chunk("clean", 0, 2)
     run.write(chunk, rows(0, 1))
-    assert run.done() == {chunk}
+    assert finished(run) == [[0, 2]]
     assert run.rows("clean").equals(rows(0, 1))
 
 
@@ -102,7 +106,7 @@ def test_rows_without_a_specification_are_kept_by_their_own_run_alone(run: RunSt
     (run.path / "run.json").unlink()
     with pytest.raises(UserError, match=r"rows but no run\.json"):
         RunStore.open(run.path, SPEC | {"identity": {"model": "b"}}, {})
-    assert RunStore.open(run.path, SPEC, {}).done() == {Chunk("clean", 0, 2)}
+    assert finished(RunStore.open(run.path, SPEC, {})) == [[0, 2]]
 
 
 @pytest.mark.parametrize("where", [b'"batch": 64', b'"torch": "x"', b'"fingerprint"', b"{"])
@@ -132,7 +136,7 @@ def test_a_run_of_an_older_version_goes_on(run: RunStore):
     (run.path / "run.json").write_text(json.dumps(old))
     again = RunStore.open(run.path, SPEC, {"torch": "x"})
     assert again.mend() == []
-    assert again.done() == {Chunk("clean", 0, 2)}
+    assert finished(again) == [[0, 2]]
     assert again.rows("clean").equals(rows(0, 1))
 
 
@@ -140,9 +144,10 @@ def test_rows_of_another_run_that_began_at_once_are_never_taken_for_ones_own(run
     other = RunStore(run.path, SPEC | {"identity": {"model": "b", "kernels": {"batch": 32}}}, {})
     run.write(Chunk("clean", 0, 2), rows(0, 1))
     other.write(Chunk("clean", 2, 4), rows(2, 3))
-    assert run.done() == {Chunk("clean", 0, 2)}
     assert run.rows("clean").equals(rows(0, 1))
     assert other.rows("clean").equals(rows(2, 3))
+    assert len(run.mend()) == 1
+    assert finished(run) == [[0, 2]]
 
 
 def test_a_specification_that_was_edited_is_refused(run: RunStore):
@@ -155,9 +160,9 @@ def test_a_specification_that_was_edited_is_refused(run: RunStore):
 def test_a_chunk_without_one_of_its_side_files_is_not_done(run: RunStore):
     chunk = Chunk("gradients", 0, 2)
     run.write(chunk, rows(0, 1), tables={"guidance": rows(0, 1)})
-    assert run.done() == {chunk}
+    assert finished(run, "gradients") == [[0, 2]]
     (run.path / "tables" / "gradients" / "guidance" / f"{chunk.stem}.parquet").unlink()
-    assert run.done() == set()
+    assert finished(run, "gradients") == []
 
 
 def test_samples_that_two_writers_left_twice_count_once(run: RunStore):
@@ -202,7 +207,7 @@ def test_a_write_that_is_cut_off_leaves_no_chunk(run: RunStore, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", die)
     with pytest.raises(KeyboardInterrupt):
         run.write(Chunk("clean", 0, 2), rows(0, 1))
-    assert run.done() == set()
+    assert finished(run) == []
     assert list((run.path / "samples" / "clean").iterdir()) == []
 
 
@@ -215,7 +220,7 @@ def test_a_full_disk_is_one_message_and_finished_chunks_stay(run: RunStore, monk
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DiskFullError, match="the disk is full"):
         run.write(Chunk("clean", 2, 4), rows(2, 3))
-    assert run.done() == {Chunk("clean", 0, 2)}
+    assert finished(run) == [[0, 2]]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
@@ -299,9 +304,9 @@ def test_a_damaged_side_file_costs_its_chunk(run: RunStore, kind: str):
     if kind == "adversarial":
         assert run.mend(pictures=False) == []
     assert len(run.mend()) == 1
-    assert run.done() == set()
+    assert finished(run, chunk.evaluation) == []
     with_sides(run)
-    assert run.done() == {chunk}
+    assert finished(run, chunk.evaluation) == [[chunk.start, chunk.stop]]
     assert run.mend() == []
 
 
@@ -322,7 +327,7 @@ def test_a_disk_that_does_not_answer_is_no_reason_to_set_a_chunk_aside(run: RunS
         patch.setattr(Path, "read_bytes", broken)
         with pytest.raises(UserError, match="cannot read the file"):
             run.mend()
-    assert run.done() == {chunk}
+    assert finished(run, chunk.evaluation) == [[chunk.start, chunk.stop]]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
@@ -382,6 +387,5 @@ def test_what_is_finished_is_told_though_the_first_file_be_damaged(run: RunStore
     first.write_bytes(b"not parquet at all")
     second.write_bytes(b"")
     assert run.finished("clean").tolist() == [[4, 6]]
-    assert run.done() == {Chunk("clean", 4, 6)}
     assert (run.path / "errors.jsonl").read_text().count("set aside") == 2
     assert RunStore.read(run.path).finished("clean").tolist() == [[4, 6]]

@@ -12,7 +12,7 @@ import pytest
 from robustgen import data, engine, registry
 from robustgen.config import Protocol
 from robustgen.errors import UserError
-from robustgen.store import RunStore
+from robustgen.store import Chunk, RunStore
 from robustgen.verify import verify_report
 
 PROTOCOL = Protocol.model_validate(
@@ -111,7 +111,7 @@ def test_rows_that_were_falsified_are_caught(report: Path):
     column = pa.array(flattered, table.schema.field("logits").type)
     index = table.column_names.index("logits")
     false = table.set_column(index, table.schema.field("logits"), column)
-    (chunk,) = (chunk for chunk in run.done() if chunk.evaluation == file.parent.name)
+    (chunk,) = (Chunk(file.parent.name, *bounds) for bounds in run.chunks(file.parent.name))
     run.write(chunk, false, adversarial=images)
     assert "sample 4 has other logits than are stored" in linf(report)
     # without the hash of them that stands beside the rows it is seen even without asking the model
@@ -215,7 +215,8 @@ def test_chance_that_cannot_be_repeated_is_no_breach(tmp_path: Path):
         assert "cannot be repeated" in finding.sentence
     # what no chance explains is still one
     (run,) = map(RunStore.read, tmp_path.glob("runs/*"))
-    (chunk,) = (chunk for chunk in run.done() if "-linf-" in chunk.evaluation)
+    (attacked,) = (e["name"] for e in run.spec["evaluations"] if "-linf-" in e["name"])
+    (chunk,) = (Chunk(attacked, *bounds) for bounds in run.chunks(attacked))
     table, images = run.rows(chunk.evaluation), run.adversarial(chunk.evaluation)
     right = table["draws_correct"].to_pylist()
     sure = right.index(0)

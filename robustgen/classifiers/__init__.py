@@ -13,15 +13,15 @@ from torch import nn
 
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
-from robustgen.classifiers.fingerprint import fingerprint_model
+from robustgen.classifiers.fingerprint import fingerprint_model, fingerprint_weights
 from robustgen.classifiers.trained import build, frozen, load, take_weights, zoo_folder
 from robustgen.classifiers.user import construct, find_entry_point, import_file
 from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, ZooModel
 
 __all__ = [
-    "build", "check_attributes", "check_fit", "fingerprint_model", "instantiate", "load", "load_model",
-    "take_weights", "try_out", "zoo_folder",
+    "build", "check_attributes", "check_fit", "fingerprint_model", "fingerprint_weights", "instantiate",
+    "load", "load_model", "take_weights", "try_out", "zoo_folder",
 ]  # fmt: skip
 
 

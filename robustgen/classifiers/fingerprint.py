@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustgen import registry, strict
@@ -40,6 +42,18 @@ def fingerprint_model(ref: ModelRef) -> str:
     elif isinstance(ref, OutsideModel):
         content += [ref.library, ref.model, version_of(ref.library)]
     return strict.fingerprint(content)
+
+
+def fingerprint_weights(ref: ModelRef, model: nn.Module) -> str:
+    """A loaded model's identity: where its code is from, and everything that it has learned.
+
+    The weights are hashed as they are in memory, since a user's file may load them from anywhere.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return strict.fingerprint([fingerprint_model(ref), digest.hexdigest()])
 
 
 def _settings(module: nn.Module) -> dict[str, str]:

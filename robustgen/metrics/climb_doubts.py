@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
 ZERO_SHARE = 0.01  # of the samples that are right
@@ -18,23 +17,18 @@ FALLS, FALLS_SHARE, SEED_SHARE = 0.2, 0.1, 0.1
 LEAST = 2  # samples: of a few, one is not enough
 
 
-def climb_doubts(run: Run, evaluation: Evaluation, rows: Rows, table: pd.DataFrame) -> Iterator[Flag]:
-    """The flags of one table of climbs; ``rows`` are those of its evaluation.
-
-    Only samples that are right count: an attack has to move no others.
-    """
-    climbs = table[np.isin(table["sample_id"], rows.ids[rows.correct])]
-    if not len(climbs):
-        return
-    found = {
-        "zero_gradients": _zero(climbs),
-        "exploding_gradients": _exploding(climbs),
-        "loss_not_monotone": _not_monotone(climbs),
-        "seed_dependent": _by_seed(climbs),
-    }
-    for flag, message in found.items():
-        if message:
-            yield Flag(run.model, evaluation.name, flag, "warning", message)
+def climb_doubts(run: Run) -> Iterator[Flag]:
+    """The flags of the climbs at the samples that are right."""
+    for evaluation, climbs in run.tables_where_right("climbs"):
+        found = {
+            "zero_gradients": _zero(climbs),
+            "exploding_gradients": _exploding(climbs),
+            "loss_not_monotone": _not_monotone(climbs),
+            "seed_dependent": _by_seed(climbs),
+        }
+        for flag, message in found.items():
+            if message:
+                yield Flag(run.model, evaluation, flag, "warning", message)
 
 
 def _zero(climbs: pd.DataFrame) -> str | None:

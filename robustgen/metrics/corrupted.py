@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
 from robustgen.metrics.calibration import Resampled
-from robustgen.metrics.estimate import Estimate, mean_of, resampled
+from robustgen.metrics.estimate import Estimate, accuracy, mean_of, resampled
 from robustgen.metrics.intervals import RESAMPLES, resampled_sums
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 
 Array = np.ndarray
-Accuracy = Callable[[Run, str, str, Rows], Iterator[Estimate]]
 Cells = list[tuple[Evaluation, Rows]]
 NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 COMMON = 15
 """Types of the published benchmark, without its four extra ones."""
 
 
-def corrupted(run: Run, accuracy: Accuracy) -> Iterator[Estimate]:
+def corrupted(run: Run) -> Iterator[Estimate]:
     """Accuracy of each cell, and plain means over cells: all of them, noise, and no noise.
 
     Where there are as many types as the benchmark has, also each type over its severities, and the

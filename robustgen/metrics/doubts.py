@@ -33,8 +33,8 @@ def find_doubts(run: Run) -> list[Flag]:
         _refused,
         _chance,
         attack_doubts,
-        _probes,
-        _climbs,
+        probe_doubts,
+        climb_doubts,
         _without_detector,
         gradient_doubts,
         _random,
@@ -125,18 +125,6 @@ def _chance(run: Run) -> Iterator[Flag]:
             f"{clean.correct.mean():.0%} right on clean pictures, where chance is {chance:.0%}. "
             "Look at the order of the classes and at the normalisation ('robustgen check MODEL').",
         )  # fmt: skip
-
-
-def _probes(run: Run) -> Iterator[Flag]:
-    for evaluation, rows in run.of_kind("probes"):
-        if evaluation.table is not None:
-            yield from probe_doubts(run, evaluation, rows, evaluation.table)
-
-
-def _climbs(run: Run) -> Iterator[Flag]:
-    for evaluation, rows in run.of_kind("climbs"):
-        if evaluation.table is not None:
-            yield from climb_doubts(run, evaluation, rows, evaluation.table)
 
 
 def _without_detector(run: Run) -> Iterator[Flag]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -11,7 +11,7 @@ import numpy as np
 from robustgen.metrics import calibration, verdicts
 from robustgen.metrics.calibration import BIASED, Resampled
 from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Rows, Run
 from robustgen.types import Metric
 
 Array = np.ndarray
@@ -63,6 +63,17 @@ def share(run: Run, evaluation: str, variant: str, metric: str, ids: Array, valu
     ends = verdicts.share_interval(values)
     content = Metric(run.model, evaluation, variant, metric, float(values.mean()), *ends, len(ids), "", True)
     return Estimate(content, ids, again=partial(mean_of, values))
+
+
+def accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
+    """The share right: of a stochastic model the mean, then by majority and worst of K."""
+    if not rows.stochastic:
+        yield rate(run, evaluation, "", metric, rows.ids, rows.correct)
+        return
+    yield share(run, evaluation, "", metric, rows.ids, rows.share)
+    yield rate(run, evaluation, verdicts.MAJORITY, metric, rows.ids, rows.correct)
+    never_wrong = verdicts.worst_of(verdicts.WORST_OF, rows.draws_correct, rows.draws)
+    yield share(run, evaluation, verdicts.WORST, metric, rows.ids, never_wrong)
 
 
 def resampled(

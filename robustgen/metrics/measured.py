@@ -13,7 +13,7 @@ from robustgen.metrics import verdicts
 from robustgen.metrics.calibrated import calibrated
 from robustgen.metrics.corrupted import corrupted
 from robustgen.metrics.detected import detected
-from robustgen.metrics.estimate import Estimate, mean_of, rate, resampled, share
+from robustgen.metrics.estimate import Estimate, accuracy, mean_of, rate, resampled
 from robustgen.metrics.foreign import foreign
 from robustgen.metrics.guided import guided
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
@@ -25,28 +25,13 @@ Array = np.ndarray
 
 def measure(run: Run) -> list[Estimate]:
     """All estimates of a run; evaluations without rows are left out."""
-    parts = (_clean, _attacks, _worst_cases, detected, _corrupted, calibrated, foreign, guided, _likelihood)
+    parts = (_clean, _attacks, _worst_cases, detected, corrupted, calibrated, foreign, guided, _likelihood)
     return [estimate for part in parts for estimate in part(run)]
-
-
-def _accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
-    """The share right: of a stochastic model the mean, then by majority and worst of K."""
-    if not rows.stochastic:
-        yield rate(run, evaluation, "", metric, rows.ids, rows.correct)
-        return
-    yield share(run, evaluation, "", metric, rows.ids, rows.share)
-    yield rate(run, evaluation, verdicts.MAJORITY, metric, rows.ids, rows.correct)
-    never_wrong = verdicts.worst_of(verdicts.WORST_OF, rows.draws_correct, rows.draws)
-    yield share(run, evaluation, verdicts.WORST, metric, rows.ids, never_wrong)
 
 
 def _clean(run: Run) -> Iterator[Estimate]:
     for evaluation, rows in run.of_kind("clean"):
-        yield from _accuracy(run, evaluation.name, "accuracy", rows)
-
-
-def _corrupted(run: Run) -> Iterator[Estimate]:
-    yield from corrupted(run, _accuracy)
+        yield from accuracy(run, evaluation.name, "accuracy", rows)
 
 
 # --- attacks ---------------------------------------------------------------------------------------
@@ -56,7 +41,7 @@ def _attacks(run: Run) -> Iterator[Estimate]:
     """Robust accuracy: the share right at the perturbed picture; of a cascade also after each stage
     (by majority, where the model is stochastic)."""
     for evaluation, rows in run.of_kind("attack"):
-        yield from _accuracy(run, evaluation.name, "robust_accuracy", rows)
+        yield from accuracy(run, evaluation.name, "robust_accuracy", rows)
         for stage, right in after_stages(rows, evaluation.detail.get("cascade") or []).items():
             yield rate(run, evaluation.name, stage, "robust_accuracy", rows.ids, right)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from robustgen.metrics.rows import Evaluation, Rows, Run
+from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
 ZERO_SHARE = 0.01  # of the samples that are right
@@ -18,25 +18,22 @@ EXPLODED = 1000.0  # times the spread of the logits; undefended nets promise up 
 SATURATED = 80.0  # nats; exp(-80) is near the end of float32's range, and times a slope beyond it
 
 
-def probe_doubts(run: Run, evaluation: Evaluation, rows: Rows, table: pd.DataFrame) -> Iterator[Flag]:
-    """The flags of one table of probes; ``rows`` are those of its evaluation.
+def probe_doubts(run: Run) -> Iterator[Flag]:
+    """The flags of what was probed at the samples that are right.
 
-    Only samples that are right count: an attack has to move no others. A sample whose two calls
-    differ has no slope that could be measured, so its slopes are not judged.
+    A sample whose two calls differ has no slope that could be measured, so its slopes are not judged.
     """
-    table = table[np.isin(table["sample_id"], rows.ids[rows.correct])]
-    if not len(table):
-        return
-    found = {
-        "zero_gradients": _zero(table),
-        "scaled_logits": _scaled(table),
-        "exploding_gradients": _exploding(table),
-        "inconsistent_gradients": _inconsistent(table),
-        "random_forward": None if run.spec["model"]["stochastic"] else _random(table),
-    }
-    for flag, message in found.items():
-        if message:
-            yield Flag(run.model, evaluation.name, flag, "warning", message)
+    for evaluation, table in run.tables_where_right("probes"):
+        found = {
+            "zero_gradients": _zero(table),
+            "scaled_logits": _scaled(table),
+            "exploding_gradients": _exploding(table),
+            "inconsistent_gradients": _inconsistent(table),
+            "random_forward": None if run.spec["model"]["stochastic"] else _random(table),
+        }
+        for flag, message in found.items():
+            if message:
+                yield Flag(run.model, evaluation, flag, "warning", message)
 
 
 def _zero(table: pd.DataFrame) -> str | None:

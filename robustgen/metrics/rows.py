@@ -17,11 +17,14 @@ import pyarrow.compute as pc
 from robustgen.audit import AUDIT, audited_ids
 from robustgen.metrics import verdicts
 from robustgen.store import RunStore
+from robustgen.types import Kind
 
 Array = np.ndarray
 NOBODY = np.empty(0, np.int64)
-TABLES = {"gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained",
-          "climbs": "climbs"}  # fmt: skip
+TABLES: dict[Kind, str] = {
+    "gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained",
+    "climbs": "climbs",
+}  # fmt: skip
 """The table beside the rows of an evaluation, by its kind."""
 
 
@@ -142,19 +145,28 @@ class Run:
     errors: list[dict[str, Any]] = field(default_factory=list)
     """The lines of errors.jsonl."""
 
-    def of_kind(self, *kinds: str) -> Iterator[tuple[Evaluation, Rows]]:
+    def of_kind(self, *kinds: Kind) -> Iterator[tuple[Evaluation, Rows]]:
         """The evaluations of these kinds that have rows."""
         for evaluation in self.evaluations.values():
             if evaluation.detail["kind"] in kinds and evaluation.rows is not None:
                 yield evaluation, evaluation.rows
 
-    def tables(self, kind: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    def tables(self, kind: Kind) -> Iterator[tuple[str, pd.DataFrame]]:
         """The tables of the evaluations of a kind that has them, by the evaluation's name."""
         for evaluation in self.evaluations.values():
             if evaluation.detail["kind"] == kind and evaluation.table is not None:
                 yield evaluation.name, evaluation.table
 
-    def first(self, kind: str) -> Rows | None:
+    def tables_where_right(self, kind: Kind) -> Iterator[tuple[str, pd.DataFrame]]:
+        """These tables without the samples whose verdict is wrong, which an attack has not to move."""
+        for evaluation, rows in self.of_kind(kind):
+            if evaluation.table is None:
+                continue
+            table = evaluation.table[np.isin(evaluation.table["sample_id"], rows.ids[rows.correct])]
+            if len(table):
+                yield evaluation.name, table
+
+    def first(self, kind: Kind) -> Rows | None:
         """The rows of the first evaluation of a kind, such as clean."""
         return next((rows for _, rows in self.of_kind(kind)), None)
 

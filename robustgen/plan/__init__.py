@@ -18,7 +18,7 @@ def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan
     """Turn a protocol's specifications into evaluations of a data set's test split."""
     planning = Planning(protocol.settings(dataset.name), dataset, root)
     pictures.choose_scores(planning, protocol)
-    # of the foreign sets that are planned before
+    # ``fixed`` comes last: it attacks the foreign sets that ``ood`` has planned
     for spec in sorted(protocol.evaluations, key=lambda spec: spec.kind == "fixed"):
         with _told_where(protocol, spec.kind):
             _plan_one(planning, spec)

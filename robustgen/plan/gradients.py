@@ -16,7 +16,7 @@ from robustgen.perturb import Readout
 from robustgen.plan.planning import Planning
 from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
-from robustgen.types import LEAST_LEVELS
+from robustgen.types import LEAST_LEVELS, Kind
 
 
 def guidance(planning: Planning, spec: GradientsSpec) -> None:
@@ -107,7 +107,7 @@ def _has_reference(planning: Planning, name: str, sigmas: list[float]) -> bool:
 
 
 def _guided(
-    planning: Planning, name: str, sigmas: list[float], readout: Callable[[Denoiser], Readout],
+    planning: Planning, name: Kind, sigmas: list[float], readout: Callable[[Denoiser], Readout],
     more: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """A readout against the protocol's reference denoiser at noise levels."""
@@ -158,7 +158,7 @@ def climbs(planning: Planning, spec: ClimbsSpec) -> None:
 
 
 def _diagnosis(
-    planning: Planning, name: str, more: dict[str, Any], readout: Callable[[ThreatModel], Readout]
+    planning: Planning, name: Kind, more: dict[str, Any], readout: Callable[[ThreatModel], Readout]
 ) -> None:
     """A look at the gradients within the data's ball, in Linf where the data has an eps for it."""
     eps = planning.settings.eps

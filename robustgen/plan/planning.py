@@ -14,7 +14,7 @@ from robustgen.errors import UnknownNameError, UserError
 from robustgen.evaluation import Evaluation, load_data
 from robustgen.perturb import Identity, Perturbation
 from robustgen.scores import Score
-from robustgen.types import Norm, Split
+from robustgen.types import Kind, Norm, Split
 
 Found = TypeVar("Found")
 
@@ -36,7 +36,7 @@ class Planning:
     refused: list[dict[str, str]] = field(default_factory=list)
 
     def add(
-        self, name: str, kind: str, detail: dict[str, Any], *, perturbation: Perturbation | None = None,
+        self, name: str, kind: Kind, detail: dict[str, Any], *, perturbation: Perturbation | None = None,
         **more: Any,
     ) -> None:  # fmt: skip
         """Plan an evaluation: of the whole test split, unless ``more``, its other fields, says otherwise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from robustgen.metrics.rows import Array, Evaluation, Rows, Run, audited_in, to_rows
@@ -42,8 +43,10 @@ def run(
     precision: str = "float32",
     chunk: int = 64,
     specs: list[dict[str, Any]] | None = None,
+    table: pd.DataFrame | None = None,
 ) -> Run:
-    """A run of these evaluations; ``model`` changes what run.json says of the model."""
+    """A run of these evaluations; ``model`` changes what run.json says of the model, ``table`` was written
+    beside the rows of each."""
     said = {"name": "m", "num_classes": classes, "family": "softmax", "stochastic": False} | (model or {})
     spec = {
         "model": said, "kernels": {"precision": precision},
@@ -53,5 +56,5 @@ def run(
     def whole(found: Rows) -> Array:
         return audited_in(found, [(start, start + chunk) for start in range(0, len(found), chunk)])
 
-    several = {d["name"]: Evaluation(d, r, len(r), audited=whole(r)) for d, r in evaluations}
+    several = {d["name"]: Evaluation(d, r, len(r), audited=whole(r), table=table) for d, r in evaluations}
     return Run("m", spec, several)

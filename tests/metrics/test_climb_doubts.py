@@ -29,8 +29,7 @@ def judge(model: Classifier) -> set[str]:
     clean = rows(right, label=part.labels.tolist())
     draws = Draws(0, "climbs", part.sample_ids)
     table = Climbs(ThreatModel("linf", 0.15), every=1)(served, part.images, part.labels, draws).to_pandas()
-    found = run((CLIMBS, clean), classes=10)
-    return {flag.flag for flag in climb_doubts(found, found.evaluations["climbs"], clean, table)}
+    return {flag.flag for flag in climb_doubts(run((CLIMBS, clean), classes=10, table=table))}
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -52,10 +51,8 @@ GOOD = {
 def flags(bad: dict[str, float], k: int, n: int = 20, right: int = 20) -> dict[str, str]:
     """Flag to message, of a table of n climbs of which the first k are bad and ``right`` are right."""
     table = pd.DataFrame([GOOD | (bad if i < k else {}) for i in range(n)]).assign(sample_id=range(n))
-    found = run((CLIMBS, rows([i < right for i in range(20)])))
-    evaluation = found.evaluations["climbs"]
-    assert evaluation.rows is not None
-    return {f.flag: f.message for f in climb_doubts(found, evaluation, evaluation.rows, table)}
+    found = run((CLIMBS, rows([i < right for i in range(20)])), table=table)
+    return {f.flag: f.message for f in climb_doubts(found)}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +85,5 @@ def test_a_few_zeros_of_all_logits_do_not_hide_many_of_the_cross_entropys() -> N
     table = pd.DataFrame([GOOD | {"ce_gradient_zero": float(i < 60)} for i in range(200)])
     table = table.assign(sample_id=range(200))
     table.loc[0, "gradient_zero"] = 1.0
-    found = run((CLIMBS, rows(200)))
-    evaluation = found.evaluations["climbs"]
-    assert evaluation.rows is not None
-    (flag,) = climb_doubts(found, evaluation, evaluation.rows, table)
+    (flag,) = climb_doubts(run((CLIMBS, rows(200)), table=table))
     assert "where the cross-entropy's gradient is exactly 0, on 60 of 200" in flag.message

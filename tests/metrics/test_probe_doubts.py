@@ -88,11 +88,10 @@ def judge(model: Classifier, threat: ThreatModel = THREATS[0]) -> tuple[set[str]
     labels = part.labels
     right = (logits.argmax(1) == labels).tolist()
     clean = rows(right, logits=logits.numpy(), label=labels.tolist())
-    found = run((PROBES, clean), classes=10)
     table = Probes(threat)(served, part.images, labels, Draws(0, "probes", part.sample_ids)).to_pandas()
     flags = [
         *find_doubts(run((CLEAN, clean), classes=10)),
-        *probe_doubts(found, found.evaluations["probes"], clean, table),
+        *probe_doubts(run((PROBES, clean), classes=10, table=table)),
     ]
     return {flag.flag for flag in flags if flag.severity != "info"} - {"no_calibration"}, clean
 
@@ -128,11 +127,8 @@ def flags(bad: dict[str, float], k: int, n: int = 100, right: int = 100) -> dict
     """Flags of a table of n good samples, the first k of which have these bad values."""
     table = pd.DataFrame([{"sample_id": i} | GOOD | (bad if i < k else {}) for i in range(n)])
     probed = rows([True] * right + [False] * (n - right))
-    found = run((PROBES, probed))
-    return {
-        f.flag: f.message
-        for f in probe_doubts(found, found.evaluations["probes"], probed, table.astype(np.float32))
-    }
+    found = run((PROBES, probed), table=table.astype(np.float32))
+    return {f.flag: f.message for f in probe_doubts(found)}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import pytest
 from robustgen.config import Protocol
 from robustgen.engine import evaluate
 from robustgen.errors import UserError
-from robustgen.metrics import read_run
 from robustgen.metrics.gradient_doubts import gradient_doubts
-from robustgen.metrics.rows import Evaluation, Run
+from robustgen.metrics.rows import Evaluation, Run, read_run
 from robustgen.registry import ZooModel, model_folders
 from robustgen.report import pictures
 from robustgen.report.explained import explained_figures, explained_gallery, sentence

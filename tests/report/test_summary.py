@@ -15,8 +15,9 @@ import pytest
 import report_fakes as fakes
 
 from robustgen.errors import UserError
-from robustgen.metrics import find_doubts, measure, read_run
-from robustgen.metrics.rows import TABLES
+from robustgen.metrics.doubts import find_doubts
+from robustgen.metrics.measured import measure
+from robustgen.metrics.rows import TABLES, read_run
 from robustgen.report.summary import gather, headline, summaries, summarise
 from robustgen.store import Chunk, RunStore
 

@@ -1,0 +1,117 @@
+"""What run.json says of a run: what its rows depend on, and what the report says beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustgen.classifiers import fingerprint_weights
+from robustgen.classifiers.base import Classifier
+from robustgen.config import Protocol
+from robustgen.data import Dataset
+from robustgen.environment import environment
+from robustgen.evaluation import Plan
+from robustgen.registry import ModelRef, ZooModel, load_card
+from robustgen.types import VERDICT_DRAWS
+from robustgen.work import Trial
+
+
+def run_spec(
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    kernels: dict[str, Any], trial: Trial,
+) -> dict[str, Any]:  # fmt: skip
+    """A run's specification: rows depend on its ``identity`` and the evaluations' descriptions alone."""
+    identity = _identity(reference, model, protocol, dataset, planned, kernels, trial)
+    return {
+        "identity": identity,
+        "model": {
+            "name": reference.name,
+            "fingerprint": identity["model"],
+            **_of_card(reference),
+            **_of_model(model, trial),
+        },
+        "data": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "fingerprint": dataset.fingerprint,
+            "provenance": dataset.provenance,
+            "class_names": list(dataset.class_names),
+            "class_sizes": torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(),
+            "size": len(dataset),
+            "shape": list(dataset.shape),
+        },
+        "protocol": protocol.model_dump(mode="json", exclude={"n"}),
+        "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
+        "refused": planned.refused,
+        "kernels": kernels,
+    }
+
+
+def run_environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
+    """What is worth knowing of where a run was made, though its rows do not depend on it."""
+    where = {"data_root": str(root.resolve())} if root else {}
+    return environment() | {"reference": str(reference)} | where
+
+
+def _identity(
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    kernels: dict[str, Any], trial: Trial,
+) -> dict[str, Any]:  # fmt: skip
+    packages = environment()
+    versions = {name: packages.get(name) for name in ("robustgen", "torch", "scipy", *libraries(planned))}
+    return {
+        "model": fingerprint_weights(reference, model),
+        "data": dataset.fingerprint,
+        "seed": protocol.seed,
+        "chunk": protocol.chunk,
+        "kernels": kernels,
+        "versions": versions,
+        **({"draws": VERDICT_DRAWS} if trial.stochastic else {}),
+    }
+
+
+def _of_card(reference: ModelRef) -> dict[str, Any]:
+    if not isinstance(reference, ZooModel):
+        return {"family": "custom", "summary": "", "data": "", "calls": 1}
+    card = load_card(reference.folder)
+    return {"family": card.family, "summary": card.summary, "data": card.data, "calls": card.calls}
+
+
+def _of_model(model: Classifier, trial: Trial) -> dict[str, Any]:
+    return {
+        "num_classes": model.num_classes,
+        "input_shape": list(model.input_shape),
+        "supports": sorted(model.supports),
+        "density": model.density,
+        "noise": repr(model.noise),
+        "stochastic": trial.stochastic,
+        **({"stochastic_declared": model.stochastic} if trial.stochastic else {}),
+        **({"mixes": True} if trial.mixes else {}),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+OPENCV = ("opencv-python", "opencv-python-headless")
+MADE_WITH = {
+    "jpeg_compression": ("pillow",),
+    "frost": ("pillow", "imagecorruptions"),
+    "imagenet-constants:frost": OPENCV,
+    "spatter": OPENCV,
+    "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
+}
+"""The packages whose versions a corruption's bits depend on, by what its type's name has in it."""
+
+
+def libraries(planned: Plan) -> list[str]:
+    """The packages that outside attacks come from, and those that some corruptions are made with."""
+    named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
+    types = {str(e.detail["type"]) for e in planned.evaluations if e.kind == "corruption"}
+    made = {
+        package
+        for name, packages in MADE_WITH.items()
+        for package in packages
+        if any(name in type_ for type_ in types)
+    }
+    return sorted(named & {"pyautoattack", "torchattacks", "foolbox"} | made)
