@@ -26,7 +26,7 @@ LEAST = 8  # pictures: smaller products take other kernels, for some rows and no
 WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
 ALIKE = 0.99  # cosine of a gradient in bfloat16 with the exact one
 SMALL = 1024  # values of a picture; up to here bfloat16 never paid
-OF_THE_SPREAD = 1e-3  # of their usual spread: by so much logits may change with the batch, last bits do
+OF_THE_SPREAD = 1e-3  # of the logits' median spread: rounding moves them by less when the batch changes
 
 
 class Kernels(NamedTuple):
@@ -39,9 +39,11 @@ class Kernels(NamedTuple):
 
 @torch.no_grad()
 def moved_by_others(model: Classifier, images: Tensor) -> float:
-    """By how much the logits of a picture change with the pictures beside it, or with its place among them; 0
-    where by last bits alone, and of a model that is random, or takes no so few pictures, since nothing can
-    be said."""
+    """The largest change of a picture's logits when its neighbours or its place in the batch change.
+
+    0 where that is rounding, and where nothing can be said: of a random model, or one that refuses so small
+    a batch.
+    """
     few = images[:4]
     try:
         beside, again, alone, turned = map(model.logits, (few, few, few[:2], few.flip(0)))

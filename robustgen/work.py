@@ -37,7 +37,7 @@ PARTS = 8  # the most processes that share a GPU
 KNOWN = 4
 """Clean pictures by which a model is known again."""
 OTHERWISE = 0.01
-"""By so much of their spread logits may differ between machines and batches: last bits do."""
+"""Of a picture's spread of logits: machines and batches make them differ by less, which is rounding."""
 
 
 class Done(NamedTuple):

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 
 
 class Worker:
-    """Computes chunks of one model's run; holds the model and the data sets that it has needed."""
+    """Computes the chunks of one model's run; data sets are kept by ``evaluation``, once a process."""
 
     def __init__(
         self,

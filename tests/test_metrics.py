@@ -200,8 +200,8 @@ def test_logits_that_are_one_number_have_no_temperature() -> None:
 
 def test_logits_say_nothing_where_no_finite_temperature_is_best() -> None:
     labels = np.array([0, 1])
-    assert not calibration.says_nothing(np.array([[1.0, 0.0], [0.9, 0.0]]), labels)
-    assert calibration.says_nothing(np.array([[0.9, 0.0], [1.0, 0.0]]), labels)
+    assert not calibration.uninformative(np.array([[1.0, 0.0], [0.9, 0.0]]), labels)
+    assert calibration.uninformative(np.array([[0.9, 0.0], [1.0, 0.0]]), labels)
 
 
 def test_no_temperature_where_all_are_right() -> None:
@@ -217,7 +217,7 @@ def test_the_interval_of_a_temperature_that_nothing_fixes_is_all_that_is_sought(
     lead = np.median(logits.max(1) - np.partition(logits, -2)[:, -2])
     assert found.value == pytest.approx(np.exp(8) * lead, rel=1e-3)
     assert (found.low, found.high) == pytest.approx((np.exp(-8) * lead, np.exp(8) * lead))
-    assert calibration.says_nothing(logits, logits.argmin(1))
+    assert calibration.uninformative(logits, logits.argmin(1))
 
 
 # --- foreign pictures --------------------------------------------------------------------------------
@@ -285,6 +285,58 @@ def test_perfect_and_hopeless_scores() -> None:
 
 
 # --- gradients ---------------------------------------------------------------------------------------
+
+
+def test_two_sides_that_never_mix_leave_room_for_doubt() -> None:
+    own, foreign = np.arange(128) + 1000.0, np.arange(400.0)
+    found = ood.least_intervals(own, foreign)
+    assert 0.94 < found["auroc"].low < 0.98
+    assert found["auroc"].high == 1
+    assert found["fpr95_at_id_tpr"] == intervals.wilson(0, 400)
+    assert found["fpr95_at_ood_tpr"] == intervals.wilson(0, 128)
+
+
+def test_intervals_of_detection_hold_the_truth_where_mixing_is_rare() -> None:
+    rng = np.random.default_rng(0)
+    gap, n = 4.3, 128
+    truth = {
+        "auroc": stats.norm.cdf(gap / 2**0.5),
+        "fpr95_at_id_tpr": stats.norm.sf(stats.norm.ppf(0.05) + gap),
+    }
+    held: dict[str, list[bool]] = {metric: [] for metric in truth}
+    for _ in range(60):
+        own, foreign = rng.normal(gap, 1, n), rng.normal(0, 1, n)
+        least, found = ood.least_intervals(own, foreign), ood.resampled(own, foreign)
+        for metric, true in truth.items():
+            low, high = intervals.percentile_interval(found[metric].value, found[metric].replicates)
+            held[metric].append(min(low, least[metric].low) <= true <= max(high, least[metric].high))
+    assert {metric: np.mean(each) >= 0.95 for metric, each in held.items()} == dict.fromkeys(truth, True)
+
+
+def test_where_sides_mix_resamples_say_more_than_what_is_asked_at_least() -> None:
+    rng = np.random.default_rng(1)
+    own, foreign = rng.normal(1, 1, 300), rng.normal(0, 1, 300)
+    low, high = intervals.percentile_interval(*ood.resampled(own, foreign)["auroc"])
+    least = ood.least_intervals(own, foreign)["auroc"]
+    assert high - low >= 0.95 * (least.high - least.low)
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_a_bootstrap_test_of_few_samples_finds_no_more_than_chance_allows(n: int) -> None:
+    rng = np.random.default_rng(0)
+    p = np.array([paired_p(rng.normal(size=n)) for _ in range(3000)])
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.015)
+    assert np.mean(p < 0.01) == pytest.approx(0.01, abs=0.007)
+
+
+def paired_p(differences: np.ndarray) -> float:
+    replicates = intervals.resampled_sums(differences[:, None])[:, 0] / len(differences)
+    return intervals.bootstrap_p(float(differences.mean()), replicates, len(differences))
+
+
+def test_a_difference_that_no_resample_changes_is_as_sure_as_its_samples_are_many() -> None:
+    assert paired_p(np.full(12, 0.25)) == 2.0**-11
+    assert paired_p(np.zeros(12)) == 1
 
 
 def test_guidance_gain_and_psnr_by_hand() -> None:

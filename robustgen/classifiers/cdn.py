@@ -62,8 +62,17 @@ class NoisyClassifier(Classifier):
 
     def _heads(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits l_c (batch, classes) and energy E (batch,) of pictures at sigma (batch,)."""
-        total = sigma**2 + self.sigma_data**2
-        return self.backbone((x - self.mean) * total.rsqrt()[:, None, None, None], sigma)
+        return self.backbone(self._scaled(x, sigma), sigma)
+
+    def _scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """u = (x - m) / sqrt(sigma^2 + sigma_data^2), of pictures x at sigma (batch,)."""
+        return (x - self.mean) * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
+
+    def _with_energy(self, x: Tensor, sigma: Tensor, energy: Tensor) -> Tensor:
+        """-|x - m|^2 / (2 (sigma^2 + sigma_data^2)) + (sigma_data / sigma) energy, (batch,) in nats: log p up
+        to a constant at each sigma. See CDN for what the two terms denoise."""
+        squares = (x - self.mean).square().sum((1, 2, 3))
+        return -squares / (2 * (sigma**2 + self.sigma_data**2)) + self.sigma_data / sigma * energy
 
 
 class CDN(NoisyClassifier):
@@ -82,9 +91,7 @@ class CDN(NoisyClassifier):
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         levels = self._levels(x, sigma)
         logits, energy = self._heads(x, levels)
-        squares = (x - self.mean).square().sum((1, 2, 3))
-        common = -squares / (2 * (levels**2 + self.sigma_data**2)) + self.sigma_data / levels * energy
-        return logits + common[:, None]
+        return logits + self._with_energy(x, levels, energy)[:, None]
 
 
 class NoisySoftmax(NoisyClassifier):

@@ -45,8 +45,8 @@ class DiffusionClassifier(Classifier):
     In terms of the noise that a denoiser predicts, |n - n_hat|^2 = |x - D|^2 / sigma^2 counts alike at every
     level of log sigma here, and at every time step in Li et al.: the levels' law differs.
 
-    ``evidence``: what a nat counts for. A denoiser that was trained to tell the classes apart at a share of
-    their evidence (training/denoising.py) makes differences of classes that much larger than nats.
+    ``evidence``: what a nat of difference between classes counts for. A denoiser that was trained to tell the
+    classes apart at a share of their evidence (training/denoising.py) makes them that much larger than nats.
 
     The density is ``unnormalised``: the integral, a mean over the noise set in place of the
     expectation, is an estimate of a bound, and no bound itself.
@@ -87,11 +87,16 @@ class DiffusionClassifier(Classifier):
         self.register_buffer("noise_set", torch.stack(noise))
         self.calls_per_image = 2 * levels * (1 if over.shares_classes else over.num_classes)
 
-    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         return -self.terms(x).mean(0)
 
+    def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        # ``evidence`` is of what tells classes apart; what they have in common is in nats as it is
+        logits = self.logits(x)
+        return logits + (1 / self.evidence - 1) * logits.mean(1, keepdim=True)
+
     def terms(self, x: Tensor) -> Tensor:
-        """What each level adds to the integral, (levels, batch, classes): log_joint is minus their mean."""
+        """What each level adds to the integral, (levels, batch, classes): logits are minus their mean."""
         levels = range(len(self.sigmas))
         return torch.stack([Recomputed.apply(partial(self._terms, level), x) for level in levels])
 

@@ -90,17 +90,14 @@ class EGC(NoisyClassifier):
 
     def log_density(self, x: Tensor, sigma: Tensor, maps: Tensor) -> Tensor:
         """log p_sigma(x) (batch,) in nats, up to a constant at each sigma (batch,), of the class map."""
-        squares = (x - self.mean).square().sum((1, 2, 3))
-        energy = maps.logsumexp(1).sum((1, 2))
-        return -squares / (2 * (sigma**2 + self.sigma_data**2)) + self.sigma_data / sigma * energy
+        return self._with_energy(x, sigma, maps.logsumexp(1).sum((1, 2)))
 
     def class_map(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         """M (batch, classes, height, width) at sigma (batch,); ``y``: labels, ``num_classes`` for none."""
-        u = (x - self.mean) * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
         embedding = self.backbone.embed(sigma)
         if y is not None:
             embedding = embedding + self.label(y)
-        scales = self.backbone.scales(u, embedding)
+        scales = self.backbone.scales(self._scaled(x, sigma), embedding)
         size = x.shape[2:]
         places = self._places(F.silu(scales[-1][0]))
         maps = F.interpolate(places.log_softmax(1) if self.normalised else places, size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustgen.errors import UserError
 
-Norm = Literal["batch", "group", "none"]
+NormLayer = Literal["batch", "group", "none"]
 Activation = Literal["relu", "gelu", "silu"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -34,7 +34,9 @@ class Block(nn.Module):
     Fixup): without norm layers a deep network is trainable only so.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, activation: Activation) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, norm: NormLayer, activation: Activation
+    ) -> None:
         super().__init__()
         make_norm = choose("norm", norm, NORMS)
         act = choose("activation", activation, ACTIVATIONS)
@@ -75,7 +77,7 @@ class ResNet(nn.Module):
         *,
         width: int = 32,
         blocks: tuple[int, ...] = (1, 1),
-        norm: Norm = "none",
+        norm: NormLayer = "none",
         activation: Activation = "silu",
         pool: int = 1,
     ) -> None:

@@ -89,7 +89,8 @@ def load(
 def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -> Foreign:
     """A foreign set for the ``familiar`` test split, in its shape and through its codec, and as it was.
 
-    ``name``: as for ``load``, one of DERIVED, or HELD_OUT. Raises UserError as ``load`` does.
+    ``name``: as for ``load``, one of DERIVED, or HELD_OUT; pictures of files come in a fixed random order.
+    Raises UserError as ``load`` does.
     """
     if name == HELD_OUT:
         whole, _, chosen = familiar.source.partition(":")
@@ -103,8 +104,10 @@ def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -
         return matched(derive(name, familiar), familiar)
     if name not in SOURCES and ":" not in name and not name.endswith((".npz", ".parquet")):
         raise unknown_name("data set", name, [*SOURCES, *DERIVED, HELD_OUT], also=OWN)
+    if name not in SOURCES:  # a folder of classes is sorted by them, and a run may take the first n
+        return matched(load(name, "test", root=root).shuffled(), familiar)
     # letters and photos are drawn in the shape that is asked for
-    shape = familiar.shape if name in SOURCES and SOURCES[name].foreign else None
+    shape = familiar.shape if SOURCES[name].foreign else None
     return matched(load(name, "test", shape=shape, root=root), familiar)
 
 

@@ -55,6 +55,13 @@ class Dataset:
             self, images=self.images[part], labels=self.labels[part], sample_ids=self.sample_ids[part]
         )
 
+    def shuffled(self) -> Dataset:
+        """The same pictures in another order, random and always the same."""
+        order = np.random.RandomState(SPLIT_SEED).permutation(len(self))
+        names = self.class_names
+        mixed = make(self.name, self.images[order], self.labels[order], names, f"{self.provenance} Shuffled.")
+        return replace(mixed, source=self.source, codec=self.codec)
+
     def reshaped(self, shape: tuple[int, int, int]) -> Dataset:
         """The same pictures in another shape: grey or colour, resized with antialiasing.
 

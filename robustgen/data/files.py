@@ -122,7 +122,8 @@ def textures(split: Split, shape: Any, root: Path) -> Dataset:
         pairs = [(np.asarray(p.convert("RGB").resize(size, Image.Resampling.BOX)), y) for p, y in source]
         images, labels = (np.stack(part) for part in zip(*pairs, strict=True))
     provenance = "DTD test split, scaled to 64x64."
-    return make("textures", images.transpose(0, 3, 1, 2), labels, source.classes, provenance, where=root)
+    images = images.transpose(0, 3, 1, 2)  # sorted by class, and a run may take the first n
+    return make("textures", images, labels, source.classes, provenance, where=root).shuffled()
 
 
 def _parquet(name: str, path: Path, split: Split) -> Dataset:

@@ -10,9 +10,11 @@ import numpy as np
 
 from robustgen.metrics import calibration, selective
 from robustgen.metrics.calibration import Resampled
+from robustgen.metrics.consistency import by_chance
 from robustgen.metrics.corrupted import families
 from robustgen.metrics.estimate import Estimate, Statistic, resampled
-from robustgen.metrics.rows import Rows, Run, aligned, log_softmax
+from robustgen.metrics.intervals import Interval
+from robustgen.metrics.rows import Rows, Run, aligned, log_odds, log_softmax
 from robustgen.types import Metric
 
 Array = np.ndarray
@@ -55,7 +57,7 @@ class _Table:
         self.log_p = log_softmax(logits)
         self.p = np.exp(self.log_p)
         self.labels = labels
-        self.confidence, self.right = calibration.top_label(self.p, labels)
+        self.sure, self.right = log_odds(logits), logits.argmax(1) == labels
 
     def rows(self, places: Array) -> Array:
         """The rows of some pictures."""
@@ -77,18 +79,24 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
         "classwise_ece": lambda k: calibration.classwise_ece(t.p[t.rows(k)], t.labels[t.rows(k)], v),
         "nll": lambda k: calibration.nll(t.log_p[t.rows(k)], t.labels[t.rows(k)], v),
         "brier": lambda k: calibration.brier(t.p[t.rows(k)], t.labels[t.rows(k)], v),
-        "aurc": lambda k: selective.aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
-        "e_aurc": lambda k: selective.e_aurc(t.confidence[t.rows(k)], t.right[t.rows(k)], v),
+        "aurc": lambda k: selective.aurc(t.sure[t.rows(k)], t.right[t.rows(k)], v),
+        "e_aurc": lambda k: selective.e_aurc(t.sure[t.rows(k)], t.right[t.rows(k)], v),
     }
     all_ = t.rows(np.arange(len(t.ids)))
-    known = dict(zip(("aurc", "e_aurc"), selective.both(t.confidence[all_], t.right[all_], v), strict=True))
+    known = dict(zip(("aurc", "e_aurc"), selective.both(t.sure[all_], t.right[all_], v), strict=True))
+    known |= {
+        metric: statistics[metric](np.arange(len(t.ids))) for metric in statistics.keys() - known.keys()
+    }
+    known |= _brier_parts(t, np.arange(len(t.ids)))
+    statistics |= {metric: partial(_brier_part, t, metric) for metric in HIGHER}
+    chance = by_chance(t.p, v)
     for metric, statistic in statistics.items():
-        found, unit = known.get(metric), "nats" if metric == "nll" else ""
-        yield resampled(run, name, variant, metric, statistic, t.ids, found=found, unit=unit, higher=False)
-    parts = _brier_parts(t, np.arange(len(t.ids)))
-    for metric, found in parts.items():
-        again = partial(_brier_part, t, metric)
-        yield resampled(run, name, variant, metric, again, t.ids, found=found, higher=HIGHER[metric])
+        value = known[metric].value
+        least = Interval(value - chance[metric], value) if metric in chance else None
+        yield resampled(
+            run, name, variant, metric, statistic, t.ids, found=known[metric], least=least,
+            unit="nats" if metric == "nll" else "", higher=HIGHER.get(metric, False),
+        )  # fmt: skip
 
 
 def _brier_parts(table: _Table, places: Array) -> dict[str, Resampled]:

@@ -16,12 +16,13 @@ from robustgen.metrics.rows import log_softmax
 
 Array = np.ndarray
 BINS = 15
-BIASED = (
-    "ece", "adaptive_ece", "classwise_ece", "brier_reliability", "brier_resolution", "brier_uncertainty",
-    "average_precision_in", "average_precision_out", "aupr_in", "aupr_out",
-)  # fmt: skip
-"""What resampling biases: sums of absolute values or of squares, which noise raises, the uncertainty, which
-it lowers, and areas under precision, which ties raise. Their intervals are basic ones, cut off at 0 and 1."""
+BIASED = dict.fromkeys((
+    "ece", "adaptive_ece", "classwise_ece", "brier_resolution", "brier_uncertainty", "average_precision_in",
+    "average_precision_out", "aupr_in", "aupr_out",
+), 1.0) | {"brier_reliability": 2.0}  # fmt: skip
+"""What resampling biases, and the largest value of each: sums of absolute values or of squares, which noise
+raises, the uncertainty, which it lowers, and areas under precision, which ties raise. Their intervals are
+basic ones, cut off at 0 and there."""
 
 
 class Resampled(NamedTuple):
@@ -204,13 +205,13 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     times the usual lead of the largest logit: the median gap to the second, of samples that have one.
     A class that is far below the others, or a few samples' large logits, do not move it.
 
-    The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where ``says_all`` there
-    is none (ever smaller T is ever better), and T = 1; where ``says_nothing``, ever larger T is ever better,
+    The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where ``separable`` there
+    is none (ever smaller T is ever better), and T = 1; where ``uninformative``, ever larger T is ever better,
     and T is the largest that is sought. The interval is Wald's on log T with the sandwich variance:
     sum g_i^2 / (sum h_i)^2 for b = 1/T, with g_i and h_i the first and second derivative of a sample's NLL
     in b; it ends where T is not sought.
     """
-    if says_all(logits, labels):
+    if separable(logits, labels):
         return Temperature(1.0, 1.0, 1.0)
     from scipy.optimize import minimize_scalar
 
@@ -234,12 +235,12 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
     return Temperature(t * lead, float(low) * lead, float(high) * lead)
 
 
-def says_all(logits: Array, labels: Array) -> bool:
+def separable(logits: Array, labels: Array) -> bool:
     """Whether no label has a smaller logit than another class: then the NLL never rises as T falls."""
     return bool((np.take_along_axis(logits, labels[:, None], 1)[:, 0] == logits.max(1)).all())
 
 
-def says_nothing(logits: Array, labels: Array) -> bool:
+def uninformative(logits: Array, labels: Array) -> bool:
     """Whether labels have logits no larger than other classes have on average: then the NLL falls with
     T without end (its derivative in 1/T, which rises, is not below 0 at 0)."""
     return bool(np.take_along_axis(logits, labels[:, None], 1).mean() <= logits.mean())

@@ -107,5 +107,11 @@ def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     low, high = (basic_interval if biased else percentile_interval)(gap, replicates)
     return Comparison(
         *key, a.metric.model, b.metric.model, gap, low, high, len(ids),
-        "bootstrap", None, None, bootstrap_p(gap, replicates),
+        "bootstrap", None, None, bootstrap_p(gap, replicates, _smaller_side(ids)),
     )  # fmt: skip
+
+
+def _smaller_side(ids: np.ndarray) -> int:
+    """How many samples a test rests on: where some are foreign (below 0), as many as the fewer of the two."""
+    foreign = int((ids < 0).sum())
+    return min(foreign, len(ids) - foreign) or len(ids)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from robustgen.metrics.calibration import Resampled
-from robustgen.metrics.estimate import Estimate, accuracy, mean_of, resampled
+from robustgen.metrics.estimate import Estimate, accuracy, resampled, share
 from robustgen.metrics.intervals import RESAMPLES, resampled_sums
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 
@@ -53,8 +53,7 @@ def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
             continue
         ids, shares = _shares(chosen)
         if len(ids):
-            mean = partial(mean_of, shares.mean(1))
-            yield resampled(run, name, variant, "corruption_accuracy", mean, ids, higher=True)
+            yield share(run, name, variant, "corruption_accuracy", ids, shares.mean(1))
     ids, shares = _shares(cells)
     if len(types) >= COMMON and len(ids):
         by_type = np.stack([shares[:, [_type(c) == type_ for c in cells]].mean(1) for type_ in types], 1)

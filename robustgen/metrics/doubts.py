@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from robustgen.metrics.attack_doubts import attack_doubts
-from robustgen.metrics.calibration import says_all, says_nothing
+from robustgen.metrics.calibration import separable, uninformative
 from robustgen.metrics.climb_doubts import climb_doubts
 from robustgen.metrics.gradient_doubts import gradient_doubts
 from robustgen.metrics.intervals import wilson
@@ -213,13 +213,13 @@ def _temperature(run: Run) -> Iterator[Flag]:
             "No calibration split, so no temperature was fitted and calibration is given as is only. "
             "Use data with a calibration split.",
         )  # fmt: skip
-    elif says_all(fitted.logits, fitted.labels):
+    elif separable(fitted.logits, fitted.labels):
         yield Flag(
             run.model, "calibration", "no_temperature", "info",
             f"All {len(fitted)} calibration samples are right, or tied with what is, so the likelihood has "
             "no best temperature; 1 was taken. A larger calibration split would decide.",
         )  # fmt: skip
-    elif says_nothing(fitted.logits, fitted.labels):
+    elif uninformative(fitted.logits, fitted.labels):
         yield Flag(
             run.model, "calibration", "no_temperature", "warning",
             "On the calibration split labels have no larger logits than other classes have, so the "

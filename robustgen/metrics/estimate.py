@@ -10,7 +10,7 @@ import numpy as np
 
 from robustgen.metrics import calibration, verdicts
 from robustgen.metrics.calibration import BIASED, Resampled
-from robustgen.metrics.intervals import basic_interval, percentile_interval, wilson
+from robustgen.metrics.intervals import Interval, basic_interval, percentile_interval, wilson
 from robustgen.metrics.rows import Rows, Run
 from robustgen.types import Metric
 
@@ -78,14 +78,19 @@ def accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Est
 
 def resampled(
     run: Run, evaluation: str, variant: str, metric: str, statistic: Statistic, ids: Array,
-    *, found: Resampled | None = None, unit: str = "", higher: bool | None,
+    *, found: Resampled | None = None, least: Interval | None = None, unit: str = "", higher: bool | None,
 ) -> Estimate:  # fmt: skip
-    """``statistic`` of all samples, which is ``found`` where it is known already."""
+    """``statistic`` of all samples, which is ``found`` where it is known already.
+
+    ``least``: what its interval has to hold, where resamples by themselves would say too little.
+    """
     found = found or statistic(np.arange(len(ids)))
-    low, high = percentile_interval(found.value, found.replicates)
+    interval = basic_interval if metric in BIASED else percentile_interval
+    low, high = interval(found.value, found.replicates)
+    if least is not None:
+        low, high = min(low, least.low), max(high, least.high)
     if metric in BIASED:
-        low, high = basic_interval(found.value, found.replicates)
-        low, high = max(min(0.0, found.value), low), min(max(1.0, found.value), high)
+        low, high = max(min(0.0, found.value), low), min(max(BIASED[metric], found.value), high)
     content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
     return Estimate(content, ids, again=statistic, resampled=found.replicates)
 

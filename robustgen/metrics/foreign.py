@@ -63,12 +63,12 @@ def _detection(
     if min(len(own[1]), len(foreign[1])) < LEAST:
         return
     ids = np.concatenate([own[0].ids, -1 - foreign[0].ids])
-    found = ood.resampled(own[1], foreign[1])
+    found, least = ood.resampled(own[1], foreign[1]), ood.least_intervals(own[1], foreign[1])
     for metric in ood.Detection._fields:
         again = partial(_at, own[1], foreign[1], metric)
         yield resampled(
             run, evaluation, variant, metric, again, ids,
-            found=found[metric], higher=not metric.startswith("fpr95"),
+            found=found[metric], least=least.get(metric), higher=not metric.startswith("fpr95"),
         )  # fmt: skip
 
 

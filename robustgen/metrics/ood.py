@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from robustgen.metrics.calibration import Resampled
-from robustgen.metrics.intervals import RESAMPLES, resamples
-from robustgen.metrics.rows import Rows
+from robustgen.metrics.intervals import RESAMPLES, Interval, resamples, wilson
+from robustgen.metrics.rows import Rows, log_odds
+from robustgen.metrics.verdicts import share_interval
 
 Array = np.ndarray
 BLOCK = 4_000_000  # numbers held at a time while resampling
@@ -21,7 +22,8 @@ BLOCK = 4_000_000  # numbers held at a time while resampling
 def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     """The scores that can be read from rows, each (n,), larger for "in".
 
-    msp: the largest softmax probability (Hendrycks and Gimpel 2017); entropy: the softmax's negative
+    msp: the largest softmax probability (Hendrycks and Gimpel 2017), as its log-odds, which order alike
+    and tell apart what rounds to 1; entropy: the softmax's negative
     entropy in nats; energy: logsumexp of the logits, the negative energy of Liu et al. (2020);
     max_logit (Hendrycks et al. 2022). Where every row has the model's log p(x): log_prob; typicality,
     -|log p(x) - the mean log p of the ``calibration`` split| (Nalisnick et al. 2019, for one picture);
@@ -31,7 +33,7 @@ def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     top = rows.logits.max(1)
     log_p = rows.log_probabilities
     found = {
-        "msp": np.exp(log_p.max(1)),
+        "msp": log_odds(rows.logits),
         "entropy": (np.exp(log_p) * log_p).sum(1),
         "energy": top + np.log(np.exp(rows.logits - top[:, None]).sum(1)),
         "max_logit": top,
@@ -109,6 +111,30 @@ def detection_resampled(own: Array, foreign: Array) -> Detection:
     parts = np.array_split(np.arange(RESAMPLES), blocks)
     found = [_measures(*_cumulative(draws_own[b], draws_foreign[b], *thresholds)) for b in parts]
     return Detection(*(np.concatenate(values) for values in zip(*found, strict=True)))
+
+
+def least_intervals(own: Array, foreign: Array) -> dict[str, Interval]:
+    """What the intervals of auroc and of both fpr95 have to hold: no resample differs from the others where
+    the two sides never mix, and how seldom they do is not known from that.
+
+    Of a share of accepted or flagged pictures Wilson's interval, its threshold taken as given. Of auroc, the
+    mean over the pictures of a side of the share of the other side that lies beyond each: that mean's
+    (``share_interval``), for both sides.
+    """
+    values = detection(own, foreign)
+    sides = [share_interval(_beyond(own, foreign)), share_interval(_beyond(-foreign, -own))]
+    return {
+        "auroc": Interval(min(side.low for side in sides), max(side.high for side in sides)),
+        "fpr95_at_id_tpr": wilson(round(float(values.fpr95_at_id_tpr) * len(foreign)), len(foreign)),
+        "fpr95_at_ood_tpr": wilson(round(float(values.fpr95_at_ood_tpr) * len(own)), len(own)),
+    }
+
+
+def _beyond(scores: Array, others: Array) -> Array:
+    """The share of the others below each score, (n,), ties counted half."""
+    ordered = np.sort(others)
+    below, upto = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return (below + upto) / (2 * len(others))
 
 
 def _ones(scores: Array) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import logsumexp
 
 from robustgen.audit import AUDIT, audited_ids
 from robustgen.metrics import verdicts
@@ -98,6 +99,17 @@ def aligned(*several: Rows) -> list[Rows]:
     """The rows of the samples that all have, so that places are of the same samples."""
     ids = reduce(np.intersect1d, [rows.ids for rows in several])
     return [rows.of(ids) for rows in several]
+
+
+def log_odds(logits: Array) -> Array:
+    """log p / (1 - p) of the most probable class, (n,), from logits (n, classes).
+
+    It orders samples as the confidence p does, and also those whose p rounds to 1. Of one class, 0.
+    """
+    if logits.shape[1] < 2:
+        return np.zeros(len(logits))
+    ordered = np.sort(logits, 1)
+    return np.asarray(-logsumexp(ordered[:, :-1] - ordered[:, -1:], axis=1))
 
 
 def log_softmax(logits: Array) -> Array:

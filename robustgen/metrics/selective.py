@@ -20,38 +20,39 @@ class RiskCoverage(NamedTuple):
     risk: Array
 
 
-def risk_coverage(confidence: Array, right: Array) -> RiskCoverage:
+def risk_coverage(sure: Array, right: Array) -> RiskCoverage:
     """Risk at coverage 1/n, 2/n, ..., 1 (El-Yaniv and Wiener 2010).
 
-    Samples of equal confidence stand in no order: each counts as their mean error, which is the mean
-    over all orders.
+    The surest first, by any score that rises with the confidence; ``rows.log_odds`` tells apart what
+    confidences that round to 1 do not. Equally sure samples stand in no order: each counts as their mean
+    error, which is the mean over all orders.
     """
-    size, wrong = _groups(confidence, right)
+    size, wrong = _groups(sure, right)
     errors = np.repeat(wrong / size, size).cumsum()
     count = np.arange(1, len(right) + 1)
     return RiskCoverage(count / len(right), errors / count)
 
 
-def aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
+def aurc(sure: Array, right: Array, versions: int = 1) -> Resampled:
     """Area under risk against coverage: the mean of the n risks (Geifman et al. 2019, arXiv:1805.08206).
 
     In [0, 1], lower is better. Without ties it is 1 - aurra of pytorch-ood, its reference.
     ``versions``: as in ``calibration``.
     """
-    return both(confidence, right, versions)[0]
+    return both(sure, right, versions)[0]
 
 
-def e_aurc(confidence: Array, right: Array, versions: int = 1) -> Resampled:
+def e_aurc(sure: Array, right: Array, versions: int = 1) -> Resampled:
     """AURC less that of the best order, all that is right before all that is wrong (same reference): what
     the confidence alone is to blame for."""
-    return both(confidence, right, versions)[1]
+    return both(sure, right, versions)[1]
 
 
-def both(confidence: Array, right: Array, versions: int = 1) -> tuple[Resampled, Resampled]:
+def both(sure: Array, right: Array, versions: int = 1) -> tuple[Resampled, Resampled]:
     """AURC and E-AURC, for which all but a little of the work is the same."""
     n = len(right)
-    order = np.argsort(-confidence, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(confidence[order])) + 1)
+    order = np.argsort(-sure, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(sure[order])) + 1)
     wrong = ~right[order].astype(bool)
     harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, n + 1)))
 
@@ -84,7 +85,7 @@ def _area(size: Array, lost: Array, harmonic: Array) -> Array:
     return risks.sum(1) / size.sum(1)
 
 
-def _groups(confidence: Array, right: Array) -> tuple[Array, Array]:
+def _groups(sure: Array, right: Array) -> tuple[Array, Array]:
     """Size and errors of each group of equal confidence, from the surest."""
-    _, place, size = np.unique(-confidence, return_inverse=True, return_counts=True)
+    _, place, size = np.unique(-sure, return_inverse=True, return_counts=True)
     return size, np.bincount(place, ~right.astype(bool), len(size))

@@ -10,7 +10,7 @@ import numpy as np
 
 from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.measured import worst_name
-from robustgen.metrics.rows import Run
+from robustgen.metrics.rows import Run, log_odds
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
 from robustgen.report.content import Numbers, by_key, names_of, of_kind, stochastic
@@ -123,8 +123,8 @@ def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | No
         rows = run.first("clean")
         if rows is None:
             continue
-        confidence, right = calibration.top_label(np.exp(rows.log_probabilities), rows.labels)
-        curve = selective.risk_coverage(confidence, right)
+        right = rows.prediction == rows.labels
+        curve = selective.risk_coverage(log_odds(rows.logits), right)
         kept = np.unique(np.linspace(LOWEST_COVERAGE * len(right), len(right) - 1, 200).astype(int))
         x, y = 100 * curve.coverage[kept], 100 * curve.risk[kept]
         lines.append(Series(run.model, index, x.tolist(), y.tolist(), markers=False))

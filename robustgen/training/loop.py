@@ -59,7 +59,7 @@ def train(
             checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
         samples = data.load(recipe.data, "train", root=root)
         torch.set_num_threads(threads_for(samples.shape))
-        run = Run(recipe, recipe_path.parent, samples, torch.device(device), console)
+        run = Training(recipe, recipe_path.parent, samples, torch.device(device), console)
         files = publish.sources(recipe, recipe_path) | files  # and what the code imports while it builds
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
@@ -111,7 +111,7 @@ def _check_augment(recipe: Recipe, shape: tuple[int, int, int]) -> None:
         )  # fmt: skip
 
 
-class Run:
+class Training:
     """One training: built from its recipe or from its checkpoint, then finished."""
 
     def __init__(

@@ -94,6 +94,14 @@ def test_evidence_is_a_factor_of_the_logits():
     assert torch.allclose(0.1 * whole.logits(x), tenth.logits(x), rtol=1e-12)
 
 
+def test_evidence_leaves_what_classes_have_in_common_in_nats():
+    data, x = mixture(), pictures(5)
+    whole, tenth = (DiffusionClassifier(data, levels=4, evidence=share).double() for share in (1, 0.1))
+    torch.testing.assert_close(tenth.log_joint(x).log_softmax(1), tenth.logits(x).log_softmax(1))
+    torch.testing.assert_close(tenth.log_joint(x).mean(1), whole.log_joint(x).mean(1))
+    torch.testing.assert_close(whole.log_joint(x), whole.logits(x))
+
+
 class Shared(Mixture):
     """One call gives every class's denoised picture."""
 

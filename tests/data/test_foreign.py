@@ -115,6 +115,21 @@ def test_what_came_through_the_same_codec_is_left_alone(tmp_path: Path) -> None:
     assert data.load_foreign(f"imagefolder:{tmp_path / 'same'}", small).raw is not None
 
 
+def test_the_first_of_a_foreign_folder_are_of_all_its_classes(tmp_path: Path) -> None:
+    """A folder is read class by class, and a run may take the first n of it."""
+    for shade, name in enumerate(("a", "b", "c")):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            Image.fromarray(np.full((8, 8), 100 * shade, np.uint8)).save(tmp_path / name / f"{i:02}.png")
+    source = f"imagefolder:{tmp_path}"
+    found = data.load_foreign(source, data.load("digits")).matched
+    first = (found.images[:30, 0, 0, 0] * 255).round().int().tolist()
+    assert all(5 <= first.count(shade) <= 15 for shade in (0, 100, 200))
+    again = data.load_foreign(source, data.load("digits")).matched
+    assert (again.fingerprint, again.source) == (found.fingerprint, source)
+    assert data.load(source).labels[:40].tolist() == [0] * 40
+
+
 def test_sets_of_another_size_and_of_other_channels_are_brought_to_the_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", images=np.full((25, 3, 20, 30), 51, np.uint8), labels=np.zeros(25, int))
     found = data.load_foreign(str(tmp_path / "wide.npz"), data.load("digits")).matched

@@ -7,7 +7,8 @@ from dataclasses import fields
 import doubt_fakes as fake
 import numpy as np
 
-from robustgen.metrics.rows import Rows, aligned
+from robustgen.metrics import selective
+from robustgen.metrics.rows import Rows, aligned, log_odds, log_softmax
 
 
 def rows(ids: list[int]) -> Rows:
@@ -42,3 +43,20 @@ def test_the_place_of_a_sample_is_where_its_row_stands() -> None:
     found = rows([3, 5, 8])
     np.testing.assert_array_equal(found.at(np.array([8, 3])), [2, 0])
     assert found.labels[found.at(5)] == 10
+
+
+def test_log_odds_are_those_of_the_confidence() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (50, 6))
+    p = np.exp(log_softmax(logits)).max(1)
+    np.testing.assert_allclose(log_odds(logits), np.log(p / (1 - p)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(log_odds(logits[:, :1]), np.zeros(50))
+
+
+def test_who_is_surer_is_known_where_every_confidence_rounds_to_1() -> None:
+    gaps = np.linspace(40, 90, 60)
+    logits = np.stack([gaps, 0 * gaps], 1)
+    right = gaps > 60  # what is less sure is wrong
+    confidence = np.exp(log_softmax(logits)).max(1)
+    assert (confidence == 1).all()
+    assert selective.e_aurc(log_odds(logits), right).value == 0
+    assert selective.e_aurc(confidence, right).value > 0.2

@@ -17,7 +17,7 @@ from robustgen import classifiers, data, strict
 from robustgen.errors import UserError
 from robustgen.training import Diverged, checkpoint, loop
 from robustgen.training.cross_entropy import CrossEntropy
-from robustgen.training.loop import Run, learning_rate, train
+from robustgen.training.loop import Training, learning_rate, train
 from robustgen.training.recipe import Optimiser, Recipe
 
 
@@ -260,14 +260,14 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_weights_that_are_no_numbers_are_never_published(tmp_path, monkeypatch):
-    update = Run.update_average
+    update = Training.update_average
 
     def poison(self):
         update(self)
         if self.done == 30:
             next(self.model.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(Run, "update_average", poison)
+    monkeypatch.setattr(Training, "update_average", poison)
     with pytest.raises(Diverged, match="stopped at step 30: the weights have diverged"):
         train(write(tmp_path, tiny()), tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
@@ -282,7 +282,7 @@ def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, m
     lines = only_checkpoint(cache).with_name("curve.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[-1] < 0.8 * losses[0]
-    step, calls = Run.step, []
+    step, calls = Training.step, []
 
     def crash(self):
         calls.append(self.done)
@@ -290,7 +290,7 @@ def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, m
             raise Interrupted
         return step(self)
 
-    monkeypatch.setattr(Run, "step", crash)
+    monkeypatch.setattr(Training, "step", crash)
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "tiny", fresh=True)
     train(recipe, tmp_path / "tiny")
@@ -313,10 +313,10 @@ def test_a_machine_without_bfloat16_trains_in_float32_and_says_so(tmp_path, cach
     assert "tiny: in float32, since this machine has no bfloat16 of its own" in console.file.getvalue()
 
 
-def begin(folder: Path, recipe: dict[str, object]) -> Run:
+def begin(folder: Path, recipe: dict[str, object]) -> Training:
     """A training before its first step."""
     read = strict.validate(Recipe, recipe, where="test")
-    return Run(read, folder, data.load("digits", "train"), torch.device("cpu"), Console(quiet=True))
+    return Training(read, folder, data.load("digits", "train"), torch.device("cpu"), Console(quiet=True))
 
 
 def published(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Path:

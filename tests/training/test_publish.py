@@ -12,7 +12,7 @@ from robustgen.classifiers import build
 from robustgen.errors import UserError
 from robustgen.registry import ZooModel
 from robustgen.training import publish
-from robustgen.training.loop import Run, train
+from robustgen.training.loop import train
 from robustgen.training.recipe import Recipe
 
 CLAIM = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}
@@ -81,14 +81,14 @@ def test_an_edit_during_the_training_is_not_published_as_trained(tmp_path, monke
     beside = path.parent / "made_of.py"
     beside.write_text(SHIFTED % 0)
     trained = {file.name: file.read_bytes() for file in (path, code, beside)}
-    finish = Run.finish
+    finish = Training.finish
 
     def edit(self):
         finish(self)
         for file in (path, code, beside):
             file.write_text("raise ImportError('half written')")
 
-    monkeypatch.setattr(Run, "finish", edit)
+    monkeypatch.setattr(Training, "finish", edit)
     monkeypatch.delitem(sys.modules, "made_of", raising=False)
     folder = train(path, path.parent if place == "in place" else tmp_path / "mine")
     assert {name: (folder / name).read_bytes() for name in trained} == trained
