@@ -38,9 +38,10 @@ BEATEN = 0.01  # of what a model's own attack has left
 class Pair:
     """One model's adversarial pictures of one evaluation, shown to one model; 95 % interval.
 
-    ``n``: the samples that both have and that the target has right without an attack; ``right``: how
-    many it still has right, ``share`` of n; ``left``: how many its own attack has left standing;
-    ``beaten``: how many of those the foreign picture breaks. Source and target may be the same.
+    ``n``: the samples that both have, that the target has right without an attack, and that the source's
+    attack moved; ``right``: how many it still has right, ``share`` of n; ``left``: how many of all that both
+    have its own attack has left standing; ``beaten``: how many of those the foreign picture breaks. Source
+    and target may be the same; then nothing that was not moved is left out.
     """
 
     source: str
@@ -128,17 +129,21 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
             ids = np.intersect1d(np.intersect1d(own.rows.ids, foreign.rows.ids), clean.ids[clean.correct])
             if not len(ids):
                 continue
-            mine = own.rows.of(ids)
-            still = mine.correct
+            still = own.rows.of(ids).correct
             if source == store.model:
                 yield _pair(source, store.model, evaluation, still, still, 0)
                 continue
-            images = torch.from_numpy(foreign.images[foreign.rows.at(ids)])
+            images = foreign.images[foreign.rows.at(ids)]
+            # where an attack found nothing it left the clean picture, which says nothing here
+            moved = (images != dataset.images[torch.from_numpy(ids)].numpy()).any((1, 2, 3))
+            if not moved.any():
+                continue
+            ids, images = ids[moved], torch.from_numpy(images[moved])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
             verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
             correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
-            right = majority(correct, count)
-            beaten = still & ~right & fell(mine.share, correct / count, count)
+            right, mine = majority(correct, count), own.rows.of(ids)
+            beaten = mine.correct & ~right & fell(mine.share, correct / count, count)
             yield _pair(source, store.model, evaluation, right, still, int(beaten.sum()))
 
 
@@ -173,7 +178,9 @@ def _print(console: Console, pairs: list[Pair], flags: list[Flag]) -> None:
     cells = {(pair.evaluation, pair.source, pair.target): pair for pair in pairs}
     targets = list(dict.fromkeys(pair.target for pair in pairs))
     for evaluation in dict.fromkeys(pair.evaluation for pair in pairs):
-        console.print(f"\n{evaluation}: % still right of what is right without an attack", markup=False)
+        console.print(
+            f"\n{evaluation}: % still right, of what is right unattacked and was moved", markup=False
+        )
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("made for \\ shown to", no_wrap=True)
         for target in targets:

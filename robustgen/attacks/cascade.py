@@ -51,8 +51,7 @@ class Cascade(Attack):
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         found = Found.nothing(x)
         with torch.no_grad():
-            # One draw of a stochastic model decides nothing: all of its samples are attacked.
-            remaining = Remaining((model.logits(x).argmax(1) == y) | model.stochastic)
+            remaining = Remaining(found.standing(model, x, y, said(model, x)))
         stages = self.stages(model)
 
         def attack(stage: Stage, name: str, place: int, left: Tensor, thorough: bool) -> None:
@@ -70,7 +69,7 @@ class Cascade(Attack):
                 else:
                     broken = left[result.broken]
                     found.note(broken, result.images[result.broken])
-            remaining.fell(broken, name)
+            remaining.fell(broken, name, found)
 
         thorough = self.thorough or model.stochastic
         for place, stage in enumerate(stages):

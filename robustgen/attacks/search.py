@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustgen.attacks.hope import end_hopeless
 from robustgen.attacks.losses import margin
-from robustgen.attacks.victim import Answer, Victim
+from robustgen.attacks.victim import SETTLED, Answer, Said, Victim, right_share
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.errors import UserError
@@ -116,23 +116,26 @@ class Found:
     ``images``: the picture, the clean one where there is none; ``broken``: whether the model takes it
     for something else. Of a stochastic model no single answer is believed: there the point of highest
     ``margin`` is kept, by the mean probability of its draws, and is broken where that is positive.
+    ``right``: the share of the draws that were right where ``judge`` saw it, 1 where nothing was found.
     """
 
     images: Tensor
     broken: Tensor
     margin: Tensor
+    right: Tensor
 
     @classmethod
     def nothing(cls, x: Tensor) -> Found:
         """Before a search from pictures x."""
         low = torch.full((len(x),), -torch.inf, device=x.device)
-        return cls(x.clone(), torch.zeros_like(low, dtype=torch.bool), low)
+        return cls(x.clone(), torch.zeros_like(low, dtype=torch.bool), low, torch.ones_like(low))
 
     def note(self, rows: Tensor, points: Tensor) -> None:
         """These points break the samples ``rows``; of several points of a sample the first is kept."""
         first = _first_of_each(rows)
         self.images[rows[first]] = points[first]
         self.broken[rows] = True
+        self.right[rows] = 0
 
     def weigh(self, rows: Tensor, points: Tensor, margins: Tensor) -> None:
         """Keep the points whose margin is higher than any before."""
@@ -143,22 +146,23 @@ class Found:
         self.images[rows], self.margin[rows] = points[best], margins[best].to(self.margin)
         self.broken[rows] = self.margin[rows] > 0
 
-    def standing(self, model: Classifier, x: Tensor, y: Tensor, said: Tensor) -> Tensor:
+    def standing(self, model: Classifier, x: Tensor, y: Tensor, said: Said) -> Tensor:
         """Take in the clean pictures; who is to be attacked, bool (batch,): those that are right, of a
         stochastic model all, since one draw decides nothing."""
         self.judge(model, torch.arange(len(x), device=x.device), x, said, y)
         return ~self.broken | model.stochastic
 
-    def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Tensor, y: Tensor) -> Tensor:
+    def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Said, y: Tensor) -> Tensor:
         """Take in points that no search asked about, one of each of the samples ``rows`` with labels y, by
         what ``model`` says of them (victims.said). Returns the samples that they break, of a stochastic
         model those alone in which no point before did so by more."""
         if model.stochastic:
-            margins = margin(said, y)
-            broken = margins > self.margin[rows].clamp_min(0)
+            margins, higher = margin(said.logits, y), self.margin[rows]
+            broken = margins > higher.clamp_min(0)
+            self.right[rows] = right_share(said.predicted, y).where(margins > higher, self.right[rows])
             self.weigh(rows, points, margins)
         else:
-            broken = said.argmax(1) != y
+            broken = said.logits.argmax(1) != y
             self.note(rows[broken], points[broken])
         return rows[broken]
 
@@ -177,9 +181,10 @@ class Remaining:
         """Their places in the batch."""
         return self.robust.nonzero().squeeze(1)
 
-    def fell(self, rows: Tensor, name: str) -> None:
-        """These samples fell to the attack of that name."""
-        self.robust[rows] = False
+    def fell(self, rows: Tensor, name: str, found: Found) -> None:
+        """These samples fell to the attack of that name; of a stochastic model those that are not SETTLED
+        stay, and later attacks may do better."""
+        self.robust[rows] = found.right[rows] > SETTLED
         for i in rows.tolist():
             self.broken_by[i] = name
 

@@ -55,11 +55,11 @@ class Transfer(Attack):
                 surrogate.to(x.device), model.batch if isinstance(model, FixedBatch) else len(x)
             )
             served.begin(len(x), x.device)
-            theirs = said(served, x)
-            if torch.allclose(theirs.log_softmax(1) if model.stochastic else theirs, clean, atol=1e-3):
+            theirs = said(served, x).logits
+            if torch.allclose(theirs.log_softmax(1) if model.stochastic else theirs, clean.logits, atol=1e-3):
                 continue
             images = self.climb(served, x[left], y[left], draws.at(left, place)).images
             with serving(model, left):
                 broken = found.judge(model, left, images, said(model, images), y[left])
-            remaining.fell(broken, name)
+            remaining.fell(broken, name, found)
         return Perturbed(found.images, remaining.broken_by)

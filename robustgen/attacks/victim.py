@@ -32,6 +32,19 @@ class Answer(NamedTuple):
         return self.loss, self.gradient
 
 
+class Said(NamedTuple):
+    """What a model itself says of pictures, as for a verdict: ``logits`` (batch, classes), of a stochastic
+    one the log of the mean p(y | x) over its draws; ``predicted`` (draws, batch), the class by each draw."""
+
+    logits: Tensor
+    predicted: Tensor
+
+
+SETTLED = 1 / 8
+"""A stochastic model's sample needs no other attack once no more than this share of its draws is right: its
+verdict is a share of draws too, so what half of them take for something else is half a success."""
+
+
 class Victim:
     """A classifier under attack.
 
@@ -77,7 +90,7 @@ class Victim:
             with torch.enable_grad():
                 values = self.value(seen, loss)
                 gradient = torch.autograd.grad(values.sum(), x, retain_graph=more)[0]
-            yield Answer(self.say(seen.detach()), values.detach(), gradient)
+            yield Answer(self.say(seen.detach()), values.detach(), finite(gradient))
 
     def see(self, x: Tensor) -> Tensor:
         """What losses are of, differentiable: the logits at x."""
@@ -100,3 +113,14 @@ class Victim:
     def serving(self, rows: Tensor) -> AbstractContextManager[None]:
         """Calls within the block are for these rows of the batch."""
         return serving(self.model, rows)
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """A gradient without the entries that are no numbers, which would make none of a whole direction: a root
+    of a pixel that is 0 has one, where the logits are as good as any."""
+    return gradient.nan_to_num(0.0, 0.0, 0.0)
+
+
+def right_share(predicted: Tensor, y: Tensor) -> Tensor:
+    """The share of draws (draws, batch) that are right, (batch,)."""
+    return (predicted == y).float().mean(0)

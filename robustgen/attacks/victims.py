@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from robustgen.attacks.victim import Answer, Loss, Victim
+from robustgen.attacks.victim import SETTLED, Answer, Loss, Said, Victim, finite, right_share
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
@@ -28,7 +28,8 @@ class Averaged(Victim):
 
     Loss and gradient are means over the draws, so the best point is not one lucky draw's. Logits are logs
     of the mean p(y | x): a few draws that are off by many nats outweigh the others in a mean of logs, and
-    neither by majority nor here. A hit is confirmed by as many draws that the search has not seen.
+    neither by majority nor here. A hit is confirmed by as many draws that the search has not seen, of which
+    hardly any (SETTLED) may be right.
     """
 
     def __init__(self, model: Classifier, m: int = 16) -> None:
@@ -48,8 +49,10 @@ class Averaged(Victim):
     def say(self, seen: Tensor) -> Tensor:
         return _log_mean_softmax(seen, self.m)
 
+    @torch.no_grad()
     def confirm(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.logits(x).logits.argmax(1) != y
+        predicted = self.fast.logits(copies(x, self.m)).argmax(1).view(self.m, -1)
+        return right_share(predicted, y) <= SETTLED
 
 
 def usual_view(model: Classifier) -> Victim:
@@ -58,10 +61,11 @@ def usual_view(model: Classifier) -> Victim:
 
 
 @torch.no_grad()
-def said(model: Classifier, x: Tensor) -> Tensor:
-    """What a model itself, no copy of it, says of x, (batch, classes): its logits, of a stochastic one the
-    log of the mean p(y | x) over as many draws as a verdict takes."""
-    return Averaged(model, VERDICT_DRAWS).logits(x).logits if model.stochastic else model.logits(x)
+def said(model: Classifier, x: Tensor) -> Said:
+    """What a model itself, no copy of it, says of x; a stochastic one by as many draws as a verdict takes."""
+    m = VERDICT_DRAWS if model.stochastic else 1
+    drawn = model.logits(copies(x, m))
+    return Said(_log_mean_softmax(drawn, m) if model.stochastic else drawn, drawn.argmax(1).view(m, -1))
 
 
 class View(Victim):
@@ -82,7 +86,7 @@ class View(Victim):
 
     def gradient(self, x: Tensor, loss: Loss) -> Answer:
         logits = self.point.logits(x).logits
-        return Answer(logits, loss(logits), self.direction(x, loss))
+        return Answer(logits, loss(logits), finite(self.direction(x, loss)))
 
     def gradients(self, x: Tensor, losses: Sequence[Loss]) -> Iterator[Answer]:
         return (self.gradient(x, loss) for loss in losses)

@@ -26,6 +26,7 @@ TARGETS, FEWER_IN_L1 = 9, 5
 # Stages that do without the model's own gradients, and what they take instead.
 WITHOUT_GRADIENTS = {
     "square": "Square, which uses no gradients,",
+    "estimated": "The attack by gradients that are estimated from the logits",
     "bpda": "The attack through the model's stand-in for its backward pass",
 }
 

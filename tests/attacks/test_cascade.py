@@ -10,6 +10,7 @@ import torch
 from linear_oracle import away_from_the_box, model_and_pictures
 from torch import Tensor
 
+from robustgen.attacks import build
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.autoattack import AutoAttack, SquareAttack
 from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited
@@ -17,6 +18,7 @@ from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
+from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 from robustgen.worker import ask, seeded
@@ -108,6 +110,69 @@ def test_of_a_stochastic_model_all_samples_are_attacked_and_the_weakest_point_st
     assert broken_by == [None, "first", "first"]
     assert second.rows == [10]
     torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([0.20, 0.52, 0.65]))
+
+
+class Fading(Classifier):
+    """Class 1 the more often the lighter a picture is: half of the time at the grey value 0.5."""
+
+    num_classes, input_shape, stochastic = 2, (1, 2, 2), True
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        level = 40 * (x.mean((1, 2, 3)) - 0.5) + torch.randn(len(x))
+        return torch.stack([-level, level], 1)
+
+
+def test_a_sample_that_most_draws_break_is_left_to_stages_that_break_it_by_all() -> None:
+    x = torch.full((16, 1, 2, 2), 0.3)
+    y, draws = torch.zeros(16, dtype=torch.long), Draws(0, "steps", torch.arange(16))
+    half, whole = Up(0.22), Up(0.4)  # at 0.52 a fifth of the draws is right, at 0.7 none
+    images, broken_by, _ = Steps(half=half, whole=whole)(Fading(), x, y, draws)
+    assert len(whole.rows) >= 8
+    stood = [i for i, name in enumerate(broken_by or ()) if name == "whole"]
+    assert len(stood) == len(whole.rows)
+    torch.testing.assert_close(images[stood], torch.full_like(images[stood], 0.7))
+
+
+class OffTheGrid(Classifier):
+    """Class 0 off the grid of 16 levels, where almost every draw has class 1."""
+
+    num_classes, input_shape, stochastic = 2, (1, 2, 2), True
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        off = ((x * 16 - (x * 16).round()).abs().amax((1, 2, 3)) - 0.01).sign()
+        return torch.stack([off, -off], 1) + 0.1 * torch.randn(len(x), 2)
+
+
+def test_an_attack_gives_a_stochastic_model_no_picture_that_is_more_right_than_the_clean_one() -> None:
+    x, y, draws = (
+        torch.full((8, 1, 2, 2), 0.5),
+        torch.zeros(8, dtype=torch.long),
+        Draws(0, "a", torch.arange(8)),
+    )
+    found = Steps(first=Up(0.03))(OffTheGrid(), x, y, draws)
+    assert torch.equal(found.images, x)
+    assert found.broken_by == [None] * 8
+
+
+class Root(Classifier):
+    """Linear in the roots of pixels: the gradient is infinite at black pixels, NaN where they count for 0."""
+
+    num_classes, input_shape = 3, (1, 2, 2)
+
+    def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        weight = torch.tensor([[1.0, 0, 0, 0], [0.0, 1, 0, 0], [0.0, 0, 1, 0]])
+        return x.flatten(1).sqrt() @ weight.T
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "fab-t", "autoattack"])
+def test_a_slope_that_is_no_number_at_some_pixels_leaves_the_others(attack: str, norm: str) -> None:
+    x = torch.tensor([[0.30, 0.29, 0.0, 0.0], [0.5, 0.0, 0.49, 0.0]]).view(2, 1, 2, 2)
+    options = {"n_queries": 50} if attack == "autoattack" else {}
+    spec = AttackSpec.model_validate({"kind": "attack", "attack": attack, "norm": norm, "options": options})
+    made = build(spec, ThreatModel(norm, 0.1))  # type: ignore[arg-type]
+    found = made(Root(), x, torch.zeros(2, dtype=torch.long), Draws(0, "a", torch.arange(2)))
+    assert (Root().logits(found.images).argmax(1) != 0).all()
 
 
 @pytest.mark.parametrize("survivors", [*range(70), 1000])

@@ -12,7 +12,7 @@ from robustgen.classifiers import build
 from robustgen.errors import UserError
 from robustgen.registry import ZooModel
 from robustgen.training import publish
-from robustgen.training.loop import train
+from robustgen.training.loop import Training, train
 from robustgen.training.recipe import Recipe
 
 CLAIM = {"protocol": "quick", "evaluation": "clean", "metric": "accuracy", "value": 0.9}

@@ -90,7 +90,7 @@ class ReferenceCascade(Attack):
             with forked_generators(seed, x.device), serving(model, left):
                 x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
                 broken = found.judge(model, left, x_adv.detach(), said(model, x_adv), y[left])
-            remaining.fell(broken, stage)
+            remaining.fell(broken, stage, found)
         return Perturbed(found.images, remaining.broken_by)
 
     def _check(self, model: Classifier, x: Tensor) -> None:
