@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from robustgen.report.columns import SHARES, Column
+from robustgen.report.flags import Doubts
 from robustgen.report.plots import COLOURS, element, marker, text
-from robustgen.report.reading import Doubts, reading
+from robustgen.report.reading import reading
 from robustgen.report.tables import Cell, MainTable
 
 WIDTH, HEIGHT, LEFT, RIGHT, MIDDLE = 340, 44, 34, 30, 16

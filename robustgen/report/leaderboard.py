@@ -9,7 +9,7 @@ from typing import Any
 from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.report.columns import Column
-from robustgen.report.reading import Doubts, doubted, flag_groups
+from robustgen.report.flags import Doubts, doubts_of, flag_groups
 from robustgen.report.render import templates
 from robustgen.report.tables import Cell, MainTable, main_table
 
@@ -59,7 +59,7 @@ def _standing(folder: Path) -> Standing:
         for kind, rows in table.kinds
     ]
     shown = [table.columns[place] for place in places]
-    return Standing(folder.name, content, shown, doubted(content, flag_groups(content)), kinds)
+    return Standing(folder.name, content, shown, doubts_of(content, flag_groups(content)), kinds)
 
 
 def _counts(column: Column) -> bool:

@@ -18,8 +18,9 @@ from robustgen.places import within
 from robustgen.report import corrupted, glance, pictures, sections, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
+from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.plots import marker, style
-from robustgen.report.reading import doubted, flag_groups, reading
+from robustgen.report.reading import reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore
 
@@ -134,7 +135,7 @@ def templates() -> Environment:
 def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
     table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
-    doubts = doubted(content, groups)
+    doubts = doubts_of(content, groups)
     _, points = sections.cost_points(content)
     shown, missing = _galleries(content, pairs)
     return {

@@ -14,7 +14,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
 from robustgen.report.columns import eps_text
-from robustgen.report.reading import meant
+from robustgen.report.flags import evaluations_of
 from robustgen.report.summary import read_summary
 
 THREATS = {"linf": "Linf", "l2": "L2"}
@@ -113,6 +113,6 @@ def _percent(metric: dict[str, Any]) -> str:
 def _doubted(content: dict[str, Any], model: str, evaluation: str) -> bool:
     """Whether the report itself doubts an attack on a model."""
     return any(
-        flag["model"] == model and flag["severity"] != "info" and evaluation in meant(content, flag)
+        flag["model"] == model and flag["severity"] != "info" and evaluation in evaluations_of(content, flag)
         for flag in content["flags"]
     )

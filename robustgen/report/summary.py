@@ -22,7 +22,7 @@ from robustgen.places import is_remote, relative, within
 from robustgen.report.columns import columns, format_value, tested
 from robustgen.report.content import by_key, names_of
 from robustgen.store import RunStore
-from robustgen.types import Flag, Metric, Severity
+from robustgen.types import Flag, Metric, Severity, unbroken
 
 
 def summarise(
@@ -207,8 +207,8 @@ def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any
 def _absent(model: str, message: str) -> Flag:
     return Flag(
         model, "", "not_evaluated", "error",
-        f"Nothing of this model is in this report: {message.splitlines()[0]}. The command 'robustgen report' "
-        "that named it tries again.",
+        f"Nothing of this model is in this report: {unbroken(message.splitlines()[0])}. The command "
+        "'robustgen report' that named it tries again.",
     )  # fmt: skip
 
 
