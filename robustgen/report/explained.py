@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from robustgen.metrics.rows import Run
-from robustgen.report.columns import format_interval, format_value, sigma_text
 from robustgen.report.content import by_key, names_of
+from robustgen.report.formats import format_interval, format_value, sigma_text
 from robustgen.report.pictures import SEARCHED, Gallery, Picture, given, signed_png
 from robustgen.report.plots import Chart, Series
 from robustgen.report.sections import Figure

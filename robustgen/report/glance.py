@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from robustgen.report.columns import SHARES, Column
+from robustgen.report.columns import Column
 from robustgen.report.flags import Doubts
+from robustgen.report.formats import SHARES
 from robustgen.report.plots import COLOURS, element, marker, text
 from robustgen.report.reading import reading
 from robustgen.report.tables import Cell, MainTable

@@ -19,6 +19,7 @@ from robustgen.report import corrupted, glance, pictures, sections, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
+from robustgen.report.formats import time_text
 from robustgen.report.plots import marker, style
 from robustgen.report.reading import reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
@@ -127,7 +128,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"style": style, "marker": marker}
-    environment.filters["short"] = sections.short
+    environment.filters["short"] = time_text
     environment.filters["link"] = lambda way: quote(os.fsencode(way))  # byte by byte, whatever they are
     return environment
 

@@ -13,8 +13,8 @@ from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
-from robustgen.report.columns import eps_text
 from robustgen.report.flags import evaluations_of
+from robustgen.report.formats import eps_text
 from robustgen.report.summary import read_summary
 
 THREATS = {"linf": "Linf", "l2": "L2"}

@@ -12,8 +12,9 @@ from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run, log_odds
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
+from robustgen.report.columns import headline_eps
 from robustgen.report.content import Numbers, by_key, names_of, of_kind, stochastic
+from robustgen.report.formats import NORMS, eps_text, foreign_name
 from robustgen.report.plots import Chart, Series, reliability_svg
 
 
@@ -278,15 +279,6 @@ def milliseconds(model: dict[str, Any]) -> float | None:
     included; None where none was measured."""
     clean = next((c for c in model["costs"] if c["evaluation"] == "clean" and c["n"]), None)
     return 1000 * clean["seconds"] / clean["n"] if clean and clean["seconds"] > 0 else None
-
-
-def short(value: float) -> str:
-    """A time as people write it: two digits, and no exponent.
-
-    >>> short(0.0897), short(0.504), short(12.34), short(1262.3)
-    ('0.09', '0.50', '12.3', '1,262')
-    """
-    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def cost_chart(content: dict[str, Any]) -> Figure | None:

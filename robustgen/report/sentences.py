@@ -10,18 +10,18 @@ from robustgen.metrics import calibration
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import (
+from robustgen.report.columns import headline_eps
+from robustgen.report.content import by_key, names_of, of_kind, stochastic
+from robustgen.report.corrupted import Heat
+from robustgen.report.formats import (
     DETECTED_BY,
     NORMS,
     eps_text,
     foreign_name,
     format_interval,
     format_value,
-    headline_eps,
+    time_text,
 )
-from robustgen.report.content import by_key, names_of, of_kind, stochastic
-from robustgen.report.corrupted import Heat
-from robustgen.report.sections import short
 
 
 def attacks(content: dict[str, Any]) -> list[str]:
@@ -129,6 +129,6 @@ def costs(points: list[tuple[str, int, float, dict[str, Any]]]) -> list[str]:
         return []
     cheap, dear = (pick(points, key=lambda p: p[2]) for pick in (min, max))
     return [
-        f"All that was asked of a clean picture took from {short(cheap[2])} ms ({cheap[0]}) to "
-        f"{short(dear[2])} ms ({dear[0]}), beside whatever else the machine did."
+        f"All that was asked of a clean picture took from {time_text(cheap[2])} ms ({cheap[0]}) to "
+        f"{time_text(dear[2])} ms ({dear[0]}), beside whatever else the machine did."
     ]

@@ -19,8 +19,9 @@ from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.measured import is_finite, measure
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import is_remote, relative, within
-from robustgen.report.columns import columns, format_value, tested
+from robustgen.report.columns import columns, tested
 from robustgen.report.content import by_key, names_of
+from robustgen.report.formats import format_value
 from robustgen.store import RunStore
 from robustgen.types import Flag, Metric, Severity, unbroken
 

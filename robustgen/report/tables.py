@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustgen.metrics.comparisons import Key
-from robustgen.report.columns import SHARES, Column, columns, format_interval, format_value
+from robustgen.report.columns import Column, columns
 from robustgen.report.content import by_key, names_of
+from robustgen.report.formats import SHARES, format_interval, format_value, p_text
 
 ALPHA = 0.05
 
@@ -141,12 +142,3 @@ def test_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "scale": 100 if test["metric"] in SHARES else 1,
             })  # fmt: skip
     return found
-
-
-def p_text(p: float) -> str:
-    """A p value as people write it.
-
-    >>> p_text(0.04321), p_text(1e-7)
-    ('0.043', '< 0.001')
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
