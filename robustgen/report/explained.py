@@ -9,10 +9,10 @@ import pandas as pd
 
 from robustgen.metrics.rows import Run
 from robustgen.report.content import by_key, names_of
+from robustgen.report.figures import Figure
 from robustgen.report.formats import format_interval, format_value, sigma_text
 from robustgen.report.pictures import SEARCHED, Gallery, Picture, given, signed_png
 from robustgen.report.plots import Chart, Series
-from robustgen.report.sections import Figure
 from robustgen.store import RunStore
 
 Array = np.ndarray

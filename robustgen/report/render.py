@@ -15,7 +15,7 @@ from robustgen.disk import atomic, read_json, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import within
-from robustgen.report import corrupted, glance, pictures, sections, sentences
+from robustgen.report import corrupted, costs, figures, glance, pictures, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
@@ -137,7 +137,7 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
     runs = [run for _, run in pairs]
     table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
     doubts = doubts_of(content, groups)
-    _, points = sections.cost_points(content)
+    _, points = costs.cost_points(content)
     shown, missing = _galleries(content, pairs)
     return {
         "summary": content,
@@ -148,7 +148,7 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "models_legend": glance.legend(content),
         "flags": groups,
         "doubts": doubts,
-        "milliseconds": {model["name"]: sections.milliseconds(model) for model in content["models"]},
+        "milliseconds": {model["name"]: costs.milliseconds(model) for model in content["models"]},
         "said": {
             "attacks": sentences.attacks(content) + sentences.guarded(content),
             "corruptions": sentences.corruptions(heat),
@@ -159,20 +159,20 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
             ],
             "cost": sentences.costs(points),
         },
-        "curves": sections.curves(content),
+        "curves": figures.curves(content),
         "heat": heat,
         "corruptions": corrupted.corruption_charts(content),
-        "cost": sections.cost_chart(content),
-        "reliability": sections.reliability_diagrams(content, runs),
-        "risk": sections.risk_coverage_chart(content, runs),
-        "roc": sections.roc_curves(content, runs),
-        "gradients": sections.gradient_charts(content) + explained_figures(content, runs),
+        "cost": costs.cost_chart(content),
+        "reliability": figures.reliability_diagrams(content, runs),
+        "risk": figures.risk_coverage_chart(content, runs),
+        "roc": figures.roc_curves(content, runs),
+        "gradients": figures.gradient_charts(content) + explained_figures(content, runs),
         "galleries": shown,
         "no_pictures": missing,
         "details": _details(content),
         "tests": test_rows(content),
         "environments": _environments(content),
-        "costs": [_cost(model) for model in content["models"]],
+        "costs": [costs.spent(model) for model in content["models"]],
         "citations": citations(content),
         "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
     }
@@ -196,25 +196,6 @@ def _galleries(
 
 def _details(content: dict[str, Any]) -> dict[str, DetailTable | None]:
     return {place: detail_table(content, title, metrics) for place, (title, metrics) in DETAILS.items()}
-
-
-def _cost(model: dict[str, Any]) -> dict[str, Any]:
-    """What a model's run cost: calls a picture over all evaluations, and wall time; and what was foretold."""
-    costs = model["costs"]
-    guess = model.get("estimate")
-    return {
-        "model": model["name"],
-        "parameters": model["parameters"],
-        "forwards": sum(c["forwards"] for c in costs),
-        "backwards": sum(c["backwards"] for c in costs),
-        "seconds": sum(c["seconds"] for c in costs),
-        "estimate": guess
-        and {
-            "forwards": sum(c["forwards"] / c["n"] for c in guess["evaluations"]),
-            "backwards": sum(c["backwards"] / c["n"] for c in guess["evaluations"]),
-            "seconds": guess["seconds"],
-        },
-    }
 
 
 def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:

@@ -13,6 +13,7 @@ from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
 from robustgen.report.content import by_key, names_of, of_kind, stochastic
 from robustgen.report.corrupted import Heat
+from robustgen.report.costs import CostPoint
 from robustgen.report.formats import (
     DETECTED_BY,
     NORMS,
@@ -123,12 +124,13 @@ def foreign(content: dict[str, Any]) -> list[str]:
     return found
 
 
-def costs(points: list[tuple[str, int, float, dict[str, Any]]]) -> list[str]:
-    """The cheapest and the dearest; points as ``sections.cost_points`` has them."""
+def costs(points: list[CostPoint]) -> list[str]:
+    """The cheapest and the dearest."""
     if len(points) < 2:
         return []
-    cheap, dear = (pick(points, key=lambda p: p[2]) for pick in (min, max))
+    cheap, dear = (pick(points, key=lambda p: p.milliseconds) for pick in (min, max))
     return [
-        f"All that was asked of a clean picture took from {time_text(cheap[2])} ms ({cheap[0]}) to "
-        f"{time_text(dear[2])} ms ({dear[0]}), beside whatever else the machine did."
+        "All that was asked of a clean picture took from "
+        f"{time_text(cheap.milliseconds)} ms ({cheap.model}) to "
+        f"{time_text(dear.milliseconds)} ms ({dear.model}), beside whatever else the machine did."
     ]

@@ -13,7 +13,7 @@ import pytest
 import report_fakes as fakes
 
 from robustgen.errors import UserError
-from robustgen.report import pictures, plots, sentences
+from robustgen.report import costs, pictures, plots, sentences
 from robustgen.report.render import render
 from robustgen.report.summary import gather, summarise
 
@@ -180,7 +180,9 @@ def test_png_has_the_pixels() -> None:
 
 
 def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best() -> None:
-    points = [(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))]
+    points = [
+        costs.CostPoint(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))
+    ]
     (said,) = sentences.costs(points)
     assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in said
 

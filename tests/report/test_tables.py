@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import report_fakes as fakes
 
-from robustgen.report import sections, tables
+from robustgen.report import figures, tables
 from robustgen.report.columns import columns, headline_eps
 from robustgen.report.reading import reading
 from robustgen.report.render import render
@@ -87,7 +87,7 @@ def test_one_eps_in_two_floats_is_one_size(tmp_path: Path) -> None:
     groups = [column.group for column in columns(content)]
     assert groups == ["Clean", *["Attacked, L∞ ≤ 0.3"] * 3, "Calibrated"]
     assert {(test["model_a"], test["model_b"]) for test in content["comparisons"]} == {("a", "b")}
-    (figure,) = sections.curves(content)
+    (figure,) = figures.curves(content)
     assert figure.svg.count(" at 0.3") == 2  # models
 
 
