@@ -11,7 +11,7 @@ from robustgen.errors import UserError
 from robustgen.report.columns import Column
 from robustgen.report.flags import Doubts, doubts_of, flag_groups
 from robustgen.report.render import templates
-from robustgen.report.tables import Cell, MainTable, main_table
+from robustgen.report.tables import MainTable, Row, main_table
 
 SHOWN = ("accuracy", "robust_accuracy", "corruption_accuracy", "ece", "psnr_gain")
 """The metrics of a leaderboard; of attacks, the worst case alone."""
@@ -25,7 +25,7 @@ class Standing:
     content: dict[str, Any]
     columns: list[Column]
     doubts: Doubts
-    kinds: list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]
+    kinds: list[tuple[str, list[Row]]]
 
     @property
     def asked(self) -> int:
@@ -55,7 +55,7 @@ def _standing(folder: Path) -> Standing:
     table: MainTable = main_table(content)
     places = [place for place, column in enumerate(table.columns) if _counts(column)]
     kinds = [
-        (kind, [(model, [cells[place] for place in places]) for model, cells in rows])
+        (kind, [Row(model, [cells[place] for place in places]) for model, cells in rows])
         for kind, rows in table.kinds
     ]
     shown = [table.columns[place] for place in places]

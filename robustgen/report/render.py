@@ -6,7 +6,7 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -83,7 +83,7 @@ def render(out: Path) -> Path:
         store = RunStore.read(within(out, model["path"]))
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
-    context = _context(content, pairs) | {"rows": _rows(out, content)}
+    context = _context(content, pairs) | {"rows": [_link_to_rows(out, model) for model in content["models"]]}
     context["shown_sections"] = _shown(context)
     text = templates().get_template("page.html.j2").render(context)
     with atomic(page) as temporary:
@@ -109,13 +109,18 @@ def _shown(context: dict[str, Any]) -> set[str]:
     return always | {place for place, content in there.items() if content}
 
 
-def _rows(out: Path, content: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """(model, the way to its rows, whether they are packed) as seen from the page."""
-    packed = {model["name"]: f"rows/{model['name']}.tar.xz" for model in content["models"]}
-    return [
-        (name, packed[name], True) if (out / packed[name]).is_file() else (name, f"{path}/samples/", False)
-        for name, path in ((model["name"], model["path"]) for model in content["models"])
-    ]  # fmt: skip
+class RowsLink(NamedTuple):
+    """The way from the page to a model's rows, and whether they are packed there."""
+
+    model: str
+    way: str
+    packed: bool
+
+
+def _link_to_rows(out: Path, model: dict[str, Any]) -> RowsLink:
+    archive = f"rows/{model['name']}.tar.xz"
+    packed = (out / archive).is_file()
+    return RowsLink(model["name"], archive if packed else f"{model['path']}/samples/", packed)
 
 
 def templates() -> Environment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import Column, columns
@@ -23,25 +23,27 @@ class Cell:
     mark: str = ""
 
 
+class Row(NamedTuple):
+    """A model of summary.json with its cells, a column each; None where it has no number."""
+
+    model: dict[str, Any]
+    cells: list[Cell | None]
+
+
 @dataclass(frozen=True)
 class MainTable:
     """Models against evaluations; ``groups`` are (title, how many columns) of the upper header."""
 
     columns: list[Column]
     groups: list[tuple[str, int]]
-    rows: list[tuple[dict[str, Any], list[Cell | None]]]
+    rows: list[Row]
 
     @property
-    def kinds(self) -> list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]:
+    def kinds(self) -> list[tuple[str, list[Row]]]:
         """The rows of generative models, which say something of p(x), and those of the others."""
-        found: dict[str, list[tuple[dict[str, Any], list[Cell | None]]]] = {
-            "generative": [],
-            "discriminative": [],
-        }
-        for model, cells in self.rows:
-            found["generative" if "log_prob" in model["supports"] else "discriminative"].append(
-                (model, cells)
-            )
+        found: dict[str, list[Row]] = {"generative": [], "discriminative": []}
+        for row in self.rows:
+            found["generative" if "log_prob" in row.model["supports"] else "discriminative"].append(row)
         return [(kind, rows) for kind, rows in found.items() if rows]
 
     @property
@@ -65,7 +67,7 @@ def main_table(content: dict[str, Any]) -> MainTable:
     for model in content["models"]:
         name = model["name"]
         cells = [cell(numbers.get((name, *column.key)), marks[column.key].get(name, "")) for column in shown]
-        rows.append((model, cells))
+        rows.append(Row(model, cells))
     return MainTable(shown, groups, rows)
 
 
