@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from robustgen import __version__
 from robustgen.disk import atomic, cannot_write, read_json, write_json
@@ -87,15 +87,23 @@ def _relative(runs: list[Run]) -> Iterator[Estimate]:
         yield from relative_errors(runs, f"{family}-{spec['data']['name']}")
 
 
-def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | None]:
-    """The runs of several reports and the n that all of them have, for one page in ``out``.
+class Gathered(NamedTuple):
+    """The runs of several reports, the n that all of them have, and what their summaries hold."""
+
+    runs: list[RunStore]
+    n: int | None
+    earlier: list[dict[str, Any]]
+
+
+def gather(folders: Iterable[Path], out: Path) -> Gathered:
+    """What ``summarise`` takes of several reports, for one page in ``out``.
 
     Reports on other data or under another protocol are a UserError, as are two runs of one name.
     """
-    reports = [(folder, *_runs_of(read_summary(folder / "summary.json"))) for folder in folders]
+    reports = [(folder, read_summary(folder / "summary.json")) for folder in folders]
     runs: dict[str, RunStore] = {}
-    for folder, paths, _ in reports:
-        for path in paths:
+    for folder, content in reports:
+        for path in _paths(content):
             store = RunStore.read(within(folder, path))
             if store.model in runs:
                 raise UserError(
@@ -105,31 +113,27 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
                 )
             runs[store.model] = store
     _check_alike(list(runs.values()))
-    asked = [n for _, _, n in reports if n is not None]
+    earlier = [content for _, content in reports]
+    asked = [content["n"] for content in earlier if content["n"] is not None]
     try:
         if not is_remote(out):
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from None
-    return list(runs.values()), min(asked, default=None)
+    return Gathered(list(runs.values()), min(asked, default=None), earlier)
 
 
-def _runs_of(content: dict[str, Any]) -> tuple[list[str], int | None]:
-    """The paths of a report's runs, and its n."""
-    return [str(model["path"]) for model in content["models"]], content["n"]
-
-
-def summaries(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the summary.json of several reports hold."""
-    return [read_summary(folder / "summary.json") for folder in folders]
+def _paths(content: dict[str, Any]) -> list[str]:
+    """Where a report's runs are, from its folder."""
+    return [str(model["path"]) for model in content["models"]]
 
 
 def read_summary(file: Path) -> dict[str, Any]:
     """What a report's summary.json holds; UserError where it is none."""
     content = read_json(file)
     try:
-        _runs_of(content)
-        for key in ("data", "protocol", "metrics", "flags"):
+        _paths(content)
+        for key in ("n", "data", "protocol", "metrics", "flags"):
             content[key]
         _not_evaluated(content), _estimates(content)
         return dict(content)

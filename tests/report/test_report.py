@@ -123,7 +123,7 @@ def test_a_folder_whose_name_is_no_utf8_has_its_page(tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(b"gr\xf6\xdfe")
     summarise(out, [fakes.write_run(out, "a")], None, f"robustgen report --out {out.name}")
     assert "robustgen report --out gr??e" in render(out).read_text(encoding="utf-8")
-    runs, n = gather([out], tmp_path / "both")
+    runs, n, _ = gather([out], tmp_path / "both")
     summarise(tmp_path / "both", runs, n, "robustgen compare")
     assert 'href="../gr%F6%DFe/runs/a/samples/"' in render(tmp_path / "both").read_text(encoding="utf-8")
 
