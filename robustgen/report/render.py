@@ -21,7 +21,7 @@ from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.formats import time_text
 from robustgen.report.plots import marker, style
-from robustgen.report.reading import reading
+from robustgen.report.reading import Said, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore
 
@@ -140,11 +140,10 @@ def templates() -> Environment:
 
 def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
-    table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
+    table, groups = main_table(content), flag_groups(content)
     doubts = doubts_of(content, groups)
-    _, points = costs.cost_points(content)
     shown, missing = _galleries(content, pairs)
-    return {
+    return _figures(content, runs) | {
         "summary": content,
         "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
         "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
@@ -154,24 +153,7 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "flags": groups,
         "doubts": doubts,
         "milliseconds": {model["name"]: costs.milliseconds(model) for model in content["models"]},
-        "said": {
-            "attacks": sentences.attacks(content) + sentences.guarded(content),
-            "corruptions": sentences.corruptions(heat),
-            "calibration": sentences.calibrated(runs),
-            "foreign": sentences.foreign(content),
-            "gradients": [
-                s.sentence for s in reading(table, doubts) if s.metric in ("guidance_gain", "psnr_gain")
-            ],
-            "cost": sentences.costs(points),
-        },
-        "curves": figures.curves(content),
-        "heat": heat,
-        "corruptions": corrupted.corruption_charts(content),
-        "cost": costs.cost_chart(content),
-        "reliability": figures.reliability_diagrams(content, runs),
-        "risk": figures.risk_coverage_chart(content, runs),
-        "roc": figures.roc_curves(content, runs),
-        "gradients": figures.gradient_charts(content) + explained_figures(content, runs),
+        "said": _said(content, runs, reading(table, doubts)),
         "galleries": shown,
         "no_pictures": missing,
         "details": _details(content),
@@ -180,6 +162,32 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "costs": [costs.spent(model) for model in content["models"]],
         "citations": citations(content),
         "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
+    }
+
+
+def _figures(content: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
+    return {
+        "curves": figures.curves(content),
+        "heat": corrupted.heat_map(content),
+        "corruptions": corrupted.corruption_charts(content),
+        "reliability": figures.reliability_diagrams(content, runs),
+        "risk": figures.risk_coverage_chart(content, runs),
+        "roc": figures.roc_curves(content, runs),
+        "gradients": figures.gradient_charts(content) + explained_figures(content, runs),
+        "cost": costs.cost_chart(content),
+    }
+
+
+def _said(content: dict[str, Any], runs: list[Run], read: list[Said]) -> dict[str, list[str]]:
+    """The sentences of each section; those on gradients are of the table's."""
+    _, points = costs.cost_points(content)
+    return {
+        "attacks": sentences.attacks(content) + sentences.guarded(content),
+        "corruptions": sentences.corruptions(corrupted.heat_map(content)),
+        "calibration": sentences.calibrated(runs),
+        "foreign": sentences.foreign(content),
+        "gradients": [said.sentence for said in read if said.metric in ("guidance_gain", "psnr_gain")],
+        "cost": sentences.costs(points),
     }
 
 

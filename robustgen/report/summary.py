@@ -45,18 +45,11 @@ def summarise(
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
     read = [read_run(store, n) for store in runs]
-    found = {run.model: measure(run) for run in read}
-    for estimate in _relative(read):
-        found[estimate.metric.model].append(estimate)
-    flags = [flag for run in read for flag in find_doubts(run)]
-    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    found = _measured(read)
     absent = [flag for summary in earlier for flag in _not_evaluated(summary)]
     absent += [_absent(*failure) for failure in (failures or {}).items()]
-    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
-    flags.sort(key=lambda flag: get_args(Severity).index(flag.severity))
-    foretold = {model: e for s in earlier if s["n"] == n for model, e in _estimates(s)} | {
-        **(estimates or {})
-    }
+    foretold = dict(pair for summary in earlier if summary["n"] == n for pair in _estimates(summary))
+    foretold |= estimates or {}
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
     content = {
@@ -67,16 +60,24 @@ def summarise(
         "data": spec["data"],
         "protocol": spec["protocol"],
         "models": [
-            _model(out, store, run, n) | {"estimate": foretold.get(store.model)}
+            _model(out, store, run, n, foretold.get(store.model))
             for store, run in zip(runs, read, strict=True)
         ],
         "metrics": [asdict(estimate.metric) for estimate in kept],
-        "flags": [asdict(flag) for flag in flags],
+        "flags": [asdict(flag) for flag in _flags(read, found, absent)],
     }
     content["comparisons"] = [asdict(test) for test in compare(kept, tested(content))]
     _write_csv(out / "summary.csv", [estimate.metric for estimate in kept])
     write_json(out / "summary.json", content)
     return content
+
+
+def _measured(runs: list[Run]) -> dict[str, list[Estimate]]:
+    """Every number of the runs, by model."""
+    found = {run.model: measure(run) for run in runs}
+    for estimate in _relative(runs):
+        found[estimate.metric.model].append(estimate)
+    return found
 
 
 def _relative(runs: list[Run]) -> Iterator[Estimate]:
@@ -85,6 +86,15 @@ def _relative(runs: list[Run]) -> Iterator[Estimate]:
     family = next((e["baseline"] for e in spec["protocol"]["evaluations"] if e.get("baseline")), None)
     if family is not None:
         yield from relative_errors(runs, f"{family}-{spec['data']['name']}")
+
+
+def _flags(runs: list[Run], found: dict[str, list[Estimate]], absent: list[Flag]) -> list[Flag]:
+    """The doubts about runs, the numbers that are none, and the models that are absent of which nothing was
+    found, the gravest first."""
+    flags = [flag for run in runs for flag in find_doubts(run)]
+    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
+    return sorted(flags, key=lambda flag: get_args(Severity).index(flag.severity))
 
 
 class Gathered(NamedTuple):
@@ -188,7 +198,9 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.replace("-", "\n") for name in names)], rows
 
 
-def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any]:
+def _model(
+    out: Path, store: RunStore, run: Run, n: int | None, estimate: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         **store.spec["model"],
         "path": relative(store.path, out),
@@ -206,6 +218,7 @@ def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any
             for evaluation in run.evaluations.values()
             if evaluation.rows is not None
         ],
+        "estimate": estimate,
     }
 
 
