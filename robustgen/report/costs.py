@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
-from robustgen.report.content import by_key, stochastic
+from robustgen.report.content import MetricLine, by_key, stochastic
 from robustgen.report.figures import Figure, drawn_figure, line_of
 from robustgen.report.formats import NORMS, eps_text
 from robustgen.report.plots import Chart
@@ -20,7 +20,7 @@ class CostPoint(NamedTuple):
     model: str
     colour: int
     milliseconds: float
-    metric: dict[str, Any]
+    metric: MetricLine
 
 
 def cost_points(content: dict[str, Any]) -> tuple[str, list[CostPoint]]:

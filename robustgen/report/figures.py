@@ -15,7 +15,7 @@ from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run, log_odds
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.content import Numbers, by_key, names_of, of_kind, stochastic
+from robustgen.report.content import MetricLine, Numbers, by_key, names_of, of_kind, stochastic
 from robustgen.report.formats import NORMS, eps_text, foreign_name
 from robustgen.report.plots import Chart, Series, reliability_svg
 
@@ -78,12 +78,10 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
     return drawn_figure(title, chart, note)
 
 
-def line_of(
-    name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0
-) -> Series:
+def line_of(name: str, index: int, x: list[float], metrics: list[MetricLine], scale: float = 1.0) -> Series:
     """A model's line through metrics, with their intervals."""
-    low, y, high = ([scale * m[key] for m in metrics] for key in ("ci_low", "value", "ci_high"))
-    return Series(name, index, x, y, low, high)
+    low, high = ([scale * m["ci_low"] for m in metrics], [scale * m["ci_high"] for m in metrics])
+    return Series(name, index, x, [scale * m["value"] for m in metrics], low, high)
 
 
 def drawn_figure(title: str, chart: Chart, note: str = "") -> Figure:

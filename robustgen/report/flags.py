@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from robustgen.metrics.measured import worst_name
+from robustgen.report.content import FlagLine
 from robustgen.types import ATTACKED
 
 # What gradients are like says whether the attacks that climb them can be believed.
@@ -60,7 +61,7 @@ def doubts_of(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
     return found
 
 
-def evaluations_of(content: dict[str, Any], flag: dict[str, Any]) -> set[str]:
+def evaluations_of(content: dict[str, Any], flag: FlagLine) -> set[str]:
     """The evaluations that a flag casts doubt on: its own; all of the model, if it names none; if it is of
     probes or climbs, every attack too. With each attack, the worst cases of its norm at that eps and above.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from robustgen.report.content import MetricLine
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -51,7 +52,7 @@ def sigma_text(sigma: float) -> str:
     return f"σ {round(levels)}/255" if grey else f"σ {sigma:g}"
 
 
-def format_value(metric: dict[str, Any], value: float | None = None) -> str:
+def format_value(metric: MetricLine, value: float | None = None) -> str:
     """A number as the report shows it: shares in percent, others as they are; gains with their sign."""
     name, value = metric["metric"], metric["value"] if value is None else value
     shown = 100 * value if name in SHARES else value
@@ -67,9 +68,10 @@ def _digits(name: str, size: float) -> int:
     return DIGITS.get(name, 1)
 
 
-def format_interval(metric: dict[str, Any]) -> str:
+def format_interval(metric: MetricLine) -> str:
     """The 95 % interval of a number, such as 82.5–93.4 or −1.3 to 2.0."""
-    low, high = (format_value(metric, metric[end]).removeprefix("+") for end in ("ci_low", "ci_high"))
+    ends = metric["ci_low"], metric["ci_high"]
+    low, high = (format_value(metric, end).removeprefix("+") for end in ends)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 

@@ -13,6 +13,7 @@ from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
+from robustgen.report.content import MetricLine
 from robustgen.report.flags import evaluations_of
 from robustgen.report.formats import eps_text
 from robustgen.report.summary import read_summary
@@ -87,7 +88,7 @@ def _entries(content: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, 
     return list(found.values())
 
 
-def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+def _common(content: dict[str, Any], model: dict[str, Any], clean: MetricLine) -> dict[str, Any]:
     n, size = clean["n"], content["data"]["size"]
     return {
         "link": "",
@@ -106,7 +107,7 @@ def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any
     }
 
 
-def _percent(metric: dict[str, Any]) -> str:
+def _percent(metric: MetricLine) -> str:
     return f"{100 * metric['value']:.2f}"
 
 

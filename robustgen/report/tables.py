@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import Column, columns
-from robustgen.report.content import by_key, names_of
+from robustgen.report.content import MetricLine, Numbers, by_key, names_of
 from robustgen.report.formats import SHARES, format_interval, format_value, p_text
 
 ALPHA = 0.05
@@ -17,7 +17,7 @@ ALPHA = 0.05
 class Cell:
     """A number of a table; ``mark`` is best, tied (with the best), untested (against it) or empty."""
 
-    metric: dict[str, Any]
+    metric: MetricLine
     text: str
     interval: str
     mark: str = ""
@@ -71,7 +71,7 @@ def main_table(content: dict[str, Any]) -> MainTable:
     return MainTable(shown, groups, rows)
 
 
-def cell(metric: dict[str, Any] | None, mark: str = "") -> Cell | None:
+def cell(metric: MetricLine | None, mark: str = "") -> Cell | None:
     """A metric as a cell; None where there is none."""
     return Cell(metric, format_value(metric), format_interval(metric), mark) if metric else None
 
@@ -122,7 +122,7 @@ def detail_table(content: dict[str, Any], title: str, metrics: tuple[str, ...]) 
     return DetailTable(title, models, rows) if rows else None
 
 
-def _unit(numbers: dict[Any, dict[str, Any]], key: Key) -> str:
+def _unit(numbers: Numbers, key: Key) -> str:
     metric = next(m for (_, *rest), m in numbers.items() if Key(*rest) == key)
     return "%" if key.metric in SHARES else metric["unit"]
 
