@@ -27,7 +27,7 @@ def measure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         page = report_fakes.large_report(out)
-        runs, n = gather([out], out)
+        runs, n, _ = gather([out], out)
         began = time.perf_counter()
         content = summarise(out, runs, n, "robustgen report")
         middle = time.perf_counter()

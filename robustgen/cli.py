@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from robustgen import __version__
 from robustgen.errors import UserError
 from robustgen.places import place
 from robustgen.terminal import Commands, Progress, console, examples, print_table, say_where
+
+if TYPE_CHECKING:
+    from robustgen.cost import CostEstimate
 
 app = typer.Typer(
     name="robustgen",
@@ -120,8 +123,7 @@ def report(
     if dry_run:
         estimates, failures = engine.estimate(references, chosen, data, out, **options)
         cost.write(out, estimates, n or chosen.n, chosen.name)
-        as_words = "\n".join(cost.lines(estimates))
-        typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else as_words)
+        _say_estimates(estimates, as_json)
         return _finish(failures)
     with Progress(quiet, verbose) as show:
         outcome = engine.evaluate(references, chosen, data, out, **options, shard=part, progress=show)
@@ -132,19 +134,37 @@ def report(
     foretold = cost.written(out, n or chosen.n, chosen.name)
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, foretold)
     page = render.render(out)
+    _say_content(content, as_json, quiet)
+    if not quiet:
+        _say_beside(content, n)
+        say_where(page)
+    _finish(outcome.failures)
+
+
+def _say_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
+    from robustgen import cost
+
+    words = "\n".join(cost.lines(estimates))
+    typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else words)
+
+
+def _say_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
+    """What a summary holds: all of it as JSON, or its table, unless quiet."""
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
         print_table(content)
-    if not quiet:
-        if (n or 0) > content["data"]["size"]:
-            console.print(
-                f"--n {n}: the test split has {content['data']['size']} samples, and all were taken"
-            )
-        for line in cost.beside(content):
-            console.print(line, markup=False, soft_wrap=True)
-        say_where(page)
-    _finish(outcome.failures)
+
+
+def _say_beside(content: dict[str, Any], asked: int | None) -> None:
+    """That fewer pictures were taken than --n asked for, and what was foretold beside what was taken."""
+    from robustgen import cost
+
+    size = content["data"]["size"]
+    if (asked or 0) > size:
+        console.print(f"--n {asked}: the test split has {size} samples, and all were taken")
+    for line in cost.beside(content):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(epilog=examples("train"))
@@ -240,9 +260,8 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     for name in add(folder, file, model, code=code):
         console.print(f"added: {name}")
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
-    runs, n = summary.gather([out], out)
-    earlier = summary.read_summary(out / "summary.json")
-    print_table(summary.summarise(out, runs, n, str(earlier["command"]), earlier=[earlier]))
+    runs, n, earlier = summary.gather([out], out)
+    print_table(summary.summarise(out, runs, n, str(earlier[0]["command"]), earlier=earlier))
     say_where(render.render(out))
 
 
@@ -257,12 +276,9 @@ def compare(
     """Put the models of several reports on one page."""
     from robustgen.report import render, summary
 
-    runs, n = summary.gather(folders, out)
-    content = summary.summarise(out, runs, n, _command(), earlier=summary.summaries(folders))
-    if as_json:
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        print_table(content)
+    runs, n, earlier = summary.gather(folders, out)
+    content = summary.summarise(out, runs, n, _command(), earlier=earlier)
+    _say_content(content, as_json)
     say_where(render.render(out))
 
 

@@ -77,7 +77,7 @@ def transfer(out: Path, console: Console | None = None, *, code: Collection[Path
     model. So are pictures from elsewhere and those of ``kind: transfer``, which no model's own attack made.
     Raises UserError where there is no report of two models.
     """
-    stores, _ = gather([out], out)
+    stores = gather([out], out).runs
     _check(out, stores)
     stored = {store.model: _attacked(store) for store in stores}
     pairs: list[Pair] = []

@@ -84,10 +84,19 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Flag:
-    """A doubt about a result, as data: it stands in the report beside the number that it touches."""
+    """A doubt about a result, as data: it stands in the report beside the number that it touches.
+
+    ``message``: a sentence of fact, which ends at the first ". ", then the remedy. Names from elsewhere in
+    the fact go through ``unbroken``.
+    """
 
     model: str
     evaluation: str
     flag: str
     severity: Severity
     message: str
+
+
+def unbroken(name: str) -> str:
+    """A name within a flag's fact, which ends no sentence: no-break spaces follow its full stops."""
+    return name.replace(". ", ".\N{NO-BREAK SPACE}")

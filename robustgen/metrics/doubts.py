@@ -14,7 +14,7 @@ from robustgen.metrics.intervals import wilson
 from robustgen.metrics.ood_doubts import ood_doubts
 from robustgen.metrics.probe_doubts import probe_doubts
 from robustgen.metrics.rows import Run
-from robustgen.types import ADDED, Flag
+from robustgen.types import ADDED, Flag, unbroken
 
 WIDE = 0.05
 # A class is scarce below a third of its share; flagged are more than 1 of 100,000 random orders would give.
@@ -110,7 +110,7 @@ def _smaller_batch(run: Run) -> Iterator[Flag]:
 
 def _refused(run: Run) -> Iterator[Flag]:
     for refusal in run.spec.get("refused", []):
-        reason = str(refusal["reason"]).rstrip(".")
+        reason = unbroken(str(refusal["reason"]).rstrip("."))
         yield Flag(
             run.model, str(refusal["evaluation"]), "left_out", "info",
             f"Left out: {reason}. Choose a protocol without it, or data that allow it.",
@@ -257,10 +257,10 @@ def _unlike_the_data(run: Run) -> Iterator[Flag]:
     found = len(scarce) / classes
     chance = np.exp(-classes * (rel_entr(found, expected) + rel_entr(1 - found, 1 - expected)))
     if found > expected and chance < BY_CHANCE:
-        named = run.spec["data"]["class_names"][scarce[0]]
+        named = unbroken(repr(run.spec["data"]["class_names"][scarce[0]]))
         yield Flag(
             run.model, "", "unlike_the_data", "warning",
-            f"Among the first {n} of {size} samples {len(scarce)} of {classes} classes, such as {named!r}, "
+            f"Among the first {n} of {size} samples {len(scarce)} of {classes} classes, such as {named}, "
             "have less than a third of their share: the data seem to be sorted by class. Take all "
             f"(--n {size}), or store them in random order.",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The columns of the main table: which numbers stand in it, how they are called and written."""
+"""The columns of the main table: which numbers stand in it, and how they are called."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ from robustgen.metrics.comparisons import Key
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
 from robustgen.report.content import of_kind, stochastic
+from robustgen.report.formats import DETECTED_BY, NORMS, eps_text, foreign_name, sigma_text
 from robustgen.threat import ThreatModel
-
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-SHARES = frozenset(
-    ["accuracy", "robust_accuracy", "guarded_accuracy", "corruption_accuracy", "ece", "adaptive_ece",
-     "classwise_ece", "aurc", "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in",
-     "average_precision_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain", "gradient_efficiency",
-     "span_share", "random_span_share"]
-)  # fmt: skip
 
 SCORES = (
     ("energy", "energy", "the logsumexp of the logits (energy; not every joint model's log p(x))"),
@@ -109,9 +102,6 @@ def _attacked(content: dict[str, Any]) -> Iterator[Column]:
         )  # fmt: skip
 
 
-DETECTED_BY = {"log_prob": "log p(x)", "confidence": "confidence"}
-
-
 def _guarded(content: dict[str, Any]) -> Iterator[Column]:
     for detail in of_kind(content, "detected"):
         norm, by = detail["norm"], DETECTED_BY[detail["score"]]
@@ -156,11 +146,6 @@ def headline_eps(content: dict[str, Any]) -> list[tuple[Any, float]]:
     return sorted((run[name] for name in chosen), key=lambda pair: (list(NORMS).index(pair[0]), pair[1]))
 
 
-def foreign_name(detail: dict[str, Any]) -> str:
-    """A foreign set as people read it: one that did not go through the data's codec says so."""
-    return f"{detail['data']}{', raw (confounded)' if 'confounded' in detail else ''}"
-
-
 def tested(content: dict[str, Any]) -> list[Key]:
     """What models are compared in: the main table, and every accuracy and gain as a whole."""
     keys = [column.key for column in columns(content)]
@@ -171,49 +156,3 @@ def tested(content: dict[str, Any]) -> list[Key]:
         ):
             keys.append(key)
     return list(dict.fromkeys(keys))
-
-
-def eps_text(norm: Any, eps: float) -> str:
-    """An eps as people write it.
-
-    >>> eps_text("linf", 8 / 255), eps_text("l2", 0.5), eps_text("l2", 1e-9)
-    ('8/255', '0.5', '1e-09')
-    """
-    slug = ThreatModel(norm, eps).slug.removeprefix(f"{norm}-")
-    return slug.replace("-255", "/255")
-
-
-def sigma_text(sigma: float) -> str:
-    """A noise level in pixel units as people write it; six digits of it are enough.
-
-    >>> sigma_text(25 / 255), sigma_text(0.0980392), sigma_text(0.4)
-    ('σ 25/255', 'σ 25/255', 'σ 0.4')
-    """
-    levels = 255 * sigma
-    grey = sigma < 0.2 and abs(levels - round(levels)) < 1e-4
-    return f"σ {round(levels)}/255" if grey else f"σ {sigma:g}"
-
-
-def format_value(metric: dict[str, Any], value: float | None = None) -> str:
-    """A number as the report shows it: shares in percent, others as they are; gains with their sign."""
-    value = metric["value"] if value is None else value
-    shown = 100 * value if metric["metric"] in SHARES else value
-    sign = "+" if metric["metric"] in ("guidance_gain", "psnr_gain") else ""
-    digits = 3 if metric["metric"] in ("nll", "brier", "temperature", "bits_per_dim") else 1
-    if metric["metric"].startswith("brier_"):
-        digits = 4
-    if metric["metric"] in ("ece", "adaptive_ece", "classwise_ece", "aurc", "e_aurc"):
-        digits = 2
-    if metric["metric"].startswith(("radius_", "margin_", "branch_", "minimal_", "relative_")):
-        digits = 2
-    if metric["metric"] == "guidance_gain" and abs(shown) < 1:  # on colour pictures a label is worth little
-        digits = 2
-    if abs(shown) >= 100 and metric["metric"] in ("guidance_gain", "gradient_efficiency"):
-        digits = 0
-    return f"{shown:{sign}.{digits}f}".replace("-", "−")
-
-
-def format_interval(metric: dict[str, Any]) -> str:
-    """The 95 % interval of a number, such as 82.5–93.4 or −1.3 to 2.0."""
-    low, high = (format_value(metric, metric[end]).removeprefix("+") for end in ("ci_low", "ci_high"))
-    return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
-Numbers = dict[tuple[str, str, str, str], dict[str, Any]]
+
+class MetricLine(TypedDict):
+    """A number of summary.json: a ``types.Metric``."""
+
+    model: str
+    evaluation: str
+    variant: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    unit: str
+    higher_is_better: bool | None
+
+
+class FlagLine(TypedDict):
+    """A doubt of summary.json: a ``types.Flag``."""
+
+    model: str
+    evaluation: str
+    flag: str
+    severity: str
+    message: str
+
+
+Numbers = dict[tuple[str, str, str, str], MetricLine]
 
 
 def by_key(content: dict[str, Any]) -> Numbers:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from robustgen.report.content import Numbers, by_key, names_of, of_kind
+from robustgen.report.figures import Figure, drawn_figure, line_of
 from robustgen.report.plots import Chart
-from robustgen.report.sections import Figure, drawn_figure, line_of
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from robustgen.metrics.rows import Run
-from robustgen.report.columns import format_interval, format_value, sigma_text
-from robustgen.report.content import by_key, names_of
+from robustgen.report.content import MetricLine, by_key, names_of
+from robustgen.report.figures import Figure
+from robustgen.report.formats import format_interval, format_value, sigma_text
 from robustgen.report.pictures import SEARCHED, Gallery, Picture, given, signed_png
 from robustgen.report.plots import Chart, Series
-from robustgen.report.sections import Figure
 from robustgen.store import RunStore
 
 Array = np.ndarray
@@ -85,7 +85,7 @@ def _ranked(content: dict[str, Any], metric: str, opening: str, unit: str) -> st
 def _spans(content: dict[str, Any]) -> str:
     """Each model's largest share over sigmas, beside the random span's at that sigma."""
     numbers = by_key(content)
-    best: dict[str, dict[str, Any]] = {}
+    best: dict[str, MetricLine] = {}
     for m in content["metrics"]:
         if m["metric"] == "span_share" and m["value"] > best.get(m["model"], m)["value"] - 1e-12:
             best[m["model"]] = m
@@ -101,7 +101,7 @@ def _spans(content: dict[str, Any]) -> str:
 
 
 def _branches(content: dict[str, Any]) -> str:
-    by_model: dict[str, list[dict[str, Any]]] = {}
+    by_model: dict[str, list[MetricLine]] = {}
     for m in content["metrics"]:
         if m["metric"] == "branch_cosine":
             by_model.setdefault(m["model"], []).append(m)
@@ -113,7 +113,7 @@ def _branches(content: dict[str, Any]) -> str:
     return f"{opening} {'; '.join(shown)}." if shown else ""
 
 
-def _level(metric: dict[str, Any]) -> str:
+def _level(metric: MetricLine) -> str:
     return sigma_text(float(metric["variant"].removeprefix("sigma-")))
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from robustgen.report.columns import SHARES, Column
+from robustgen.report.columns import Column
+from robustgen.report.flags import Doubts
+from robustgen.report.formats import SHARES
 from robustgen.report.plots import COLOURS, element, marker, text
-from robustgen.report.reading import Doubts, reading
+from robustgen.report.reading import reading
 from robustgen.report.tables import Cell, MainTable
 
 WIDTH, HEIGHT, LEFT, RIGHT, MIDDLE = 340, 44, 34, 30, 16
@@ -41,9 +43,7 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
     known = [(model["name"], cells[place]) for model, cells in table.rows]
     cells = [(name, cell) for name, cell in known if cell is not None]
     scale = 100.0 if column.key.metric in SHARES else 1.0
-    left, right = _range(
-        column, [scale * cell.metric[key] for _, cell in cells for key in ("value", "ci_low", "ci_high")]
-    )
+    left, right = _range(column, [end for _, cell in cells for end in _ends(cell, scale)])
     best_last = sorted(cells, key=lambda c: c[1].metric["value"], reverse=not column.higher_is_better)
     parts = [
         f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{MIDDLE}" y2="{MIDDLE}"/>',
@@ -61,10 +61,7 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
 
 
 def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, float], lift: float) -> str:
-    x, low, high = (
-        _x(min(max(scale * cell.metric[key], min(ends)), max(ends)), *ends)
-        for key in ("value", "ci_low", "ci_high")
-    )
+    x, low, high = (_x(min(max(value, min(ends)), max(ends)), *ends) for value in _ends(cell, scale))
     y, colour = MIDDLE + lift / 2, f"var(--series-{index % COLOURS})"
     beyond = text(x - 10, y + 4, "◂") if scale * cell.metric["value"] < min(ends) else ""
     return (
@@ -73,6 +70,12 @@ def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, flo
         f'y1="{y:.1f}" y2="{y:.1f}"/>'
         f"{marker(index, x, y, 5, 'dot ring' if cell.mark == 'best' else 'dot')}{beyond}</g>"
     )
+
+
+def _ends(cell: Cell, scale: float) -> tuple[float, float, float]:
+    """A number and the ends of its interval, as they are drawn."""
+    metric = cell.metric
+    return scale * metric["value"], scale * metric["ci_low"], scale * metric["ci_high"]
 
 
 def _x(value: float, left: float, right: float) -> float:

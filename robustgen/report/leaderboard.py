@@ -9,9 +9,9 @@ from typing import Any
 from robustgen.disk import atomic, read_json
 from robustgen.errors import UserError
 from robustgen.report.columns import Column
-from robustgen.report.reading import Doubts, doubted, flag_groups
+from robustgen.report.flags import Doubts, doubts_of, flag_groups
 from robustgen.report.render import templates
-from robustgen.report.tables import Cell, MainTable, main_table
+from robustgen.report.tables import MainTable, Row, main_table
 
 SHOWN = ("accuracy", "robust_accuracy", "corruption_accuracy", "ece", "psnr_gain")
 """The metrics of a leaderboard; of attacks, the worst case alone."""
@@ -25,7 +25,7 @@ class Standing:
     content: dict[str, Any]
     columns: list[Column]
     doubts: Doubts
-    kinds: list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]
+    kinds: list[tuple[str, list[Row]]]
 
     @property
     def asked(self) -> int:
@@ -55,11 +55,11 @@ def _standing(folder: Path) -> Standing:
     table: MainTable = main_table(content)
     places = [place for place, column in enumerate(table.columns) if _counts(column)]
     kinds = [
-        (kind, [(model, [cells[place] for place in places]) for model, cells in rows])
+        (kind, [Row(model, [cells[place] for place in places]) for model, cells in rows])
         for kind, rows in table.kinds
     ]
     shown = [table.columns[place] for place in places]
-    return Standing(folder.name, content, shown, doubted(content, flag_groups(content)), kinds)
+    return Standing(folder.name, content, shown, doubts_of(content, flag_groups(content)), kinds)
 
 
 def _counts(column: Column) -> bool:

@@ -90,9 +90,8 @@ def unpack(published: Path, out: Path) -> Path:
 def rebuild(published: Path, workplace: Path) -> int:
     """Summary and page of a published report from its rows; returns the report's size in bytes."""
     laid = unpack(published, workplace / published.name)
-    runs, n = gather([laid], laid)
-    earlier = read_summary(published / "summary.json")
-    summarise(laid, runs, n, str(earlier["command"]), earlier=[earlier])
+    runs, n, earlier = gather([laid], laid)
+    summarise(laid, runs, n, str(earlier[0]["command"]), earlier=earlier)
     render(laid)
     for name in ("summary.csv", "summary.json", "index.html"):
         shutil.copyfile(laid / name, published / name)

@@ -14,7 +14,8 @@ import pandas as pd
 from robustgen.errors import UserError
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Rows, Run
-from robustgen.report.columns import headline_eps, sigma_text
+from robustgen.report.columns import headline_eps
+from robustgen.report.formats import sigma_text
 from robustgen.store import RunStore
 
 Array = np.ndarray

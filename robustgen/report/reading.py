@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
+from robustgen.report.flags import Doubts
 from robustgen.report.tables import Cell, MainTable
-from robustgen.types import ATTACKED
 
 OPENINGS = {
     "accuracy": "On clean pictures",
@@ -32,11 +31,6 @@ WORDS = {
         "tell them best from the data, AUROC",
     ),
 }  # fmt: skip
-# What gradients are like says whether the attacks that climb them can be believed.
-OF_GRADIENTS = ("probes", "climbs")
-
-Doubts = dict[tuple[str, str], tuple[int, str]]
-"""By (model, evaluation) of a number: the place of the first doubt about it on the page, and its fact."""
 
 
 class Said(NamedTuple):
@@ -46,15 +40,6 @@ class Said(NamedTuple):
     sentence: str
     metric: str
     place: int
-
-
-class FlagGroup(NamedTuple):
-    """Flags that share a remedy: each fact with the models and evaluations that it is true of."""
-
-    severity: str
-    flag: str
-    remedy: str
-    facts: list[tuple[str, list[str]]]
 
 
 def reading(table: MainTable, doubts: Doubts) -> list[Said]:
@@ -161,52 +146,3 @@ def _with_levels(levels: dict[str, list[str]]) -> str:
     for name, sigmas in levels.items():
         together.setdefault(", ".join(sigmas), []).append(name)
     return "; ".join(f"{', '.join(names)} at σ {sigmas}" for sigmas, names in together.items())
-
-
-def doubted(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
-    """The numbers that an error or a warning doubts."""
-    places = {(group.severity, group.flag, group.remedy): place for place, group in enumerate(groups)}
-    found: Doubts = {}
-    for flag in content["flags"]:
-        if flag["severity"] == "info":
-            continue
-        fact, _, remedy = flag["message"].partition(". ")
-        doubt = (places[flag["severity"], flag["flag"], remedy], fact.rstrip(".") + ".")
-        for evaluation in meant(content, flag):
-            key = (flag["model"], evaluation)
-            found[key] = min(found.get(key, doubt), doubt)
-    return found
-
-
-def meant(content: dict[str, Any], flag: dict[str, Any]) -> set[str]:
-    """The evaluations whose numbers a flag is about: of one of a whole model all, of one of its gradients
-    the attacks; and with an attack every worst case that it counts in."""
-    if not flag["evaluation"]:
-        return {m["evaluation"] for m in content["metrics"] if m["model"] == flag["model"]}
-    of_model = (model["evaluations"] for model in content["models"] if model["name"] == flag["model"])
-    details = {detail["name"]: detail for detail in next(of_model, [])}
-    kind = details.get(flag["evaluation"], {}).get("kind")
-    found = {flag["evaluation"]}
-    if kind in OF_GRADIENTS:
-        found |= {name for name, detail in details.items() if detail["kind"] in ATTACKED}
-    attacks = [detail for detail in details.values() if detail["kind"] == "attack"]
-    return found | {
-        worst_name(other["norm"], other["eps"])
-        for attack in attacks for other in attacks
-        if attack["name"] in found and other["norm"] == attack["norm"] and other["eps"] >= attack["eps"]
-    }  # fmt: skip
-
-
-def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:
-    """Flags of one kind and remedy together, the gravest first.
-
-    A message begins with a sentence of fact; what follows, the remedy, is said once a group.
-    """
-    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
-    for flag in content["flags"]:
-        fact, _, remedy = flag["message"].partition(". ")
-        facts = groups.setdefault((flag["severity"], flag["flag"], remedy), {})
-        where = f"{flag['model']} ({flag['evaluation']})" if flag["evaluation"] else flag["model"]
-        facts.setdefault(fact.rstrip(".") + ".", []).append(where)
-    found = [FlagGroup(*key, list(facts.items())) for key, facts in groups.items()]
-    return sorted(found, key=lambda group: ("error", "warning", "info").index(group.severity))

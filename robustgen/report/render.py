@@ -6,7 +6,7 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,11 +15,13 @@ from robustgen.disk import atomic, read_json, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import within
-from robustgen.report import corrupted, glance, pictures, sections, sentences
+from robustgen.report import corrupted, costs, figures, glance, pictures, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
+from robustgen.report.flags import doubts_of, flag_groups
+from robustgen.report.formats import time_text
 from robustgen.report.plots import marker, style
-from robustgen.report.reading import doubted, flag_groups, reading
+from robustgen.report.reading import Said, reading
 from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
 from robustgen.store import RunStore
 
@@ -81,7 +83,7 @@ def render(out: Path) -> Path:
         store = RunStore.read(within(out, model["path"]))
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
-    context = _context(content, pairs) | {"rows": _rows(out, content)}
+    context = _context(content, pairs) | {"rows": [_link_to_rows(out, model) for model in content["models"]]}
     context["shown_sections"] = _shown(context)
     text = templates().get_template("page.html.j2").render(context)
     with atomic(page) as temporary:
@@ -107,13 +109,18 @@ def _shown(context: dict[str, Any]) -> set[str]:
     return always | {place for place, content in there.items() if content}
 
 
-def _rows(out: Path, content: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """(model, the way to its rows, whether they are packed) as seen from the page."""
-    packed = {model["name"]: f"rows/{model['name']}.tar.xz" for model in content["models"]}
-    return [
-        (name, packed[name], True) if (out / packed[name]).is_file() else (name, f"{path}/samples/", False)
-        for name, path in ((model["name"], model["path"]) for model in content["models"])
-    ]  # fmt: skip
+class RowsLink(NamedTuple):
+    """The way from the page to a model's rows, and whether they are packed there."""
+
+    model: str
+    way: str
+    packed: bool
+
+
+def _link_to_rows(out: Path, model: dict[str, Any]) -> RowsLink:
+    archive = f"rows/{model['name']}.tar.xz"
+    packed = (out / archive).is_file()
+    return RowsLink(model["name"], archive if packed else f"{model['path']}/samples/", packed)
 
 
 def templates() -> Environment:
@@ -126,18 +133,17 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"style": style, "marker": marker}
-    environment.filters["short"] = sections.short
+    environment.filters["short"] = time_text
     environment.filters["link"] = lambda way: quote(os.fsencode(way))  # byte by byte, whatever they are
     return environment
 
 
 def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
-    table, groups, heat = main_table(content), flag_groups(content), corrupted.heat_map(content)
-    doubts = doubted(content, groups)
-    _, points = sections.cost_points(content)
+    table, groups = main_table(content), flag_groups(content)
+    doubts = doubts_of(content, groups)
     shown, missing = _galleries(content, pairs)
-    return {
+    return _figures(content, runs) | {
         "summary": content,
         "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
         "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
@@ -146,33 +152,42 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
         "models_legend": glance.legend(content),
         "flags": groups,
         "doubts": doubts,
-        "milliseconds": {model["name"]: sections.milliseconds(model) for model in content["models"]},
-        "said": {
-            "attacks": sentences.attacks(content) + sentences.guarded(content),
-            "corruptions": sentences.corruptions(heat),
-            "calibration": sentences.calibrated(runs),
-            "foreign": sentences.foreign(content),
-            "gradients": [
-                s.sentence for s in reading(table, doubts) if s.metric in ("guidance_gain", "psnr_gain")
-            ],
-            "cost": sentences.costs(points),
-        },
-        "curves": sections.curves(content),
-        "heat": heat,
-        "corruptions": corrupted.corruption_charts(content),
-        "cost": sections.cost_chart(content),
-        "reliability": sections.reliability_diagrams(content, runs),
-        "risk": sections.risk_coverage_chart(content, runs),
-        "roc": sections.roc_curves(content, runs),
-        "gradients": sections.gradient_charts(content) + explained_figures(content, runs),
+        "milliseconds": {model["name"]: costs.milliseconds(model) for model in content["models"]},
+        "said": _said(content, runs, reading(table, doubts)),
         "galleries": shown,
         "no_pictures": missing,
         "details": _details(content),
         "tests": test_rows(content),
         "environments": _environments(content),
-        "costs": [_cost(model) for model in content["models"]],
+        "costs": [costs.spent(model) for model in content["models"]],
         "citations": citations(content),
         "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
+    }
+
+
+def _figures(content: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
+    return {
+        "curves": figures.curves(content),
+        "heat": corrupted.heat_map(content),
+        "corruptions": corrupted.corruption_charts(content),
+        "reliability": figures.reliability_diagrams(content, runs),
+        "risk": figures.risk_coverage_chart(content, runs),
+        "roc": figures.roc_curves(content, runs),
+        "gradients": figures.gradient_charts(content) + explained_figures(content, runs),
+        "cost": costs.cost_chart(content),
+    }
+
+
+def _said(content: dict[str, Any], runs: list[Run], read: list[Said]) -> dict[str, list[str]]:
+    """The sentences of each section; those on gradients are of the table's."""
+    _, points = costs.cost_points(content)
+    return {
+        "attacks": sentences.attacks(content) + sentences.guarded(content),
+        "corruptions": sentences.corruptions(corrupted.heat_map(content)),
+        "calibration": sentences.calibrated(runs),
+        "foreign": sentences.foreign(content),
+        "gradients": [said.sentence for said in read if said.metric in ("guidance_gain", "psnr_gain")],
+        "cost": sentences.costs(points),
     }
 
 
@@ -194,25 +209,6 @@ def _galleries(
 
 def _details(content: dict[str, Any]) -> dict[str, DetailTable | None]:
     return {place: detail_table(content, title, metrics) for place, (title, metrics) in DETAILS.items()}
-
-
-def _cost(model: dict[str, Any]) -> dict[str, Any]:
-    """What a model's run cost: calls a picture over all evaluations, and wall time; and what was foretold."""
-    costs = model["costs"]
-    guess = model.get("estimate")
-    return {
-        "model": model["name"],
-        "parameters": model["parameters"],
-        "forwards": sum(c["forwards"] for c in costs),
-        "backwards": sum(c["backwards"] for c in costs),
-        "seconds": sum(c["seconds"] for c in costs),
-        "estimate": guess
-        and {
-            "forwards": sum(c["forwards"] / c["n"] for c in guess["evaluations"]),
-            "backwards": sum(c["backwards"] / c["n"] for c in guess["evaluations"]),
-            "seconds": guess["seconds"],
-        },
-    }
 
 
 def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:

@@ -13,8 +13,9 @@ from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
-from robustgen.report.columns import eps_text
-from robustgen.report.reading import meant
+from robustgen.report.content import MetricLine
+from robustgen.report.flags import evaluations_of
+from robustgen.report.formats import eps_text
 from robustgen.report.summary import read_summary
 
 THREATS = {"linf": "Linf", "l2": "L2"}
@@ -87,7 +88,7 @@ def _entries(content: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, 
     return list(found.values())
 
 
-def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+def _common(content: dict[str, Any], model: dict[str, Any], clean: MetricLine) -> dict[str, Any]:
     n, size = clean["n"], content["data"]["size"]
     return {
         "link": "",
@@ -106,13 +107,13 @@ def _common(content: dict[str, Any], model: dict[str, Any], clean: dict[str, Any
     }
 
 
-def _percent(metric: dict[str, Any]) -> str:
+def _percent(metric: MetricLine) -> str:
     return f"{100 * metric['value']:.2f}"
 
 
 def _doubted(content: dict[str, Any], model: str, evaluation: str) -> bool:
     """Whether the report itself doubts an attack on a model."""
     return any(
-        flag["model"] == model and flag["severity"] != "info" and evaluation in meant(content, flag)
+        flag["model"] == model and flag["severity"] != "info" and evaluation in evaluations_of(content, flag)
         for flag in content["flags"]
     )

@@ -10,18 +10,19 @@ from robustgen.metrics import calibration
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import (
+from robustgen.report.columns import headline_eps
+from robustgen.report.content import by_key, names_of, of_kind, stochastic
+from robustgen.report.corrupted import Heat
+from robustgen.report.costs import CostPoint
+from robustgen.report.formats import (
     DETECTED_BY,
     NORMS,
     eps_text,
     foreign_name,
     format_interval,
     format_value,
-    headline_eps,
+    time_text,
 )
-from robustgen.report.content import by_key, names_of, of_kind, stochastic
-from robustgen.report.corrupted import Heat
-from robustgen.report.sections import short
 
 
 def attacks(content: dict[str, Any]) -> list[str]:
@@ -123,12 +124,13 @@ def foreign(content: dict[str, Any]) -> list[str]:
     return found
 
 
-def costs(points: list[tuple[str, int, float, dict[str, Any]]]) -> list[str]:
-    """The cheapest and the dearest; points as ``sections.cost_points`` has them."""
+def costs(points: list[CostPoint]) -> list[str]:
+    """The cheapest and the dearest."""
     if len(points) < 2:
         return []
-    cheap, dear = (pick(points, key=lambda p: p[2]) for pick in (min, max))
+    cheap, dear = (pick(points, key=lambda p: p.milliseconds) for pick in (min, max))
     return [
-        f"All that was asked of a clean picture took from {short(cheap[2])} ms ({cheap[0]}) to "
-        f"{short(dear[2])} ms ({dear[0]}), beside whatever else the machine did."
+        "All that was asked of a clean picture took from "
+        f"{time_text(cheap.milliseconds)} ms ({cheap.model}) to "
+        f"{time_text(dear.milliseconds)} ms ({dear.model}), beside whatever else the machine did."
     ]

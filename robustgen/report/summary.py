@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from robustgen import __version__
 from robustgen.disk import atomic, cannot_write, read_json, write_json
@@ -19,10 +19,11 @@ from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.measured import is_finite, measure
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import is_remote, relative, within
-from robustgen.report.columns import columns, format_value, tested
+from robustgen.report.columns import columns, tested
 from robustgen.report.content import by_key, names_of
+from robustgen.report.formats import format_value
 from robustgen.store import RunStore
-from robustgen.types import Flag, Metric, Severity
+from robustgen.types import Flag, Metric, Severity, unbroken
 
 
 def summarise(
@@ -44,18 +45,11 @@ def summarise(
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
     read = [read_run(store, n) for store in runs]
-    found = {run.model: measure(run) for run in read}
-    for estimate in _relative(read):
-        found[estimate.metric.model].append(estimate)
-    flags = [flag for run in read for flag in find_doubts(run)]
-    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    found = _measured(read)
     absent = [flag for summary in earlier for flag in _not_evaluated(summary)]
     absent += [_absent(*failure) for failure in (failures or {}).items()]
-    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
-    flags.sort(key=lambda flag: get_args(Severity).index(flag.severity))
-    foretold = {model: e for s in earlier if s["n"] == n for model, e in _estimates(s)} | {
-        **(estimates or {})
-    }
+    foretold = dict(pair for summary in earlier if summary["n"] == n for pair in _estimates(summary))
+    foretold |= estimates or {}
     kept = [e for several in found.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
     content = {
@@ -66,16 +60,24 @@ def summarise(
         "data": spec["data"],
         "protocol": spec["protocol"],
         "models": [
-            _model(out, store, run, n) | {"estimate": foretold.get(store.model)}
+            _model(out, store, run, n, foretold.get(store.model))
             for store, run in zip(runs, read, strict=True)
         ],
         "metrics": [asdict(estimate.metric) for estimate in kept],
-        "flags": [asdict(flag) for flag in flags],
+        "flags": [asdict(flag) for flag in _flags(read, found, absent)],
     }
     content["comparisons"] = [asdict(test) for test in compare(kept, tested(content))]
     _write_csv(out / "summary.csv", [estimate.metric for estimate in kept])
     write_json(out / "summary.json", content)
     return content
+
+
+def _measured(runs: list[Run]) -> dict[str, list[Estimate]]:
+    """Every number of the runs, by model."""
+    found = {run.model: measure(run) for run in runs}
+    for estimate in _relative(runs):
+        found[estimate.metric.model].append(estimate)
+    return found
 
 
 def _relative(runs: list[Run]) -> Iterator[Estimate]:
@@ -86,15 +88,32 @@ def _relative(runs: list[Run]) -> Iterator[Estimate]:
         yield from relative_errors(runs, f"{family}-{spec['data']['name']}")
 
 
-def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | None]:
-    """The runs of several reports and the n that all of them have, for one page in ``out``.
+def _flags(runs: list[Run], found: dict[str, list[Estimate]], absent: list[Flag]) -> list[Flag]:
+    """The doubts about runs, the numbers that are none, and the models that are absent of which nothing was
+    found, the gravest first."""
+    flags = [flag for run in runs for flag in find_doubts(run)]
+    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
+    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
+    return sorted(flags, key=lambda flag: get_args(Severity).index(flag.severity))
+
+
+class Gathered(NamedTuple):
+    """The runs of several reports, the n that all of them have, and what their summaries hold."""
+
+    runs: list[RunStore]
+    n: int | None
+    earlier: list[dict[str, Any]]
+
+
+def gather(folders: Iterable[Path], out: Path) -> Gathered:
+    """What ``summarise`` takes of several reports, for one page in ``out``.
 
     Reports on other data or under another protocol are a UserError, as are two runs of one name.
     """
-    reports = [(folder, *_runs_of(read_summary(folder / "summary.json"))) for folder in folders]
+    reports = [(folder, read_summary(folder / "summary.json")) for folder in folders]
     runs: dict[str, RunStore] = {}
-    for folder, paths, _ in reports:
-        for path in paths:
+    for folder, content in reports:
+        for path in _paths(content):
             store = RunStore.read(within(folder, path))
             if store.model in runs:
                 raise UserError(
@@ -104,31 +123,27 @@ def gather(folders: Iterable[Path], out: Path) -> tuple[list[RunStore], int | No
                 )
             runs[store.model] = store
     _check_alike(list(runs.values()))
-    asked = [n for _, _, n in reports if n is not None]
+    earlier = [content for _, content in reports]
+    asked = [content["n"] for content in earlier if content["n"] is not None]
     try:
         if not is_remote(out):
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from None
-    return list(runs.values()), min(asked, default=None)
+    return Gathered(list(runs.values()), min(asked, default=None), earlier)
 
 
-def _runs_of(content: dict[str, Any]) -> tuple[list[str], int | None]:
-    """The paths of a report's runs, and its n."""
-    return [str(model["path"]) for model in content["models"]], content["n"]
-
-
-def summaries(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the summary.json of several reports hold."""
-    return [read_summary(folder / "summary.json") for folder in folders]
+def _paths(content: dict[str, Any]) -> list[str]:
+    """Where a report's runs are, from its folder."""
+    return [str(model["path"]) for model in content["models"]]
 
 
 def read_summary(file: Path) -> dict[str, Any]:
     """What a report's summary.json holds; UserError where it is none."""
     content = read_json(file)
     try:
-        _runs_of(content)
-        for key in ("data", "protocol", "metrics", "flags"):
+        _paths(content)
+        for key in ("n", "data", "protocol", "metrics", "flags"):
             content[key]
         _not_evaluated(content), _estimates(content)
         return dict(content)
@@ -183,7 +198,9 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.replace("-", "\n") for name in names)], rows
 
 
-def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any]:
+def _model(
+    out: Path, store: RunStore, run: Run, n: int | None, estimate: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         **store.spec["model"],
         "path": relative(store.path, out),
@@ -201,14 +218,15 @@ def _model(out: Path, store: RunStore, run: Run, n: int | None) -> dict[str, Any
             for evaluation in run.evaluations.values()
             if evaluation.rows is not None
         ],
+        "estimate": estimate,
     }
 
 
 def _absent(model: str, message: str) -> Flag:
     return Flag(
         model, "", "not_evaluated", "error",
-        f"Nothing of this model is in this report: {message.splitlines()[0]}. The command 'robustgen report' "
-        "that named it tries again.",
+        f"Nothing of this model is in this report: {unbroken(message.splitlines()[0])}. The command "
+        "'robustgen report' that named it tries again.",
     )  # fmt: skip
 
 

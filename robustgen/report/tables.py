@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustgen.metrics.comparisons import Key
-from robustgen.report.columns import SHARES, Column, columns, format_interval, format_value
-from robustgen.report.content import by_key, names_of
+from robustgen.report.columns import Column, columns
+from robustgen.report.content import MetricLine, Numbers, by_key, names_of
+from robustgen.report.formats import SHARES, format_interval, format_value, p_text
 
 ALPHA = 0.05
 
@@ -16,10 +17,17 @@ ALPHA = 0.05
 class Cell:
     """A number of a table; ``mark`` is best, tied (with the best), untested (against it) or empty."""
 
-    metric: dict[str, Any]
+    metric: MetricLine
     text: str
     interval: str
     mark: str = ""
+
+
+class Row(NamedTuple):
+    """A model of summary.json with its cells, a column each; None where it has no number."""
+
+    model: dict[str, Any]
+    cells: list[Cell | None]
 
 
 @dataclass(frozen=True)
@@ -28,19 +36,14 @@ class MainTable:
 
     columns: list[Column]
     groups: list[tuple[str, int]]
-    rows: list[tuple[dict[str, Any], list[Cell | None]]]
+    rows: list[Row]
 
     @property
-    def kinds(self) -> list[tuple[str, list[tuple[dict[str, Any], list[Cell | None]]]]]:
+    def kinds(self) -> list[tuple[str, list[Row]]]:
         """The rows of generative models, which say something of p(x), and those of the others."""
-        found: dict[str, list[tuple[dict[str, Any], list[Cell | None]]]] = {
-            "generative": [],
-            "discriminative": [],
-        }
-        for model, cells in self.rows:
-            found["generative" if "log_prob" in model["supports"] else "discriminative"].append(
-                (model, cells)
-            )
+        found: dict[str, list[Row]] = {"generative": [], "discriminative": []}
+        for row in self.rows:
+            found["generative" if "log_prob" in row.model["supports"] else "discriminative"].append(row)
         return [(kind, rows) for kind, rows in found.items() if rows]
 
     @property
@@ -64,11 +67,11 @@ def main_table(content: dict[str, Any]) -> MainTable:
     for model in content["models"]:
         name = model["name"]
         cells = [cell(numbers.get((name, *column.key)), marks[column.key].get(name, "")) for column in shown]
-        rows.append((model, cells))
+        rows.append(Row(model, cells))
     return MainTable(shown, groups, rows)
 
 
-def cell(metric: dict[str, Any] | None, mark: str = "") -> Cell | None:
+def cell(metric: MetricLine | None, mark: str = "") -> Cell | None:
     """A metric as a cell; None where there is none."""
     return Cell(metric, format_value(metric), format_interval(metric), mark) if metric else None
 
@@ -119,7 +122,7 @@ def detail_table(content: dict[str, Any], title: str, metrics: tuple[str, ...]) 
     return DetailTable(title, models, rows) if rows else None
 
 
-def _unit(numbers: dict[Any, dict[str, Any]], key: Key) -> str:
+def _unit(numbers: Numbers, key: Key) -> str:
     metric = next(m for (_, *rest), m in numbers.items() if Key(*rest) == key)
     return "%" if key.metric in SHARES else metric["unit"]
 
@@ -141,12 +144,3 @@ def test_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "scale": 100 if test["metric"] in SHARES else 1,
             })  # fmt: skip
     return found
-
-
-def p_text(p: float) -> str:
-    """A p value as people write it.
-
-    >>> p_text(0.04321), p_text(1e-7)
-    ('0.043', '< 0.001')
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -81,6 +81,14 @@ def test_the_first_samples_of_sorted_data_are_unlike_the_whole(classes: int, n: 
     assert "--n 1000" in flag.message
 
 
+def test_a_class_whose_name_has_a_full_stop_stands_in_the_fact() -> None:
+    made = measured(np.repeat(np.arange(10), 100), 50)
+    made.spec["data"]["class_names"][1] = "St. Bernard"
+    fact, _, remedy = flags(made)["unlike_the_data"].message.partition(". ")
+    assert "such as 'St.\N{NO-BREAK SPACE}Bernard', have less" in fact
+    assert remedy.startswith("Take all")
+
+
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.1] * 10, [0.9, 0.09, 0.009, 0.001], [0.01] * 100])
 def test_the_first_samples_of_random_orders_are_like_the_whole(shares: list[float]) -> None:
     for seed in range(20):

@@ -19,9 +19,9 @@ from robustgen.metrics.rows import Evaluation, Run, read_run
 from robustgen.registry import ZooModel, model_folders
 from robustgen.report import pictures
 from robustgen.report.explained import explained_figures, explained_gallery, sentence
+from robustgen.report.figures import gradient_charts
 from robustgen.report.plots import BOTTOM, Chart
 from robustgen.report.render import render
-from robustgen.report.sections import gradient_charts
 from robustgen.report.summary import summarise
 from robustgen.store import RunStore
 

@@ -13,7 +13,7 @@ import pytest
 import report_fakes as fakes
 
 from robustgen.errors import UserError
-from robustgen.report import pictures, plots, sentences
+from robustgen.report import costs, pictures, plots, sentences
 from robustgen.report.render import render
 from robustgen.report.summary import gather, summarise
 
@@ -123,7 +123,7 @@ def test_a_folder_whose_name_is_no_utf8_has_its_page(tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(b"gr\xf6\xdfe")
     summarise(out, [fakes.write_run(out, "a")], None, f"robustgen report --out {out.name}")
     assert "robustgen report --out gr??e" in render(out).read_text(encoding="utf-8")
-    runs, n = gather([out], tmp_path / "both")
+    runs, n, _ = gather([out], tmp_path / "both")
     summarise(tmp_path / "both", runs, n, "robustgen compare")
     assert 'href="../gr%F6%DFe/runs/a/samples/"' in render(tmp_path / "both").read_text(encoding="utf-8")
 
@@ -180,7 +180,9 @@ def test_png_has_the_pixels() -> None:
 
 
 def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best() -> None:
-    points = [(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))]
+    points = [
+        costs.CostPoint(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))
+    ]
     (said,) = sentences.costs(points)
     assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in said
 

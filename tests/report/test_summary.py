@@ -18,7 +18,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.doubts import find_doubts
 from robustgen.metrics.measured import measure
 from robustgen.metrics.rows import TABLES, read_run
-from robustgen.report.summary import gather, headline, summaries, summarise
+from robustgen.report.summary import gather, headline, summarise
 from robustgen.store import Chunk, RunStore
 
 Attacked = Callable[..., RunStore]
@@ -219,13 +219,14 @@ def test_nothing_to_summarise_is_an_error(tmp_path: Path) -> None:
 def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
     for name, n in (("a", 40), ("b", 20)):
         summarise(tmp_path / name, [fakes.write_run(tmp_path / name, f"model-{name}")], n, "")
-    runs, n = gather([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    runs, n, _ = gather([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     assert [store.model for store in runs] == ["model-a", "model-b"]
     assert n == 20
     summary = summarise(tmp_path / "both", runs, n, "robustgen compare a b --out both")
     assert summary["models"][1]["path"] == "../b/runs/model-b"
-    with pytest.raises(UserError, match="two reports have a model"):
-        gather([tmp_path / "a", tmp_path / "a/../a"], tmp_path / "twice")
+    for again in ("a", "a/../a"):
+        with pytest.raises(UserError, match="two reports have a model"):
+            gather([tmp_path / "a", tmp_path / again], tmp_path / "twice")
     other = fakes.spec("other")["data"] | {"fingerprint": "beef"}
     summarise(tmp_path / "c", [fakes.write_run(tmp_path / "c", "model-c", data=other)], None, "")
     with pytest.raises(UserError, match="another data"):
@@ -255,12 +256,12 @@ def test_models_of_which_there_is_nothing_and_estimates_stay_in_a_summary_of_sum
     summarise(tmp_path / "a", [run], 40, "", failures, {"model-a": foretold})
     summarise(tmp_path / "b", [fakes.write_run(tmp_path / "b", "model-b")], 40, "", {"one": "here neither"})
     folders = [tmp_path / "a", tmp_path / "b"]
-    runs, n = gather(folders, tmp_path / "both")
-    found = summarise(tmp_path / "both", runs, n, "", earlier=summaries(folders))
+    runs, n, earlier = gather(folders, tmp_path / "both")
+    found = summarise(tmp_path / "both", runs, n, "", earlier=earlier)
     (flag,) = [flag for flag in found["flags"] if flag["flag"] == "not_evaluated"]
     assert (flag["model"], flag["severity"]) == ("one", "error"), "model-b has rows by now"
     assert [model["estimate"] for model in found["models"]] == [foretold, None]
-    fewer = summarise(tmp_path / "both", runs, 20, "", earlier=summaries(folders))
+    fewer = summarise(tmp_path / "both", runs, 20, "", earlier=earlier)
     assert fewer["models"][0]["estimate"] is None, "it was of 40 samples"
 
 

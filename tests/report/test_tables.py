@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import report_fakes as fakes
 
-from robustgen.report import sections, tables
+from robustgen.report import figures, tables
 from robustgen.report.columns import columns, headline_eps
-from robustgen.report.reading import meant, reading
+from robustgen.report.reading import reading
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
 
@@ -87,7 +87,7 @@ def test_one_eps_in_two_floats_is_one_size(tmp_path: Path) -> None:
     groups = [column.group for column in columns(content)]
     assert groups == ["Clean", *["Attacked, L∞ ≤ 0.3"] * 3, "Calibrated"]
     assert {(test["model_a"], test["model_b"]) for test in content["comparisons"]} == {("a", "b")}
-    (figure,) = sections.curves(content)
+    (figure,) = figures.curves(content)
     assert figure.svg.count(" at 0.3") == 2  # models
 
 
@@ -122,28 +122,3 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
 
 def test_a_page_without_a_stochastic_model_does_not_speak_of_draws(written: tuple[Path, Any]) -> None:
     assert not [c for c in columns(written[1]) if "draw" in c.meaning or "majority" in c.title]
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "doubted"),
-    [
-        ("clean", {"clean"}),
-        ("pgd", {"pgd", "worst-linf-0.1", "worst-linf-0.2"}),
-        ("wide", {"wide", "worst-linf-0.2"}),
-        ("probes", {"probes", "pgd", "wide", "guarded", "worst-linf-0.1", "worst-linf-0.2"}),
-        ("", {"clean", "ood-letters"}),
-    ],
-)
-def test_a_flag_doubts_all_numbers_that_hang_on_it(evaluation: str, doubted: set[str]) -> None:
-    details = [
-        {"name": "clean", "kind": "clean"}, {"name": "probes", "kind": "probes"},
-        {"name": "pgd", "kind": "attack", "norm": "linf", "eps": 0.1},
-        {"name": "wide", "kind": "attack", "norm": "linf", "eps": 0.2},
-        {"name": "guarded", "kind": "detected", "norm": "linf", "eps": 0.1},
-    ]  # fmt: skip
-    content = {
-        "models": [{"name": "m", "evaluations": details}],
-        "metrics": [{"model": name, "evaluation": e} for name, e in
-                    (("m", "clean"), ("m", "ood-letters"), ("other", "gradients"))],
-    }  # fmt: skip
-    assert meant(content, {"model": "m", "evaluation": evaluation}) == doubted

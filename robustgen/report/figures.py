@@ -1,4 +1,7 @@
-"""What the page shows below its main table: charts with their legends, and what they say in words."""
+"""The charts below the main table with their legends: under attack, calibration, foreign pictures, gradients.
+
+What a chart shows is in it as words, too, for those who cannot see it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run, log_odds
 from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.columns import NORMS, eps_text, foreign_name, headline_eps
-from robustgen.report.content import Numbers, by_key, names_of, of_kind, stochastic
+from robustgen.report.content import MetricLine, Numbers, by_key, names_of, of_kind, stochastic
+from robustgen.report.formats import NORMS, eps_text, foreign_name
 from robustgen.report.plots import Chart, Series, reliability_svg
 
 
@@ -75,12 +78,10 @@ def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[f
     return drawn_figure(title, chart, note)
 
 
-def line_of(
-    name: str, index: int, x: list[float], metrics: list[dict[str, Any]], scale: float = 1.0
-) -> Series:
+def line_of(name: str, index: int, x: list[float], metrics: list[MetricLine], scale: float = 1.0) -> Series:
     """A model's line through metrics, with their intervals."""
-    low, y, high = ([scale * m[key] for m in metrics] for key in ("ci_low", "value", "ci_high"))
-    return Series(name, index, x, y, low, high)
+    low, high = ([scale * m["ci_low"] for m in metrics], [scale * m["ci_high"] for m in metrics])
+    return Series(name, index, x, [scale * m["value"] for m in metrics], low, high)
 
 
 def drawn_figure(title: str, chart: Chart, note: str = "") -> Figure:
@@ -249,58 +250,3 @@ def _against_sigma(
         if known:
             found.append(line_of(model, index, [s for s, _ in known], [m for _, m in known], scale))
     return found
-
-
-# --- cost --------------------------------------------------------------------------------------------
-
-
-def cost_points(content: dict[str, Any]) -> tuple[str, list[tuple[str, int, float, dict[str, Any]]]]:
-    """What cost stands against, and (model, colour, milliseconds a clean picture, metric) of each: the worst
-    case of the first threat, or clean accuracy where nobody was attacked."""
-    numbers, threats = by_key(content), headline_eps(content)
-    drawn = stochastic(content)
-    evaluation, metric, what = "clean", "accuracy", "clean accuracy"
-    if threats:
-        norm, eps = threats[0]
-        evaluation, metric = worst_name(norm, eps), "robust_accuracy"
-        what = f"worst case, {NORMS[norm]} ≤ {eps_text(norm, eps)}"
-    found = []
-    for index, model in enumerate(content["models"]):
-        number = numbers.get((model["name"], evaluation, MAJORITY if model["name"] in drawn else "", metric))
-        cost = milliseconds(model)
-        if number is not None and cost is not None:
-            found.append((model["name"], index, cost, number))
-    return what, found
-
-
-def milliseconds(model: dict[str, Any]) -> float | None:
-    """Wall time of all that the clean evaluation asks about a picture, log p(x) and the scores of a protocol
-    included; None where none was measured."""
-    clean = next((c for c in model["costs"] if c["evaluation"] == "clean" and c["n"]), None)
-    return 1000 * clean["seconds"] / clean["n"] if clean and clean["seconds"] > 0 else None
-
-
-def short(value: float) -> str:
-    """A time as people write it: two digits, and no exponent.
-
-    >>> short(0.0897), short(0.504), short(12.34), short(1262.3)
-    ('0.09', '0.50', '12.3', '1,262')
-    """
-    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def cost_chart(content: dict[str, Any]) -> Figure | None:
-    """Robustness against what a prediction costs, cost on a logarithmic axis."""
-    what, points = cost_points(content)
-    if len(points) < 2:
-        return None
-    lines = [line_of(name, index, [math.log10(cost)], [metric], 100) for name, index, cost, metric in points]
-    words = "; ".join(f"{name}: {cost:.3g} ms, {100 * m['value']:.1f} %" for name, _, cost, m in points)
-    logs = [math.log10(cost) for _, _, cost, _ in points]
-    middle, half = (max(logs) + min(logs)) / 2, max(0.5, 0.55 * (max(logs) - min(logs)))
-    title = "Cost against robustness" if "worst" in what else "Cost against accuracy"
-    chart = Chart(
-        title, words, "milliseconds, all of a clean picture", f"{what}, %", lines,
-        x_range=(middle - half, middle + half), y_range=(0, 100), x_powers=True,
-    )  # fmt: skip
-    return drawn_figure(title, chart)
