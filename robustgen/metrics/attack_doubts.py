@@ -13,7 +13,7 @@ from robustgen.audit import AUDIT, TARGETED
 from robustgen.metrics.intervals import mcnemar, wilson
 from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_of
 from robustgen.metrics.verdicts import fell
-from robustgen.types import ADDED, Flag
+from robustgen.types import ADDED, Flag, unbroken
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
 ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
@@ -252,8 +252,8 @@ def _added(run: Run) -> Iterator[Flag]:
             yield Flag(
                 run.model, evaluation.name, "broken_elsewhere", "warning",
                 f"{broken} of {int(left.sum())} samples that the run's own attacks left are broken by "
-                f"pictures of {evaluation.detail['added']['file']}. The worst case counts them; read the own "
-                "attacks' figures as too high, and find out what they missed.",
+                f"pictures of {unbroken(evaluation.detail['added']['file'])}. The worst case counts them; "
+                "read the own attacks' figures as too high, and find out what they missed.",
             )  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def test_fewer_types_than_the_benchmark_has_have_no_worst() -> None:
 
 def test_imagenet_c_has_means_of_its_own() -> None:
     made, _ = run("m", 0, prefix="imagenet-c:")
-    evaluations = {e.metric.evaluation for e in corrupted(made, lambda *_: iter(()))}
-    assert evaluations == {"corruptions-imagenet-c"}
+    cells = {f"{type_}-{severity}" for type_ in TYPES for severity in (1, 2, 3)}
+    assert {e.metric.evaluation for e in corrupted(made)} == {"corruptions-imagenet-c", *cells}
 
 
 def test_errors_relative_to_a_baseline() -> None:

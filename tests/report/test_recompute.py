@@ -102,6 +102,7 @@ def test_the_roc_curves(page: Page, summary: dict[str, Any], recomputed: dict[st
 
 
 def near(expected: Any) -> Any:
+    # a temperature is found to 1e-8, and with it what is read after it; a lower end may be near 0
     return pytest.approx(
-        tuple(expected) if isinstance(expected, (list, tuple)) else expected, rel=1e-6, abs=1e-9
+        tuple(expected) if isinstance(expected, (list, tuple)) else expected, rel=1e-6, abs=1e-8
     )
