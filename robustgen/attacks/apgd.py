@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,10 @@ class Climb(State):
         self.gradient = torch.where(wide(rows), self.best_gradient, self.gradient)
 
 
-class APGD(Search, ABC):
+C = TypeVar("C", bound=Climb)
+
+
+class APGD(Search[C], ABC):
     """APGD on a loss of ``losses.LOSSES``. Job k aims a targeted loss at the class that the clean
     picture's logits rank (k + 2)th, and is a restart otherwise."""
 
@@ -73,8 +76,7 @@ class APGD(Search, ABC):
         self.jobs = jobs
         self.n_iter = self.length = n_iter
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Climb)
+    def ask(self, victim: Victim, state: C) -> Answer:
         return victim.gradient(state.point, lambda logits: self.loss(logits, state.y, state.target))
 
     def _climb(self, start: Start, point: Tensor) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class DenseClimb(Climb):
     halved_then: Tensor  # whether the step was halved there
 
 
-class DenseAPGD(APGD):
+class DenseAPGD(APGD[DenseClimb]):
     """APGD in Linf and L2: steps of all pixels, with momentum, halved where they no longer climb."""
 
     def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
@@ -116,8 +118,7 @@ class DenseAPGD(APGD):
             halved_then=torch.ones_like(climb["over"]),
         )  # fmt: skip
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, DenseClimb)
+    def step(self, state: DenseClimb, answer: Answer) -> None:
         first = state.step == 0
         state.rises = state.rises + state.take_in(answer, first, self.zero)
         state.best_then = torch.where(first, state.best_loss, state.best_then)
@@ -127,8 +128,7 @@ class DenseAPGD(APGD):
         state.step = state.step + 1
         state.over = state.step > self.n_iter
 
-    def lacking(self, state: State) -> Tensor:
-        assert isinstance(state, DenseClimb)
+    def lacking(self, state: DenseClimb) -> Tensor:
         return -state.best_loss
 
     def _adapt(self, state: DenseClimb) -> None:
@@ -169,7 +169,7 @@ class SparseClimb(Climb):
     moved: Tensor
 
 
-class SparseAPGD(APGD):
+class SparseAPGD(APGD[SparseClimb]):
     """APGD in L1: steps of the pixels of largest gradient, in balls of 3, 2 and 1 eps one after another.
 
     Only the last ball is the threat's; what was best in one is where the next begins. Unless
@@ -203,11 +203,10 @@ class SparseAPGD(APGD):
         climb = self._climb(start, point)
         return SparseClimb(**climb, share=climb["size"], moved=climb["size"])
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: SparseClimb) -> Tensor:
         return self.eps[state.step] <= self.threat.eps
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, SparseClimb)
+    def step(self, state: SparseClimb, answer: Answer) -> None:
         step = state.step
         eps, first, last, checked = self.eps[step], self.first[step], self.last[step], self.checked[step]
         state.take_in(answer, first, self.zero)
@@ -241,7 +240,9 @@ class SparseAPGD(APGD):
         return project_l1_box(x, point, self.eps[step], self.threat.box)
 
 
-def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True) -> APGD:
+def apgd(
+    threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True
+) -> APGD[Any]:
     """APGD in the norm of the threat; ``shrinking`` is for L1 (see ``SparseAPGD``)."""
     if threat.norm == "l1":
         return SparseAPGD(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)

@@ -64,7 +64,9 @@ class QueryBudget(Options):
     n_queries: int = Field(default=5000, gt=0)
 
 
-def part(name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True) -> Search:
+def part(
+    name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True
+) -> Search[Any]:
     """One part of AutoAttack, by its name, for a model with so many classes; ``shrinking`` is for APGD in
     L1 (see ``SparseAPGD``)."""
     l1 = threat.norm == "l1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Stage(NamedTuple):
     """One attack of a cascade: its name in ``broken_by``, its search, and how it sees the model."""
 
     name: str
-    search: Search
+    search: Search[Any]
     victim: Callable[[Classifier], Victim] = usual_view
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from robustgen.attacks.apgd import APGD, Climb, apgd
 from robustgen.attacks.cascade import Cascade, Stage
-from robustgen.attacks.search import Search, Start, State
+from robustgen.attacks.search import Search, Start
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.data import Dataset
@@ -163,24 +164,22 @@ class Guarded(Victim):
         return super().confirm(x, y) & (self.detector.excess(self.model, x) >= 0)
 
 
-class Evading(Search):
+class Evading(Search[Climb]):
     """APGD on what is still missing: min(loss, 0) + ``weight`` * min(excess, 0) of the detector.
 
     Above 0 both are what the attacker wants. A rejected picture does him no good: it is answered as if
     the model were right about it.
     """
 
-    def __init__(self, search: APGD, weight: float) -> None:
+    def __init__(self, search: APGD[Any], weight: float) -> None:
         self.search = search
         self.jobs, self.ranks = search.jobs, search.ranks
         self.weight = weight
 
-    def begin(self, start: Start, draws: Draws) -> State:
+    def begin(self, start: Start, draws: Draws) -> Climb:
         return self.search.begin(start, draws)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Climb)
-
+    def ask(self, victim: Victim, state: Climb) -> Answer:
         def loss(both: Tensor) -> Tensor:
             wrong = self.search.loss(both[:, :-1], state.y, state.target)
             return wrong.clamp_max(0) + self.weight * both[:, -1].clamp_max(0)
@@ -190,10 +189,10 @@ class Evading(Search):
         right = functional.one_hot(state.y, logits.shape[1]).to(logits)
         return answer._replace(logits=torch.where(excess >= 0, logits, right))
 
-    def step(self, state: State, answer: Answer) -> None:
+    def step(self, state: Climb, answer: Answer) -> None:
         self.search.step(state, answer)
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: Climb) -> Tensor:
         return self.search.allowed(state)
 
 

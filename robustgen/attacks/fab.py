@@ -40,7 +40,7 @@ class Walk(State):
     ends_one: Tensor
 
 
-class FAB(Search):
+class FAB(Search[Walk]):
     """FAB aimed at one class: job k at the class that the clean picture's logits rank (k + 2)th.
 
     One question is both the check of an iteration and the gradient of the next, except where the point
@@ -59,20 +59,16 @@ class FAB(Search):
     def begin(self, start: Start, draws: Draws) -> Walk:
         return self._walk(start, start.x, targets(start, True))
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Walk)
+    def ask(self, victim: Victim, state: Walk) -> Answer:
         return victim.gradient(state.point, lambda logits: targeted_margin(logits, state.y, state.target))
 
-    def allowed(self, state: State) -> Tensor:
-        assert isinstance(state, Walk)
+    def allowed(self, state: Walk) -> Tensor:
         return state.ends_one & (self.threat.distance(state.x, state.point) <= self.threat.eps)
 
-    def lacking(self, state: State) -> Tensor:
-        assert isinstance(state, Walk)
+    def lacking(self, state: Walk) -> Tensor:
         return (state.nearest / self.threat.eps).log()  # a walk comes nearer by shares of its distance
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, Walk)
+    def step(self, state: Walk, answer: Answer) -> None:
         back = state.ends_one & (answer.logits.argmax(1) != state.y)
         distance = self.threat.distance(state.x, state.point).to(state.nearest)
         state.nearest = torch.where(back, state.nearest.minimum(distance), state.nearest)
@@ -114,7 +110,7 @@ class UntargetedFAB(FAB):
             point = torch.where(wide(start.job > 0), moved, point)
         return self._walk(start, point, start.y)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def ask(self, victim: Victim, state: Walk) -> Answer:
         return nearest_boundary(victim, state.point, state.y, self.threat.norm)
 
 

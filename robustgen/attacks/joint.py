@@ -72,7 +72,7 @@ class JointAdaptive(AutoAttack):
         others = model.num_classes - 1
         size = noise_size(threat, math.prod(model.input_shape))
 
-        def towards(classes: int, steps: int) -> APGD:
+        def towards(classes: int, steps: int) -> APGD[Any]:
             return apgd(threat, "margin-targeted", jobs=min(classes, others), n_iter=steps)
 
         untargeted = apgd(threat, "margin", jobs=self.budget.restarts or 1, n_iter=n_iter)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class State:
         return replace(self, **both)
 
 
+S = TypeVar("S", bound=State)
+
+
 class Start(NamedTuple):
     """Rows whose next job is to begin; fields as of ``State``."""
 
@@ -77,9 +80,10 @@ class Start(NamedTuple):
         return {**self._asdict(), "step": zeros, "over": zeros.bool(), **known}
 
 
-class Search(ABC):
-    """One attack as a loop for one picture. ``jobs``: how many such loops a picture gets, each with other
-    draws or another target class: the first alone, since it breaks most, then the others together."""
+class Search(ABC, Generic[S]):
+    """One attack as a loop for one picture, whose rows are of the type S. ``jobs``: how many such loops a
+    picture gets, each with other draws or another target class: the first alone, since it breaks most, then
+    the others together."""
 
     jobs: int = 1
     length: int
@@ -88,23 +92,23 @@ class Search(ABC):
     """Whether jobs begin with the model's logits at the clean pictures; without, they are not asked for."""
 
     @abstractmethod
-    def begin(self, start: Start, draws: Draws) -> State:
+    def begin(self, start: Start, draws: Draws) -> S:
         """The state before the first question; ``draws`` are streams of these rows and jobs."""
 
     @abstractmethod
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def ask(self, victim: Victim, state: S) -> Answer:
         """Ask about ``state.point``: the one call of the model in a step."""
 
     @abstractmethod
-    def step(self, state: State, answer: Answer) -> None:
+    def step(self, state: S, answer: Answer) -> None:
         """Take in the answer: move ``state.point``, count ``state.step``, set ``state.over``."""
 
-    def lacking(self, state: State) -> Tensor | None:
+    def lacking(self, state: S) -> Tensor | None:
         """How far the best point of each row's job is from success, (rows,), in any unit, inf where that
         is not known yet; None for a search whose jobs all run to their end."""
         return None
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: S) -> Tensor:
         """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
         return torch.ones_like(state.over)
 
@@ -185,7 +189,7 @@ class Remaining:
 
 
 def run(
-    search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
+    search: Search[S], victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
     thorough: bool = True,
 ) -> Found:  # fmt: skip
     """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) points at a time,
@@ -203,7 +207,7 @@ def run(
     with victim.serving(fresh):
         clean = clean_logits(search, victim, x)
 
-    def begin(samples: Tensor, jobs: range) -> State:
+    def begin(samples: Tensor, jobs: range) -> S:
         row = samples.repeat_interleave(len(jobs))
         job = torch.tensor(jobs, device=x.device).repeat(len(samples))
         return search.begin(Start(row, x[row], y[row], clean[row], job), draws.at(row, job))
@@ -254,7 +258,7 @@ def _first_of_each(rows: Tensor) -> Tensor:
     return order[new]
 
 
-def clean_logits(search: Search, victim: Victim, x: Tensor) -> Tensor:
+def clean_logits(search: Search[Any], victim: Victim, x: Tensor) -> Tensor:
     """The logits at the clean pictures, of no class where the search does not look at them."""
     return victim.logits(x).logits if search.ranks else x.new_empty(len(x), 0)
 

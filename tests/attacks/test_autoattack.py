@@ -25,7 +25,7 @@ from robustgen.attacks.autoattack import (
 from robustgen.attacks.fab import FAB
 from robustgen.attacks.joint import ADAPTIVE
 from robustgen.attacks.losses import LOSSES
-from robustgen.attacks.square import Square
+from robustgen.attacks.screen import Screened
 from robustgen.audit import repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.draws import Draws
@@ -132,8 +132,8 @@ def test_parts_and_budgets_are_the_references(norm: str) -> None:
         assert tuple(stage.name for stage in stages) == order
         for name, search, _ in stages:
             if name == "square":
-                assert isinstance(search, Square)
-                assert search.n_queries == theirs.square.n_queries
+                assert isinstance(search, Screened)
+                assert search.length == theirs.square.n_queries
             elif name.startswith("fab"):
                 assert isinstance(search, FAB)
                 assert search.n_iter == theirs.fab.n_iter

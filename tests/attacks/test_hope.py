@@ -50,7 +50,7 @@ def test_a_job_goes_on_while_it_would_arrive_at_its_rate_or_is_near(lacking: lis
     assert asked(lacking) == steps
 
 
-class Walker(Search):
+class Walker(Search[State]):
     """Goes towards grey 1 at a rate of its picture's, ``length`` steps; success is at grey 1."""
 
     length = LENGTH

@@ -45,7 +45,7 @@ def test_a_row_does_not_see_its_neighbours(
         assert torch.equal(part.broken, whole.broken[rows])
 
 
-class Countdown(Search):
+class Countdown(Search[State]):
     """Asks about a picture of one grey value after another, ``n`` a job; draws go into the first."""
 
     def __init__(self, n: int, jobs: int = 1) -> None:
