@@ -67,7 +67,7 @@ class ReferenceCascade(Attack):
     reference = "Croce and Hein 2020, arXiv:2003.01690; pyautoattack 0.2.0"
     seeded_by_chunk = True
     title: ClassVar[str]
-    names: ClassVar[tuple[str, ...]]
+    names: tuple[str, ...]
     budget: ClassVar[type[Options]] = ReferenceBudget
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
