@@ -6,6 +6,7 @@ the same, and what is done otherwise to be quick.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -79,12 +80,12 @@ def part(
             return apgd(threat, loss, jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-t":
             loss = scaled("dlr-targeted", classes)
-            jobs = _targets(budget, classes, 5 if l1 else 9)
+            jobs = target_classes(budget.n_target_classes, classes, 5 if l1 else 9)
             return apgd(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
         case "fab":
             return LeanUntargetedFAB(threat, jobs=restarts, n_iter=n_iter)
         case "fab-t":
-            return LeanFAB(threat, jobs=_targets(budget, classes, 9), n_iter=n_iter)
+            return LeanFAB(threat, jobs=target_classes(budget.n_target_classes, classes, 9), n_iter=n_iter)
         case "square":
             return screened_square(threat, n_queries=budget.n_queries)
     raise AssertionError(name)
@@ -100,8 +101,10 @@ def scaled(loss: str, classes: int) -> str:
     return loss if classes >= CLASSES_NEEDED[loss] else margins[loss]
 
 
-def _targets(budget: Budget, classes: int, reference: int) -> int:
-    return min(budget.n_target_classes or reference, classes - 1)
+def target_classes(wanted: int | None, classes: int, reference: int) -> int:
+    """At how many classes a targeted part aims: as many as are ``wanted`` (None: as the ``reference`` does),
+    never more than there are beside the label."""
+    return min(wanted or reference, classes - 1)
 
 
 class Parts(Cascade):
@@ -111,16 +114,16 @@ class Parts(Cascade):
     """
 
     reference = "Croce and Hein 2020, arXiv:2003.01690"
-    title: ClassVar[str]
-    parts: ClassVar[tuple[str, ...]]
+    title: str
+    parts: tuple[str, ...]
     options_type: ClassVar[type[Options]] = Budget
     budget_type: ClassVar[type[Budget]] = Budget
-    defaults: ClassVar[dict[str, Any]] = {}
-    shrinking: ClassVar[bool] = True
+    defaults: Mapping[str, Any] = {}
+    shrinking: bool = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         given = strict.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
-        self.budget = self.budget_type(**(self.defaults | given.model_dump(exclude_defaults=True)))
+        self.budget = self.budget_type(**{**self.defaults, **given.model_dump(exclude_defaults=True)})
         super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
         self.name = given.mark(self.title)
 
@@ -147,7 +150,7 @@ class AutoAttackPlus(Parts):
 
     title = "autoattack-plus"
     parts = PLUS
-    defaults: ClassVar = PLUS_BUDGET
+    defaults = PLUS_BUDGET
     shrinking = False
 
 
@@ -161,7 +164,7 @@ class AutoAttackRand(Parts):
     title = "autoattack-rand"
     parts = RAND
     options_type = IterBudget
-    defaults: ClassVar = {"restarts": 1, "thorough": True}
+    defaults: Mapping[str, Any] = {"restarts": 1, "thorough": True}
     shrinking = False
 
     def stages(self, model: Classifier) -> list[Stage]:
