@@ -133,8 +133,11 @@ class Parts(Cascade):
                 "there is nothing to attack where there is one class", where=f"the attack {self.name!r}",
                 expected="a model with 2 classes or more", got=model.num_classes,
             )  # fmt: skip
-        build = partial(part, shrinking=self.shrinking)
-        return [Stage(name, build(name, self.threat, self.budget, model.num_classes)) for name in self.parts]
+        return [Stage(name, self.search(name, model.num_classes)) for name in self.parts]
+
+    def search(self, name: str, classes: int) -> Search[Any]:
+        """The part of that name for a model with so many classes."""
+        return part(name, self.threat, self.budget, classes, shrinking=self.shrinking)
 
 
 class AutoAttack(Parts):
@@ -221,5 +224,5 @@ class SquareAttack(Parts):
     parts = ("square",)
     options_type = QueryBudget
 
-    def stages(self, model: Classifier) -> list[Stage]:
-        return [Stage("square", square(self.threat, n_queries=self.budget.n_queries))]
+    def search(self, name: str, classes: int) -> Search[Any]:
+        return square(self.threat, n_queries=self.budget.n_queries)  # no gradient screens its questions
