@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import steepest, unit
+from robustgen.attacks.ball import direction, steepest, unit
 from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
 from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.search import Search, Start, State
@@ -107,11 +107,8 @@ class DenseAPGD(APGD[DenseClimb]):
 
     def begin(self, start: Start, draws: Draws) -> DenseClimb:
         self.intervals = self.intervals.to(start.x.device)
-        shape = start.x.shape[1:]
-        noise = draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else draws.normal(*shape)
-        point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(
-            *self.threat.box
-        )
+        noise = unit(direction(start.x, self.threat.norm, draws).to(start.x), self.threat.norm)
+        point = (start.x + self.threat.eps * noise).clamp(*self.threat.box)
         climb = self._climb(start, point)
         return DenseClimb(
             **climb, rises=torch.zeros_like(start.job), best_then=climb["best_loss"],
@@ -198,7 +195,7 @@ class SparseAPGD(APGD[SparseClimb]):
         device = start.x.device
         self.eps, self.first, self.last = self.eps.to(start.x), self.first.to(device), self.last.to(device)
         self.checked = self.checked.to(device)
-        noise = draws.normal(*start.x.shape[1:]).to(start.x)
+        noise = direction(start.x, self.threat.norm, draws).to(start.x)
         point = self._project(start.x, start.x + noise, torch.full_like(start.job, 0))
         climb = self._climb(start, point)
         return SparseClimb(**climb, share=climb["size"], moved=climb["size"])
@@ -233,8 +230,8 @@ class SparseAPGD(APGD[SparseClimb]):
         place = ((1 - state.share) * pixels).clamp(0, pixels - 1).long()
         least = magnitude.sort(1).values.gather(1, place[:, None])
         sign = torch.where(magnitude >= least, state.gradient.flatten(1).sign(), 0.0)
-        direction = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(state.gradient)
-        return state.here + wide(state.size) * direction
+        move = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(state.gradient)
+        return state.here + wide(state.size) * move
 
     def _project(self, x: Tensor, point: Tensor, step: Tensor) -> Tensor:
         return project_l1_box(x, point, self.eps[step], self.threat.box)

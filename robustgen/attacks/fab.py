@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.apgd import targets, wide
-from robustgen.attacks.ball import DUAL, ORDER
+from robustgen.attacks.ball import DUAL, ORDER, direction
 from robustgen.attacks.hyperplanes import to_hyperplane
 from robustgen.attacks.losses import targeted_margin
 from robustgen.attacks.search import Search, Start, State
@@ -103,9 +103,8 @@ class UntargetedFAB(FAB):
     def begin(self, start: Start, draws: Draws) -> Walk:
         point = start.x
         if bool((start.job > 0).any()):
-            shape, norm = start.x.shape[1:], self.threat.norm
-            noise = (draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(start.x)
-            length = _norm(noise.flatten(1), ORDER[norm])
+            noise = direction(start.x, self.threat.norm, draws).to(start.x)
+            length = _norm(noise.flatten(1), ORDER[self.threat.norm])
             moved = (point + self.threat.eps / 2 * noise / wide(length)).clamp(*self.threat.box)
             point = torch.where(wide(start.job > 0), moved, point)
         return self._walk(start, point, start.y)
