@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import direction, steepest, unit
+from robustgen.attacks.ball import direction, steepest, unit, wide
 from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
 from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.search import Search, Start, State
@@ -82,8 +82,9 @@ class APGD(Search[C], ABC):
     def _climb(self, start: Start, point: Tensor) -> dict[str, Any]:
         unknown = torch.zeros_like(point[:, 0, 0, 0])
         none = torch.zeros_like(point)
+        target = start.target() if self.targeted else start.y
         return {
-            **start.fields(), "point": point, "target": targets(start, self.targeted), "before": point,
+            **start.fields(), "point": point, "target": target, "before": point,
             "here": point, "gradient": none, "best": point, "best_gradient": none, "best_loss": unknown,
             "last_loss": unknown, "size": unknown,
         }  # fmt: skip
@@ -246,15 +247,6 @@ def apgd(
     return DenseAPGD(threat, loss, jobs=jobs, n_iter=n_iter)
 
 
-def targets(start: Start, targeted: bool) -> Tensor:
-    """The class that a job aims at, (rows,): the (job + 2)th of the clean picture's, by its logits, the
-    label being the first, be it one of several that tie."""
-    if not targeted:
-        return start.y
-    order = start.clean.scatter(1, start.y[:, None], torch.inf).sort(1).indices
-    return order.gather(1, order.shape[1] - 2 - start.job[:, None]).squeeze(1)
-
-
 def checkpoint_intervals(n_iter: int) -> Tensor:
     """For every step 0 .. n_iter the length of the interval that ends there, 0 where none does.
 
@@ -267,8 +259,3 @@ def checkpoint_intervals(n_iter: int) -> Tensor:
         intervals[end] = length
         length = max(length - max(int(0.03 * n_iter), 1), max(int(0.06 * n_iter), 1))
     return intervals
-
-
-def wide(per_row: Tensor) -> Tensor:
-    """(rows,) to (rows, 1, 1, 1)."""
-    return per_row.view(-1, 1, 1, 1)

@@ -34,10 +34,15 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return unit(gradient / largest.view(-1, 1, 1, 1), "l2")
+    return unit(gradient / wide(largest), "l2")
+
+
+def wide(per_row: Tensor) -> Tensor:
+    """(rows,) to (rows, 1, 1, 1)."""
+    return per_row.view(-1, 1, 1, 1)
 
 
 def unit(x: Tensor, norm: Norm) -> Tensor:
     """x (batch, ...) scaled to norm 1."""
     length = x.flatten(1).norm(p=torch.inf if norm == "linf" else 2, dim=1)
-    return x / (length.view(-1, 1, 1, 1) + 1e-12)
+    return x / (wide(length) + 1e-12)

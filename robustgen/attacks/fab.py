@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import targets, wide
-from robustgen.attacks.ball import DUAL, ORDER, direction
+from robustgen.attacks.ball import DUAL, ORDER, direction, wide
 from robustgen.attacks.hyperplanes import to_hyperplane
 from robustgen.attacks.losses import targeted_margin
 from robustgen.attacks.search import Search, Start, State
@@ -57,7 +56,7 @@ class FAB(Search[Walk]):
         self.n_iter = self.length = n_iter
 
     def begin(self, start: Start, draws: Draws) -> Walk:
-        return self._walk(start, start.x, targets(start, True))
+        return self._walk(start, start.x, start.target())
 
     def ask(self, victim: Victim, state: Walk) -> Answer:
         return victim.gradient(state.point, lambda logits: targeted_margin(logits, state.y, state.target))

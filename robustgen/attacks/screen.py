@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import wide
+from robustgen.attacks.ball import wide
 from robustgen.attacks.losses import margin
 from robustgen.attacks.search import Search, Start
 from robustgen.attacks.square import Square, Squares, square

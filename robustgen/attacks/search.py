@@ -79,6 +79,12 @@ class Start(NamedTuple):
         known = {"at_first": unknown, "lacked": unknown, "looked": zeros}
         return {**self._asdict(), "step": zeros, "over": zeros.bool(), **known}
 
+    def target(self) -> Tensor:
+        """The class that a targeted job aims at, (rows,): the (job + 2)th of the clean picture's, by its
+        logits, the label being the first, be it one of several that tie."""
+        order = self.clean.scatter(1, self.y[:, None], torch.inf).sort(1).indices
+        return order.gather(1, order.shape[1] - 2 - self.job[:, None]).squeeze(1)
+
 
 class Search(ABC, Generic[S]):
     """One attack as a loop for one picture, whose rows are of the type S. ``jobs``: how many such loops a
