@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.ball import direction, steepest, unit, wide
-from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
+from robustgen.attacks.losses import LOSSES, TARGETED_LOSSES, ZERO
 from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
@@ -72,7 +72,7 @@ class APGD(Search[C], ABC):
         self.threat = threat
         self.loss = LOSSES[loss]
         self.zero = ZERO[loss]
-        self.targeted = self.ranks = loss in TARGETED
+        self.targeted = self.ranks = loss in TARGETED_LOSSES
         self.jobs = jobs
         self.n_iter = self.length = n_iter
 

@@ -50,7 +50,7 @@ def confidence(model: Classifier, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Detector:
+class ScoreDetector:
     """Accepts a picture where its score, (batch,) and differentiable, is at least the threshold.
 
     ``spread``: the scores' standard deviation on accepted and rejected pictures of the data, a unit.
@@ -68,7 +68,7 @@ class Detector:
 @torch.no_grad()
 def fit(
     model: Classifier, images: Tensor, score: ScoreFunction = log_prob, rejection: float = 0.05
-) -> Detector:
+) -> ScoreDetector:
     """The detector that rejects a share ``rejection``, rounded down, of the calibration pictures ``images``
     (n, ...), their labels not looked at. It is as strict as that allows.
 
@@ -89,11 +89,11 @@ def fit(
         raise UserError("a score of a calibration picture is NaN or infinite", where="detector.fit")
     threshold = float(scores.sort().values[math.floor(rejection * len(scores))])
     spread = float(scores.std(correction=0))
-    return Detector(score, threshold, spread or 1.0)
+    return ScoreDetector(score, threshold, spread or 1.0)
 
 
 @torch.no_grad()
-def withstands(model: Classifier, detector: Detector, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+def withstands(model: Classifier, detector: ScoreDetector, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     """Whether x (batch, ...) is right and accepted, and x_adv right or rejected, (batch,)."""
     clean = (model.logits(x).argmax(1) == y) & (detector.excess(model, x) >= 0)
     return clean & ((model.logits(x_adv).argmax(1) == y) | (detector.excess(model, x_adv) < 0))
@@ -111,14 +111,14 @@ class Fitted:
         self.score = SCORED_BY[score]
         self.rejection = rejection
         self.pictures = pictures
-        self._of: tuple[Classifier, Detector | None] | None = None
+        self._of: tuple[Classifier, ScoreDetector | None] | None = None
 
-    def __call__(self, model: Classifier) -> Detector | None:
+    def __call__(self, model: Classifier) -> ScoreDetector | None:
         if self._of is None or self._of[0] is not model:
             self._of = (model, self._fit(model))
         return self._of[1]
 
-    def _fit(self, model: Classifier) -> Detector | None:
+    def _fit(self, model: Classifier) -> ScoreDetector | None:
         if model.stochastic:
             return None
         device = next(model.parameters(), torch.zeros(())).device
@@ -151,7 +151,7 @@ class Judged(Score):
 class Guarded(Victim):
     """A model with its detector. To losses, the last column of the logits is the detector's excess."""
 
-    def __init__(self, model: Classifier, detector: Detector) -> None:
+    def __init__(self, model: Classifier, detector: ScoreDetector) -> None:
         super().__init__(model)
         self.detector = detector
 
@@ -208,8 +208,9 @@ class DetectorAware(Cascade):
     name = "detector-aware"
 
     def __init__(
-        self, threat: ThreatModel, detector: Callable[[Classifier], Detector | None], *, n_iter: int = 100
-    ) -> None:
+        self, threat: ThreatModel, detector: Callable[[Classifier], ScoreDetector | None], *,
+        n_iter: int = 100,
+    ) -> None:  # fmt: skip
         super().__init__(threat, tuple(WEIGHTS))
         self.detector = detector
         self.n_iter = n_iter

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from robustgen.attacks.hope import end_hopeless
+from robustgen.attacks.early_stopping import stop_early
 from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier
@@ -32,7 +32,7 @@ class State:
     there, of no class unless the search ``ranks`` them; ``job``: which restart or target class; ``step``:
     how many points were asked about in this job; ``point``: the next one; ``over``: whether the job has
     ended. ``at_first``, ``lacked``: what the job's best point lacked when that was first known, and at
-    the last look, after ``looked`` steps (hope.py).
+    the last look, after ``looked`` steps (early_stopping.py).
     """
 
     row: Tensor
@@ -201,7 +201,7 @@ def run(
     """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) points at a time,
     or one sample's jobs if these are more.
 
-    Unless ``thorough``, jobs that will not arrive end early (hope.py). Raises UserError where the
+    Unless ``thorough``, jobs that will not arrive end early (early_stopping.py). Raises UserError where the
     model's logits are no numbers.
     """
     found = Found.nothing(x)
@@ -236,7 +236,7 @@ def run(
         search.step(state, answer)
         lacking = None if thorough else search.lacking(state)
         if lacking is not None:
-            end_hopeless(state, lacking, search.length)
+            stop_early(state, lacking, search.length)
         # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
         facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
         finite, some_hit, some_over = facts.tolist()

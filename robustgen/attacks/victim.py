@@ -100,3 +100,7 @@ class Victim:
     def serving(self, rows: Tensor) -> AbstractContextManager[None]:
         """Calls within the block are for these rows of the batch."""
         return serving(self.model, rows)
+
+
+MakeVictim: TypeAlias = Callable[[Classifier], Victim]
+"""How an attack sees a model."""
