@@ -42,10 +42,10 @@ class Walk(State):
 class FAB(Search[Walk]):
     """FAB aimed at one class: job k at the class that the clean picture's logits rank (k + 2)th.
 
-    One question is both the check of an iteration and the gradient of the next, except where the point
-    turned out adversarial: then the next iteration leaves from nearer to the clean picture, and asks
-    there first. That is nearly every time, since iterations end just behind the boundary: in step with
-    the reference, but not cheaper than it (see LeanFAB).
+    One question serves as the check of an iteration and as the gradient of the next, unless the point was
+    adversarial: then the next one starts nearer to the clean picture and asks there first. As iterations
+    end just behind the boundary, that is nearly always, so this class costs what the reference does
+    (LeanFAB does not).
     """
 
     ranks = True

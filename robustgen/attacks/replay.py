@@ -47,7 +47,7 @@ class ReferenceDraws(Draws):
         return torch.rand(*shape).expand(len(self), *shape)
 
     def keys(self) -> Tensor:
-        """No streams are behind these draws: ``replay`` asks for those of a step."""
+        """Zeros: a replay has no streams; ``_redraw`` gives the numbers of each step."""
         return torch.zeros(len(self), dtype=torch.long)
 
     def _spread(self, drawn: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Search(ABC, Generic[S]):
 
     jobs: int = 1
     length: int
-    """Steps of a job that finds nothing; asked for where ``lacking`` says something."""
+    """Steps of a full job, for searches with a ``lacking``."""
     ranks: bool = False
     """Whether jobs begin with the model's logits at the clean pictures; without, they are not asked for."""
 
@@ -160,9 +160,9 @@ class Found:
         return ~self.broken | model.stochastic
 
     def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Tensor, y: Tensor) -> Tensor:
-        """Take in points that no search asked about, one of each of the samples ``rows`` with labels y, by
-        what ``model`` says of them (victims.said). Returns the samples that they break, of a stochastic
-        model those alone in which no point before did so by more."""
+        """Record one point for each of ``rows`` (labels y), which no search asked about, by the model's
+        answers there (victims.said). Returns the samples that it breaks; of a stochastic model, those whose
+        margin is above 0 and above every earlier point's."""
         if model.stochastic:
             margins = margin(said, y)
             broken = margins > self.margin[rows].clamp_min(0)
