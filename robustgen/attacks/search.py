@@ -205,7 +205,6 @@ def run(
     model's logits are no numbers.
     """
     found = Found.nothing(x)
-    stochastic = victim.model.stochastic
     fresh = torch.arange(len(x), device=x.device)  # samples whose first job is to begin
     standing = fresh[:0]  # samples whose other jobs are
     others = search.jobs - 1
@@ -218,8 +217,7 @@ def run(
         job = torch.tensor(jobs, device=x.device).repeat(len(samples))
         return search.begin(Start(row, x[row], y[row], clean[row], job), draws.at(row, job))
 
-    state = begin(fresh[:width], range(1))
-    fresh = fresh[width:]
+    state, fresh = begin(fresh[:width], range(1)), fresh[width:]
     while len(state) or len(standing) or len(fresh):
         # Together, whatever the room, so that a sample's way does not depend on its neighbours.
         count = max((width - len(state)) // others, 0 if len(state) else 1) if len(standing) else 0
@@ -229,30 +227,35 @@ def run(
         if len(fresh) and len(state) < width:
             room = width - len(state)
             state, fresh = state.join(begin(fresh[:room], range(1))), fresh[room:]
-        with victim.serving(state.row):
-            answer = search.ask(victim, state)
-        asked, allowed = state.point, search.allowed(state)
-        hit = allowed & (answer.logits.argmax(1) != state.y)
-        search.step(state, answer)
-        lacking = None if thorough else search.lacking(state)
-        if lacking is not None:
-            stop_early(state, lacking, search.length)
-        # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
-        facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
-        finite, some_hit, some_over = facts.tolist()
-        _check(finite)
-        if stochastic:
-            found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
-        elif some_hit:
-            _note_hits(found, victim, state, asked, hit)
-        if some_over or (some_hit and not stochastic):
-            # The mean of a stochastic model's draws may go on rising where it is wrong already.
-            ended = state.over if stochastic else state.over | found.broken[state.row]
+        ended = _advance(search, victim, state, found, thorough)
+        if ended is not None:
             if others:
                 first = state.row[ended & (state.job == 0)]
                 standing = torch.cat([standing, first[~_settled(found, victim, first, y)]])
             state = state.take(~ended)
     return found
+
+
+def _advance(search: Search[S], victim: Victim, state: S, found: Found, thorough: bool) -> Tensor | None:
+    """Ask about every row's point and take the answers in; which rows have ended, None where none has."""
+    with victim.serving(state.row):
+        answer = search.ask(victim, state)
+    asked, allowed = state.point, search.allowed(state)
+    hit = allowed & (answer.logits.argmax(1) != state.y)
+    search.step(state, answer)
+    lacking = None if thorough else search.lacking(state)
+    if lacking is not None:
+        stop_early(state, lacking, search.length)
+    # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
+    facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
+    finite, some_hit, some_over = facts.tolist()
+    _check(finite)
+    if victim.model.stochastic:  # the mean of its draws may go on rising where it is wrong already
+        found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
+        return state.over if some_over else None
+    if some_hit:
+        _note_hits(found, victim, state, asked, hit)
+    return state.over | found.broken[state.row] if some_over or some_hit else None
 
 
 def _first_of_each(rows: Tensor) -> Tensor:
