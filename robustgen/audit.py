@@ -12,14 +12,14 @@ import numpy as np
 
 AUDIT = "audit"
 """What ``broken_by`` says of a sample that only the audit broke."""
-TARGETED = ("apgd-t", "fab-t", "apgd-margin-t")
+TARGETED_STAGES = ("apgd-t", "fab-t", "apgd-margin-t")
 """Stages that aim at one class after another."""
 
 
 def repeats(stage: str, *, early: bool) -> bool:
     """Whether an audit repeats a stage: where jobs may have been ended ``early``, every one; where gradients
-    alone were low, those that are TARGETED."""
-    return early or stage in TARGETED
+    alone were low, those that are TARGETED_STAGES."""
+    return early or stage in TARGETED_STAGES
 
 
 def audited(survivors: int) -> list[int]:

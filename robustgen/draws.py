@@ -60,8 +60,8 @@ class Draws:
         return torch.from_numpy(self.uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
 
     def shared(self, *shape: int) -> Tensor:
-        """As ``uniform``: what the reference's code draws once for a batch (attacks/replay.py) belongs to a
-        sample here."""
+        """As ``uniform``; in ``ReferenceDraws`` (attacks/replay.py) one draw for all rows, as in the
+        reference's code."""
         return self.uniform(*shape)
 
     def keys(self) -> Tensor:

@@ -6,7 +6,7 @@ An evaluation is data x perturbation x readout; the types of the second and thir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -57,11 +57,22 @@ class Identity(Perturbation):
 class Attack(Perturbation):
     """A perturbation that seeks, within ``threat``, a picture that the model gets wrong.
 
-    What it returns is never trusted: ``verify`` projects it, and the model is asked again.
+    What it returns is never trusted: ``verify`` projects it, and the model is asked again. ``names``: its
+    stages in order, as ``broken_by`` names them; ``thorough``: whether every job of it runs to its end.
     """
+
+    names: tuple[str, ...] = ()
+    thorough: bool = True
 
     def __init__(self, threat: ThreatModel) -> None:
         self.threat = threat
+
+    def detail(self) -> dict[str, Any]:
+        """What run.json says of it, whatever it is planned for: rows of another detail are another run's."""
+        stages = self.names if len(self.names) > 1 else ()  # a single attack is no cascade
+        return {
+            "attack": self.name, "norm": self.threat.norm, "eps": self.threat.eps, "cascade": [*stages],
+        }  # fmt: skip
 
 
 class Readout(ABC):

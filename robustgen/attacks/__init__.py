@@ -72,9 +72,3 @@ def evaluation_name(attack: Attack) -> str:
     autoattack-q500-linf-0.15: a smaller budget never goes by the reference's name.
     """
     return f"{attack.name}-{attack.threat.slug}"
-
-
-def stages(attack: Attack) -> tuple[str, ...]:
-    """The stages of a cascade in order, as ``broken_by`` names them; empty for a single attack."""
-    names: tuple[str, ...] = getattr(attack, "names", ())
-    return names if len(names) > 1 else ()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import steepest, unit
-from robustgen.attacks.losses import LOSSES, TARGETED, ZERO
+from robustgen.attacks.ball import direction, steepest, unit, wide
+from robustgen.attacks.losses import LOSSES, TARGETED_LOSSES, ZERO
 from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
@@ -61,7 +61,10 @@ class Climb(State):
         self.gradient = torch.where(wide(rows), self.best_gradient, self.gradient)
 
 
-class APGD(Search, ABC):
+C = TypeVar("C", bound=Climb)
+
+
+class APGD(Search[C], ABC):
     """APGD on a loss of ``losses.LOSSES``. Job k aims a targeted loss at the class that the clean
     picture's logits rank (k + 2)th, and is a restart otherwise."""
 
@@ -69,19 +72,19 @@ class APGD(Search, ABC):
         self.threat = threat
         self.loss = LOSSES[loss]
         self.zero = ZERO[loss]
-        self.targeted = self.ranks = loss in TARGETED
+        self.targeted = self.ranks = loss in TARGETED_LOSSES
         self.jobs = jobs
         self.n_iter = self.length = n_iter
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Climb)
+    def ask(self, victim: Victim, state: C) -> Answer:
         return victim.gradient(state.point, lambda logits: self.loss(logits, state.y, state.target))
 
     def _climb(self, start: Start, point: Tensor) -> dict[str, Any]:
         unknown = torch.zeros_like(point[:, 0, 0, 0])
         none = torch.zeros_like(point)
+        target = start.target() if self.targeted else start.y
         return {
-            **start.fields(), "point": point, "target": targets(start, self.targeted), "before": point,
+            **start.fields(), "point": point, "target": target, "before": point,
             "here": point, "gradient": none, "best": point, "best_gradient": none, "best_loss": unknown,
             "last_loss": unknown, "size": unknown,
         }  # fmt: skip
@@ -96,7 +99,7 @@ class DenseClimb(Climb):
     halved_then: Tensor  # whether the step was halved there
 
 
-class DenseAPGD(APGD):
+class DenseAPGD(APGD[DenseClimb]):
     """APGD in Linf and L2: steps of all pixels, with momentum, halved where they no longer climb."""
 
     def __init__(self, threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100) -> None:
@@ -105,19 +108,15 @@ class DenseAPGD(APGD):
 
     def begin(self, start: Start, draws: Draws) -> DenseClimb:
         self.intervals = self.intervals.to(start.x.device)
-        shape = start.x.shape[1:]
-        noise = draws.uniform(*shape) * 2 - 1 if self.threat.norm == "linf" else draws.normal(*shape)
-        point = (start.x + self.threat.eps * unit(noise.to(start.x), self.threat.norm)).clamp(
-            *self.threat.box
-        )
+        noise = unit(direction(start.x, self.threat.norm, draws).to(start.x), self.threat.norm)
+        point = (start.x + self.threat.eps * noise).clamp(*self.threat.box)
         climb = self._climb(start, point)
         return DenseClimb(
             **climb, rises=torch.zeros_like(start.job), best_then=climb["best_loss"],
             halved_then=torch.ones_like(climb["over"]),
         )  # fmt: skip
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, DenseClimb)
+    def step(self, state: DenseClimb, answer: Answer) -> None:
         first = state.step == 0
         state.rises = state.rises + state.take_in(answer, first, self.zero)
         state.best_then = torch.where(first, state.best_loss, state.best_then)
@@ -127,8 +126,7 @@ class DenseAPGD(APGD):
         state.step = state.step + 1
         state.over = state.step > self.n_iter
 
-    def lacking(self, state: State) -> Tensor:
-        assert isinstance(state, DenseClimb)
+    def lacking(self, state: DenseClimb) -> Tensor:
         return -state.best_loss
 
     def _adapt(self, state: DenseClimb) -> None:
@@ -169,7 +167,7 @@ class SparseClimb(Climb):
     moved: Tensor
 
 
-class SparseAPGD(APGD):
+class SparseAPGD(APGD[SparseClimb]):
     """APGD in L1: steps of the pixels of largest gradient, in balls of 3, 2 and 1 eps one after another.
 
     Only the last ball is the threat's; what was best in one is where the next begins. Unless
@@ -198,16 +196,15 @@ class SparseAPGD(APGD):
         device = start.x.device
         self.eps, self.first, self.last = self.eps.to(start.x), self.first.to(device), self.last.to(device)
         self.checked = self.checked.to(device)
-        noise = draws.normal(*start.x.shape[1:]).to(start.x)
+        noise = direction(start.x, self.threat.norm, draws).to(start.x)
         point = self._project(start.x, start.x + noise, torch.full_like(start.job, 0))
         climb = self._climb(start, point)
         return SparseClimb(**climb, share=climb["size"], moved=climb["size"])
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: SparseClimb) -> Tensor:
         return self.eps[state.step] <= self.threat.eps
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, SparseClimb)
+    def step(self, state: SparseClimb, answer: Answer) -> None:
         step = state.step
         eps, first, last, checked = self.eps[step], self.first[step], self.last[step], self.checked[step]
         state.take_in(answer, first, self.zero)
@@ -234,27 +231,20 @@ class SparseAPGD(APGD):
         place = ((1 - state.share) * pixels).clamp(0, pixels - 1).long()
         least = magnitude.sort(1).values.gather(1, place[:, None])
         sign = torch.where(magnitude >= least, state.gradient.flatten(1).sign(), 0.0)
-        direction = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(state.gradient)
-        return state.here + wide(state.size) * direction
+        move = (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(state.gradient)
+        return state.here + wide(state.size) * move
 
     def _project(self, x: Tensor, point: Tensor, step: Tensor) -> Tensor:
         return project_l1_box(x, point, self.eps[step], self.threat.box)
 
 
-def apgd(threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True) -> APGD:
+def apgd(
+    threat: ThreatModel, loss: str, *, jobs: int = 1, n_iter: int = 100, shrinking: bool = True
+) -> APGD[Any]:
     """APGD in the norm of the threat; ``shrinking`` is for L1 (see ``SparseAPGD``)."""
     if threat.norm == "l1":
         return SparseAPGD(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
     return DenseAPGD(threat, loss, jobs=jobs, n_iter=n_iter)
-
-
-def targets(start: Start, targeted: bool) -> Tensor:
-    """The class that a job aims at, (rows,): the (job + 2)th of the clean picture's, by its logits, the
-    label being the first, be it one of several that tie."""
-    if not targeted:
-        return start.y
-    order = start.clean.scatter(1, start.y[:, None], torch.inf).sort(1).indices
-    return order.gather(1, order.shape[1] - 2 - start.job[:, None]).squeeze(1)
 
 
 def checkpoint_intervals(n_iter: int) -> Tensor:
@@ -269,8 +259,3 @@ def checkpoint_intervals(n_iter: int) -> Tensor:
         intervals[end] = length
         length = max(length - max(int(0.03 * n_iter), 1), max(int(0.06 * n_iter), 1))
     return intervals
-
-
-def wide(per_row: Tensor) -> Tensor:
-    """(rows,) to (rows, 1, 1, 1)."""
-    return per_row.view(-1, 1, 1, 1)

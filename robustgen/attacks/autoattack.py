@@ -6,6 +6,7 @@ the same, and what is done otherwise to be quick.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -64,7 +65,9 @@ class QueryBudget(Options):
     n_queries: int = Field(default=5000, gt=0)
 
 
-def part(name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True) -> Search:
+def part(
+    name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True
+) -> Search[Any]:
     """One part of AutoAttack, by its name, for a model with so many classes; ``shrinking`` is for APGD in
     L1 (see ``SparseAPGD``)."""
     l1 = threat.norm == "l1"
@@ -77,12 +80,12 @@ def part(name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrink
             return apgd(threat, loss, jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-t":
             loss = scaled("dlr-targeted", classes)
-            jobs = _targets(budget, classes, 5 if l1 else 9)
+            jobs = target_classes(budget.n_target_classes, classes, 5 if l1 else 9)
             return apgd(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
         case "fab":
             return LeanUntargetedFAB(threat, jobs=restarts, n_iter=n_iter)
         case "fab-t":
-            return LeanFAB(threat, jobs=_targets(budget, classes, 9), n_iter=n_iter)
+            return LeanFAB(threat, jobs=target_classes(budget.n_target_classes, classes, 9), n_iter=n_iter)
         case "square":
             return screened_square(threat, n_queries=budget.n_queries)
     raise AssertionError(name)
@@ -98,8 +101,10 @@ def scaled(loss: str, classes: int) -> str:
     return loss if classes >= CLASSES_NEEDED[loss] else margins[loss]
 
 
-def _targets(budget: Budget, classes: int, reference: int) -> int:
-    return min(budget.n_target_classes or reference, classes - 1)
+def target_classes(wanted: int | None, classes: int, reference: int) -> int:
+    """At how many classes a targeted part aims: as many as are ``wanted`` (None: as the ``reference`` does),
+    never more than there are beside the label."""
+    return min(wanted or reference, classes - 1)
 
 
 class Parts(Cascade):
@@ -109,16 +114,16 @@ class Parts(Cascade):
     """
 
     reference = "Croce and Hein 2020, arXiv:2003.01690"
-    title: ClassVar[str]
-    parts: ClassVar[tuple[str, ...]]
+    title: str
+    parts: tuple[str, ...]
     options_type: ClassVar[type[Options]] = Budget
     budget_type: ClassVar[type[Budget]] = Budget
-    defaults: ClassVar[dict[str, Any]] = {}
-    shrinking: ClassVar[bool] = True
+    defaults: Mapping[str, Any] = {}
+    shrinking: bool = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         given = strict.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
-        self.budget = self.budget_type(**(self.defaults | given.model_dump(exclude_defaults=True)))
+        self.budget = self.budget_type(**{**self.defaults, **given.model_dump(exclude_defaults=True)})
         super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
         self.name = given.mark(self.title)
 
@@ -128,8 +133,11 @@ class Parts(Cascade):
                 "there is nothing to attack where there is one class", where=f"the attack {self.name!r}",
                 expected="a model with 2 classes or more", got=model.num_classes,
             )  # fmt: skip
-        build = partial(part, shrinking=self.shrinking)
-        return [Stage(name, build(name, self.threat, self.budget, model.num_classes)) for name in self.parts]
+        return [Stage(name, self.search(name, model.num_classes)) for name in self.parts]
+
+    def search(self, name: str, classes: int) -> Search[Any]:
+        """The part of that name for a model with so many classes."""
+        return part(name, self.threat, self.budget, classes, shrinking=self.shrinking)
 
 
 class AutoAttack(Parts):
@@ -145,7 +153,7 @@ class AutoAttackPlus(Parts):
 
     title = "autoattack-plus"
     parts = PLUS
-    defaults: ClassVar = PLUS_BUDGET
+    defaults = PLUS_BUDGET
     shrinking = False
 
 
@@ -159,7 +167,7 @@ class AutoAttackRand(Parts):
     title = "autoattack-rand"
     parts = RAND
     options_type = IterBudget
-    defaults: ClassVar = {"restarts": 1, "thorough": True}
+    defaults: Mapping[str, Any] = {"restarts": 1, "thorough": True}
     shrinking = False
 
     def stages(self, model: Classifier) -> list[Stage]:
@@ -216,5 +224,5 @@ class SquareAttack(Parts):
     parts = ("square",)
     options_type = QueryBudget
 
-    def stages(self, model: Classifier) -> list[Stage]:
-        return [Stage("square", square(self.threat, n_queries=self.budget.n_queries))]
+    def search(self, name: str, classes: int) -> Search[Any]:
+        return square(self.threat, n_queries=self.budget.n_queries)  # no gradient screens its questions

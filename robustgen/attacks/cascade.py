@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustgen.attacks.search import Found, Remaining, Search, run
-from robustgen.attacks.victim import Victim
+from robustgen.attacks.victim import MakeVictim, Victim
 from robustgen.attacks.victims import said, usual_view
 from robustgen.audit import AUDIT, audited, repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, serving
@@ -23,8 +22,8 @@ class Stage(NamedTuple):
     """One attack of a cascade: its name in ``broken_by``, its search, and how it sees the model."""
 
     name: str
-    search: Search
-    victim: Callable[[Classifier], Victim] = usual_view
+    search: Search[Any]
+    victim: MakeVictim = usual_view
 
 
 class Cascade(Attack):
@@ -33,10 +32,10 @@ class Cascade(Attack):
     ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
     did, and where it was wrong from the start.
 
-    Unless ``thorough``, jobs that will not arrive end early (hope.py). Where they do, or gradients are
-    taken in bfloat16, an audit comes last: on every 8th survivor of the batch, 4 at least, the stages that
-    were spared something again, thoroughly and with float32 gradients. Jobs of a stochastic model never
-    end early.
+    Unless ``thorough``, jobs that will not arrive end early (early_stopping.py), but never those of a
+    stochastic model. Where jobs may end early, or gradients are in bfloat16, an audit follows: every 8th
+    survivor of the batch (at least 4) goes again, in full and in float32, through the stages that
+    ``audit.repeats`` names.
     """
 
     def __init__(self, threat: ThreatModel, names: tuple[str, ...], *, thorough: bool = True) -> None:

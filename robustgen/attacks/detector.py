@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from robustgen.attacks.apgd import APGD, Climb, apgd
 from robustgen.attacks.cascade import Cascade, Stage
-from robustgen.attacks.search import Search, Start, State
+from robustgen.attacks.search import Search, Start
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.data import Dataset
@@ -49,7 +50,7 @@ def confidence(model: Classifier, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Detector:
+class ScoreDetector:
     """Accepts a picture where its score, (batch,) and differentiable, is at least the threshold.
 
     ``spread``: the scores' standard deviation on accepted and rejected pictures of the data, a unit.
@@ -67,7 +68,7 @@ class Detector:
 @torch.no_grad()
 def fit(
     model: Classifier, images: Tensor, score: ScoreFunction = log_prob, rejection: float = 0.05
-) -> Detector:
+) -> ScoreDetector:
     """The detector that rejects a share ``rejection``, rounded down, of the calibration pictures ``images``
     (n, ...), their labels not looked at. It is as strict as that allows.
 
@@ -88,11 +89,11 @@ def fit(
         raise UserError("a score of a calibration picture is NaN or infinite", where="detector.fit")
     threshold = float(scores.sort().values[math.floor(rejection * len(scores))])
     spread = float(scores.std(correction=0))
-    return Detector(score, threshold, spread or 1.0)
+    return ScoreDetector(score, threshold, spread or 1.0)
 
 
 @torch.no_grad()
-def withstands(model: Classifier, detector: Detector, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+def withstands(model: Classifier, detector: ScoreDetector, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     """Whether x (batch, ...) is right and accepted, and x_adv right or rejected, (batch,)."""
     clean = (model.logits(x).argmax(1) == y) & (detector.excess(model, x) >= 0)
     return clean & ((model.logits(x_adv).argmax(1) == y) | (detector.excess(model, x_adv) < 0))
@@ -110,14 +111,14 @@ class Fitted:
         self.score = SCORED_BY[score]
         self.rejection = rejection
         self.pictures = pictures
-        self._of: tuple[Classifier, Detector | None] | None = None
+        self._of: tuple[Classifier, ScoreDetector | None] | None = None
 
-    def __call__(self, model: Classifier) -> Detector | None:
+    def __call__(self, model: Classifier) -> ScoreDetector | None:
         if self._of is None or self._of[0] is not model:
             self._of = (model, self._fit(model))
         return self._of[1]
 
-    def _fit(self, model: Classifier) -> Detector | None:
+    def _fit(self, model: Classifier) -> ScoreDetector | None:
         if model.stochastic:
             return None
         device = next(model.parameters(), torch.zeros(())).device
@@ -150,7 +151,7 @@ class Judged(Score):
 class Guarded(Victim):
     """A model with its detector. To losses, the last column of the logits is the detector's excess."""
 
-    def __init__(self, model: Classifier, detector: Detector) -> None:
+    def __init__(self, model: Classifier, detector: ScoreDetector) -> None:
         super().__init__(model)
         self.detector = detector
 
@@ -163,24 +164,22 @@ class Guarded(Victim):
         return super().confirm(x, y) & (self.detector.excess(self.model, x) >= 0)
 
 
-class Evading(Search):
+class Evading(Search[Climb]):
     """APGD on what is still missing: min(loss, 0) + ``weight`` * min(excess, 0) of the detector.
 
     Above 0 both are what the attacker wants. A rejected picture does him no good: it is answered as if
     the model were right about it.
     """
 
-    def __init__(self, search: APGD, weight: float) -> None:
+    def __init__(self, search: APGD[Any], weight: float) -> None:
         self.search = search
         self.jobs, self.ranks = search.jobs, search.ranks
         self.weight = weight
 
-    def begin(self, start: Start, draws: Draws) -> State:
+    def begin(self, start: Start, draws: Draws) -> Climb:
         return self.search.begin(start, draws)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Climb)
-
+    def ask(self, victim: Victim, state: Climb) -> Answer:
         def loss(both: Tensor) -> Tensor:
             wrong = self.search.loss(both[:, :-1], state.y, state.target)
             return wrong.clamp_max(0) + self.weight * both[:, -1].clamp_max(0)
@@ -190,10 +189,10 @@ class Evading(Search):
         right = functional.one_hot(state.y, logits.shape[1]).to(logits)
         return answer._replace(logits=torch.where(excess >= 0, logits, right))
 
-    def step(self, state: State, answer: Answer) -> None:
+    def step(self, state: Climb, answer: Answer) -> None:
         self.search.step(state, answer)
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: Climb) -> Tensor:
         return self.search.allowed(state)
 
 
@@ -209,8 +208,9 @@ class DetectorAware(Cascade):
     name = "detector-aware"
 
     def __init__(
-        self, threat: ThreatModel, detector: Callable[[Classifier], Detector | None], *, n_iter: int = 100
-    ) -> None:
+        self, threat: ThreatModel, detector: Callable[[Classifier], ScoreDetector | None], *,
+        n_iter: int = 100,
+    ) -> None:  # fmt: skip
         super().__init__(threat, tuple(WEIGHTS))
         self.detector = detector
         self.n_iter = n_iter

@@ -132,11 +132,11 @@ class _Versions(Parts):
     """The parts of a version, or those that a user lists, thorough since no audit may be among them."""
 
     def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:
-        self.title, self.parts = version, parts  # type: ignore[misc]
+        self.title, self.parts = version, parts
         # what the reference's own constructor sets, and only its standard version changes
         budget = {} if version == "standard" else PLUS_BUDGET
-        self.defaults = budget | {"thorough": version == "custom"}  # type: ignore[misc]
-        self.shrinking = version == "standard"  # type: ignore[misc]
+        self.defaults = budget | {"thorough": version == "custom"}
+        self.shrinking = version == "standard"
         super().__init__(threat)
 
 

@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import targets, wide
-from robustgen.attacks.ball import DUAL, ORDER
+from robustgen.attacks.ball import DUAL, ORDER, direction, wide
 from robustgen.attacks.hyperplanes import to_hyperplane
 from robustgen.attacks.losses import targeted_margin
 from robustgen.attacks.search import Search, Start, State
@@ -40,13 +39,13 @@ class Walk(State):
     ends_one: Tensor
 
 
-class FAB(Search):
+class FAB(Search[Walk]):
     """FAB aimed at one class: job k at the class that the clean picture's logits rank (k + 2)th.
 
-    One question is both the check of an iteration and the gradient of the next, except where the point
-    turned out adversarial: then the next iteration leaves from nearer to the clean picture, and asks
-    there first. That is nearly every time, since iterations end just behind the boundary: in step with
-    the reference, but not cheaper than it (see LeanFAB).
+    One question serves as the check of an iteration and as the gradient of the next, unless the point was
+    adversarial: then the next one starts nearer to the clean picture and asks there first. As iterations
+    end just behind the boundary, that is nearly always, so this class costs what the reference does
+    (LeanFAB does not).
     """
 
     ranks = True
@@ -57,22 +56,18 @@ class FAB(Search):
         self.n_iter = self.length = n_iter
 
     def begin(self, start: Start, draws: Draws) -> Walk:
-        return self._walk(start, start.x, targets(start, True))
+        return self._walk(start, start.x, start.target())
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Walk)
+    def ask(self, victim: Victim, state: Walk) -> Answer:
         return victim.gradient(state.point, lambda logits: targeted_margin(logits, state.y, state.target))
 
-    def allowed(self, state: State) -> Tensor:
-        assert isinstance(state, Walk)
+    def allowed(self, state: Walk) -> Tensor:
         return state.ends_one & (self.threat.distance(state.x, state.point) <= self.threat.eps)
 
-    def lacking(self, state: State) -> Tensor:
-        assert isinstance(state, Walk)
+    def lacking(self, state: Walk) -> Tensor:
         return (state.nearest / self.threat.eps).log()  # a walk comes nearer by shares of its distance
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, Walk)
+    def step(self, state: Walk, answer: Answer) -> None:
         back = state.ends_one & (answer.logits.argmax(1) != state.y)
         distance = self.threat.distance(state.x, state.point).to(state.nearest)
         state.nearest = torch.where(back, state.nearest.minimum(distance), state.nearest)
@@ -107,14 +102,13 @@ class UntargetedFAB(FAB):
     def begin(self, start: Start, draws: Draws) -> Walk:
         point = start.x
         if bool((start.job > 0).any()):
-            shape, norm = start.x.shape[1:], self.threat.norm
-            noise = (draws.uniform(*shape) * 2 - 1 if norm == "linf" else draws.normal(*shape)).to(start.x)
-            length = _norm(noise.flatten(1), ORDER[norm])
+            noise = direction(start.x, self.threat.norm, draws).to(start.x)
+            length = _norm(noise.flatten(1), ORDER[self.threat.norm])
             moved = (point + self.threat.eps / 2 * noise / wide(length)).clamp(*self.threat.box)
             point = torch.where(wide(start.job > 0), moved, point)
         return self._walk(start, point, start.y)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def ask(self, victim: Victim, state: Walk) -> Answer:
         return nearest_boundary(victim, state.point, state.y, self.threat.norm)
 
 

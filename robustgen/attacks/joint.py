@@ -7,7 +7,6 @@ The standard version's parts come first, so no sample is called more robust than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from pydantic import Field
 from robustgen.attacks.apgd import APGD, apgd
 from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget
 from robustgen.attacks.cascade import Stage
-from robustgen.attacks.victim import Victim
+from robustgen.attacks.victim import MakeVictim, Victim
 from robustgen.attacks.victims import Averaged, Estimated, Smoothed, Straight, hides_gradients
 from robustgen.classifiers.base import Classifier
 from robustgen.threat import ThreatModel
@@ -27,8 +26,6 @@ ESTIMATED_LEVEL = 1 / 3
 RIVALS = 3  # stages of many calls a step aim at the classes nearest to the label, not at all of them
 SMOOTHED_DRAWS = 8
 ESTIMATED_DRAWS = 32
-
-View = Callable[[Classifier], Victim]
 
 
 class JointBudget(Budget):
@@ -63,16 +60,16 @@ class JointAdaptive(AutoAttack):
         self.names = STANDARD + ADAPTIVE
 
     def stages(self, model: Classifier) -> list[Stage]:
-        view: View = partial(Averaged, m=self.budget.eot) if model.stochastic else Victim
+        view: MakeVictim = partial(Averaged, m=self.budget.eot) if model.stochastic else Victim
         standard = [stage._replace(victim=view) for stage in super().stages(model)]
         return standard + self._adaptive(model, view)
 
-    def _adaptive(self, model: Classifier, view: View) -> list[Stage]:
+    def _adaptive(self, model: Classifier, view: MakeVictim) -> list[Stage]:
         threat, n_iter = self.threat, self.budget.n_iter
         others = model.num_classes - 1
         size = noise_size(threat, math.prod(model.input_shape))
 
-        def towards(classes: int, steps: int) -> APGD:
+        def towards(classes: int, steps: int) -> APGD[Any]:
             return apgd(threat, "margin-targeted", jobs=min(classes, others), n_iter=steps)
 
         untargeted = apgd(threat, "margin", jobs=self.budget.restarts or 1, n_iter=n_iter)
@@ -86,11 +83,11 @@ class JointAdaptive(AutoAttack):
         return stages
 
 
-def _smoothed(view: View, sigma: float) -> View:
+def _smoothed(view: MakeVictim, sigma: float) -> MakeVictim:
     return lambda model: Smoothed(view(model), sigma, SMOOTHED_DRAWS)
 
 
-def _estimated(view: View, sigma: float) -> View:
+def _estimated(view: MakeVictim, sigma: float) -> MakeVictim:
     return lambda model: Estimated(view(model), sigma, ESTIMATED_DRAWS)
 
 

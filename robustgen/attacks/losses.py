@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+LabelledLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def log_odds(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def _pick(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, LabelledLoss] = {
     "ce": log_odds,
     "margin": margin,
     "dlr": dlr,
@@ -67,5 +67,5 @@ LOSSES: dict[str, Loss] = {
 }
 # Where a loss stands that is no gain yet: the cross-entropy is positive, and so are log odds above -inf.
 ZERO = dict.fromkeys(LOSSES, 0.0) | {"ce": -torch.inf}
-TARGETED = frozenset({"margin-targeted", "dlr-targeted"})
+TARGETED_LOSSES = frozenset({"margin-targeted", "dlr-targeted"})
 CLASSES_NEEDED = {"dlr": 3, "dlr-targeted": 4}

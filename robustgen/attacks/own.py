@@ -39,6 +39,9 @@ class OwnAttack(OutsideAttack):
         super().__init__(title, threat, options_of(function, OURS, title, options, YAML))
         self.code = fingerprint(digests(self.path))
 
+    def detail(self) -> dict[str, Any]:
+        return super().detail() | {"code": self.code}
+
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the function makes of the pictures."""
         try:

@@ -37,7 +37,7 @@ class PGDOptions(Options):
     """Which points count: all on the way, or, as in much published work, the last one alone."""
 
 
-class PGDSearch(Search):
+class PGDSearch(Search[State]):
     """Steepest ascent of a loss in the norm of the threat, projected to ball and box after each step.
 
     x <- project(x + a d), with d = sign(g) in Linf and d = g / |g| in L2. Every restart begins at

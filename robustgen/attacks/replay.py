@@ -6,6 +6,8 @@ that users run comes by here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ class ReferenceDraws(Draws):
         return torch.rand(*shape).expand(len(self), *shape)
 
     def keys(self) -> Tensor:
-        """No streams are behind these draws: ``replay`` asks for those of a step."""
+        """Zeros: a replay has no streams; ``_redraw`` gives the numbers of each step."""
         return torch.zeros(len(self), dtype=torch.long)
 
     def _spread(self, drawn: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class ReferenceDraws(Draws):
         return everyone
 
 
-def replay(search: Search, victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
+def replay(search: Search[Any], victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
     """What ``search`` finds from pictures x (batch, ...) with labels y as the reference would run it.
 
     Rows stay until the job is over, the last misclassified point counts, and draws come from torch's

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import wide
+from robustgen.attacks.ball import wide
 from robustgen.attacks.losses import margin
-from robustgen.attacks.search import Start, State
-from robustgen.attacks.square import FlatSquare, PeakedSquare, Square, Squares
+from robustgen.attacks.search import Search, Start
+from robustgen.attacks.square import Square, Squares, square
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.draws import Draws, uniform_at
 from robustgen.threat import ThreatModel
@@ -46,11 +46,15 @@ class Foretold(Squares):
     error: Tensor  # mean square of what was foretold less what came; infinite before the first question
 
 
-class Screened(Square):
+class Screened(Search[Foretold]):
     """Square that skips proposals which its model's gradient is sure to reject."""
 
+    def __init__(self, search: Square) -> None:
+        self.search = search
+        self.length = search.length
+
     def begin(self, start: Start, draws: Draws) -> Foretold:
-        squares = super().begin(start, draws)
+        squares = self.search.begin(start, draws)
         unknown = torch.full_like(squares.margin, torch.inf)
         old = torch.full_like(squares.step, REFRESH)
         return Foretold(
@@ -58,8 +62,7 @@ class Screened(Square):
             error=unknown,
         )  # fmt: skip
 
-    def ask(self, victim: Victim, state: State) -> Answer:
-        assert isinstance(state, Foretold)
+    def ask(self, victim: Victim, state: Foretold) -> Answer:
         due = ((state.age >= REFRESH) & (state.step > 0)).nonzero().squeeze(1)
         if len(due):
             y = state.y[due]
@@ -67,16 +70,18 @@ class Screened(Square):
                 _, gradient = victim.gradient(state.best[due], lambda logits: margin(logits, y)).ascent
             state.gradient[due], state.age[due] = gradient, 0
             state.foretold = self._foretell(state)
-        return super().ask(victim, state)
+        return self.search.ask(victim, state)
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, Foretold)
+    def lacking(self, state: Foretold) -> Tensor:
+        return self.search.lacking(state)
+
+    def step(self, state: Foretold, answer: Answer) -> None:
         change = margin(answer.logits, state.y) - state.margin
-        square = (change - state.foretold) ** 2
-        mean = torch.where(state.error.isinf(), square, torch.lerp(square, state.error, MEMORY))
+        squared = (change - state.foretold) ** 2
+        mean = torch.where(state.error.isinf(), squared, torch.lerp(squared, state.error, MEMORY))
         state.error = torch.where(state.gradient.flatten(1).any(1), mean, state.error)
         state.age = state.age + 1
-        super().step(state, answer)
+        self.search.step(state, answer)
         state.foretold = self._foretell(state)
         for _ in range(SKIPS):
             skipped = self._sure(state) & ~state.over
@@ -95,22 +100,13 @@ class Screened(Square):
     def _skip(self, state: Foretold, skipped: Tensor) -> None:
         """Go on to the next proposal where this one is skipped: ``best`` stays."""
         before = state.point, state.step
-        self.go_on(state)
+        self.search.go_on(state)
         state.point = torch.where(wide(skipped), state.point, before[0])
         state.step = torch.where(skipped, state.step, before[1])
-        state.over = state.step > self.n_queries
+        state.over = state.step > self.length
         state.foretold = self._foretell(state)
-
-
-class ScreenedFlat(Screened, FlatSquare):
-    """In Linf."""
-
-
-class ScreenedPeaked(Screened, PeakedSquare):
-    """In L2 and L1."""
 
 
 def screened_square(threat: ThreatModel, *, n_queries: int = 5000) -> Screened:
     """Square with skipped questions, in the norm of the threat."""
-    kind = ScreenedFlat if threat.norm == "linf" else ScreenedPeaked
-    return kind(threat, n_queries=n_queries)
+    return Screened(square(threat, n_queries=n_queries))

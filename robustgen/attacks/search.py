@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.hope import end_hopeless
+from robustgen.attacks.early_stopping import stop_early
 from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import SETTLED, Answer, Said, Victim, right_share
 from robustgen.classifiers.base import Classifier
@@ -32,7 +32,7 @@ class State:
     there, of no class unless the search ``ranks`` them; ``job``: which restart or target class; ``step``:
     how many points were asked about in this job; ``point``: the next one; ``over``: whether the job has
     ended. ``at_first``, ``lacked``: what the job's best point lacked when that was first known, and at
-    the last look, after ``looked`` steps (hope.py).
+    the last look, after ``looked`` steps (early_stopping.py).
     """
 
     row: Tensor
@@ -60,6 +60,9 @@ class State:
         return replace(self, **both)
 
 
+S = TypeVar("S", bound=State)
+
+
 class Start(NamedTuple):
     """Rows whose next job is to begin; fields as of ``State``."""
 
@@ -76,35 +79,42 @@ class Start(NamedTuple):
         known = {"at_first": unknown, "lacked": unknown, "looked": zeros}
         return {**self._asdict(), "step": zeros, "over": zeros.bool(), **known}
 
+    def target(self) -> Tensor:
+        """The class that a targeted job aims at, (rows,): the (job + 2)th of the clean picture's, by its
+        logits, the label being the first, be it one of several that tie."""
+        order = self.clean.scatter(1, self.y[:, None], torch.inf).sort(1).indices
+        return order.gather(1, order.shape[1] - 2 - self.job[:, None]).squeeze(1)
 
-class Search(ABC):
-    """One attack as a loop for one picture. ``jobs``: how many such loops a picture gets, each with other
-    draws or another target class: the first alone, since it breaks most, then the others together."""
+
+class Search(ABC, Generic[S]):
+    """One attack as a loop for one picture, whose rows are of the type S. ``jobs``: how many such loops a
+    picture gets, each with other draws or another target class: the first alone, since it breaks most, then
+    the others together."""
 
     jobs: int = 1
     length: int
-    """Steps of a job that finds nothing; asked for where ``lacking`` says something."""
+    """Steps of a full job, for searches with a ``lacking``."""
     ranks: bool = False
     """Whether jobs begin with the model's logits at the clean pictures; without, they are not asked for."""
 
     @abstractmethod
-    def begin(self, start: Start, draws: Draws) -> State:
+    def begin(self, start: Start, draws: Draws) -> S:
         """The state before the first question; ``draws`` are streams of these rows and jobs."""
 
     @abstractmethod
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def ask(self, victim: Victim, state: S) -> Answer:
         """Ask about ``state.point``: the one call of the model in a step."""
 
     @abstractmethod
-    def step(self, state: State, answer: Answer) -> None:
+    def step(self, state: S, answer: Answer) -> None:
         """Take in the answer: move ``state.point``, count ``state.step``, set ``state.over``."""
 
-    def lacking(self, state: State) -> Tensor | None:
+    def lacking(self, state: S) -> Tensor | None:
         """How far the best point of each row's job is from success, (rows,), in any unit, inf where that
         is not known yet; None for a search whose jobs all run to their end."""
         return None
 
-    def allowed(self, state: State) -> Tensor:
+    def allowed(self, state: S) -> Tensor:
         """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
         return torch.ones_like(state.over)
 
@@ -153,9 +163,9 @@ class Found:
         return ~self.broken | model.stochastic
 
     def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Said, y: Tensor) -> Tensor:
-        """Take in points that no search asked about, one of each of the samples ``rows`` with labels y, by
-        what ``model`` says of them (victims.said). Returns the samples that they break, of a stochastic
-        model those alone in which no point before did so by more."""
+        """Record one point for each of ``rows`` (labels y), which no search asked about, by the model's
+        answers there (victims.said). Returns the samples that it breaks; of a stochastic model, those whose
+        margin is above 0 and above every earlier point's."""
         if model.stochastic:
             margins, higher = margin(said.logits, y), self.margin[rows]
             broken = margins > higher.clamp_min(0)
@@ -190,17 +200,16 @@ class Remaining:
 
 
 def run(
-    search: Search, victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
+    search: Search[S], victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
     thorough: bool = True,
 ) -> Found:  # fmt: skip
     """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) points at a time,
     or one sample's jobs if these are more.
 
-    Unless ``thorough``, jobs that will not arrive end early (hope.py). Raises UserError where the
+    Unless ``thorough``, jobs that will not arrive end early (early_stopping.py). Raises UserError where the
     model's logits are no numbers.
     """
     found = Found.nothing(x)
-    stochastic = victim.model.stochastic
     fresh = torch.arange(len(x), device=x.device)  # samples whose first job is to begin
     standing = fresh[:0]  # samples whose other jobs are
     others = search.jobs - 1
@@ -208,13 +217,12 @@ def run(
     with victim.serving(fresh):
         clean = clean_logits(search, victim, x)
 
-    def begin(samples: Tensor, jobs: range) -> State:
+    def begin(samples: Tensor, jobs: range) -> S:
         row = samples.repeat_interleave(len(jobs))
         job = torch.tensor(jobs, device=x.device).repeat(len(samples))
         return search.begin(Start(row, x[row], y[row], clean[row], job), draws.at(row, job))
 
-    state = begin(fresh[:width], range(1))
-    fresh = fresh[width:]
+    state, fresh = begin(fresh[:width], range(1)), fresh[width:]
     while len(state) or len(standing) or len(fresh):
         # Together, whatever the room, so that a sample's way does not depend on its neighbours.
         count = max((width - len(state)) // others, 0 if len(state) else 1) if len(standing) else 0
@@ -224,30 +232,35 @@ def run(
         if len(fresh) and len(state) < width:
             room = width - len(state)
             state, fresh = state.join(begin(fresh[:room], range(1))), fresh[room:]
-        with victim.serving(state.row):
-            answer = search.ask(victim, state)
-        asked, allowed = state.point, search.allowed(state)
-        hit = allowed & (answer.logits.argmax(1) != state.y)
-        search.step(state, answer)
-        lacking = None if thorough else search.lacking(state)
-        if lacking is not None:
-            end_hopeless(state, lacking, search.length)
-        # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
-        facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
-        finite, some_hit, some_over = facts.tolist()
-        _check(finite)
-        if stochastic:
-            found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
-        elif some_hit:
-            _note_hits(found, victim, state, asked, hit)
-        if some_over or (some_hit and not stochastic):
-            # The mean of a stochastic model's draws may go on rising where it is wrong already.
-            ended = state.over if stochastic else state.over | found.broken[state.row]
+        ended = _advance(search, victim, state, found, thorough)
+        if ended is not None:
             if others:
                 first = state.row[ended & (state.job == 0)]
                 standing = torch.cat([standing, first[~_settled(found, victim, first, y)]])
             state = state.take(~ended)
     return found
+
+
+def _advance(search: Search[S], victim: Victim, state: S, found: Found, thorough: bool) -> Tensor | None:
+    """Ask about every row's point and take the answers in; which rows have ended, None where none has."""
+    with victim.serving(state.row):
+        answer = search.ask(victim, state)
+    asked, allowed = state.point, search.allowed(state)
+    hit = allowed & (answer.logits.argmax(1) != state.y)
+    search.step(state, answer)
+    lacking = None if thorough else search.lacking(state)
+    if lacking is not None:
+        stop_early(state, lacking, search.length)
+    # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
+    facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
+    finite, some_hit, some_over = facts.tolist()
+    _check(finite)
+    if victim.model.stochastic:  # the mean of its draws may go on rising where it is wrong already
+        found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
+        return state.over if some_over else None
+    if some_hit:
+        _note_hits(found, victim, state, asked, hit)
+    return state.over | found.broken[state.row] if some_over or some_hit else None
 
 
 def _first_of_each(rows: Tensor) -> Tensor:
@@ -259,7 +272,7 @@ def _first_of_each(rows: Tensor) -> Tensor:
     return order[new]
 
 
-def clean_logits(search: Search, victim: Victim, x: Tensor) -> Tensor:
+def clean_logits(search: Search[Any], victim: Victim, x: Tensor) -> Tensor:
     """The logits at the clean pictures, of no class where the search does not look at them."""
     return victim.logits(x).logits if search.ranks else x.new_empty(len(x), 0)
 

@@ -38,7 +38,7 @@ class Squares(State):
     key: Tensor
 
 
-class Square(Search, ABC):
+class Square(Search[Squares], ABC):
     """Square with ``n_queries`` proposals after the first point.
 
     A proposal takes ``placing`` draws for its place, and one a channel for its signs. What counts as
@@ -66,15 +66,13 @@ class Square(Search, ABC):
         key = draws.keys().to(point.device)
         return Squares(**start.fields(), point=point, best=point, margin=unknown, key=key)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def ask(self, victim: Victim, state: Squares) -> Answer:
         return victim.logits(state.point)
 
-    def lacking(self, state: State) -> Tensor:
-        assert isinstance(state, Squares)
+    def lacking(self, state: Squares) -> Tensor:
         return -state.margin
 
-    def step(self, state: State, answer: Answer) -> None:
-        assert isinstance(state, Squares)
+    def step(self, state: Squares, answer: Answer) -> None:
         self.accept(state, answer)
         self.go_on(state)
 

@@ -124,3 +124,7 @@ def finite(gradient: Tensor) -> Tensor:
 def right_share(predicted: Tensor, y: Tensor) -> Tensor:
     """The share of draws (draws, batch) that are right, (batch,)."""
     return (predicted == y).float().mean(0)
+
+
+MakeVictim: TypeAlias = Callable[[Classifier], Victim]
+"""How an attack sees a model."""

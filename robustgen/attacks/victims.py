@@ -16,7 +16,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from robustgen.attacks.victim import SETTLED, Answer, Loss, Said, Victim, finite, right_share
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier, plain
 from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
 from robustgen.types import VERDICT_DRAWS, ConditionalNoise
@@ -164,13 +164,13 @@ class Straight(View):
 
 def hides_gradients(model: Classifier) -> bool:
     """Whether the model offers a ``surrogate``, or has steps that ``Straight`` takes for the identity."""
-    plain = model.model if isinstance(model, FixedBatch) else model
-    if "surrogate" in plain.supports:
+    model = plain(model)
+    if "surrogate" in model.supports:
         return True
-    weight = next(plain.parameters(), torch.zeros(()))
-    x = torch.full((1, *plain.input_shape), 0.5, device=weight.device, requires_grad=True)
+    weight = next(model.parameters(), torch.zeros(()))
+    x = torch.full((1, *model.input_shape), 0.5, device=weight.device, requires_grad=True)
     with torch.enable_grad():
-        return bool(_hidden_steps(plain.logits(x)))
+        return bool(_hidden_steps(model.logits(x)))
 
 
 ROUNDING = frozenset(

@@ -320,6 +320,11 @@ class FixedBatch(Classifier):
         return torch.cat([rows, padding]) if missing else rows
 
 
+def plain(model: Classifier) -> Classifier:
+    """The classifier itself, where it may be called at a fixed batch size."""
+    return model.model if isinstance(model, FixedBatch) else model
+
+
 def serving(model: Classifier, rows: Tensor) -> AbstractContextManager[None]:
     """``model.serving(rows)`` where the model counts its calls."""
     return model.serving(rows) if isinstance(model, FixedBatch) else nullcontext()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
+from robustgen.classifiers.base import Classifier, Denoiser, plain
 from robustgen.classifiers.diffusion import DiffusionClassifier
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.classifiers.score import ScoreClassifier
@@ -67,7 +67,7 @@ class Explained(Readout):
 
         self.reference.to(x.device)
         found = None
-        if not isinstance(_inner(model), INTEGRATED):
+        if not isinstance(plain(model), INTEGRATED):
             found = nearest_wrong(model, x, y, self.steps)
         random = draws.normal(model.num_classes - 1, x[0].numel()).double()
         tables = [schema().empty_table()]
@@ -168,7 +168,7 @@ def share(vectors: Tensor, span: Tensor) -> Tensor:
 
 def own_denoiser(model: Classifier) -> Denoiser | None:
     """The denoiser that a model has or stands on, which knows labels; None where there is none."""
-    inner = _inner(model)
+    inner = plain(model)
     if isinstance(inner, DiffusionClassifier):
         return inner.denoiser
     return _Own(model) if "denoise" in model.supports else None
@@ -177,7 +177,7 @@ def own_denoiser(model: Classifier) -> Denoiser | None:
 def by_construction(model: Classifier) -> bool:
     """Whether the denoiser is the gradient of the joint density whose softmax the logits are: then the
     two agree for any weights whatever, and nothing is measured by it."""
-    inner = _inner(model)
+    inner = plain(model)
     return not isinstance(inner, DiffusionClassifier) and type(inner).denoise is Classifier.denoise
 
 
@@ -190,10 +190,6 @@ class _Own(Denoiser):
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         return self.model.denoise(x, sigma, y)
-
-
-def _inner(model: Classifier) -> Classifier:
-    return model.model if isinstance(model, FixedBatch) else model
 
 
 def _other(model: Classifier, x: Tensor, y: Tensor, found: Nearest | None) -> Tensor:

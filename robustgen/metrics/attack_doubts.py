@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustgen.audit import AUDIT, TARGETED
+from robustgen.audit import AUDIT, TARGETED_STAGES
 from robustgen.metrics.intervals import mcnemar, wilson
 from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_of
 from robustgen.metrics.verdicts import fell
@@ -60,7 +60,7 @@ def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
 def _targeted(evaluation: Evaluation) -> bool:
     """Whether an attack has the stages that aim at one class after another, which every audit repeats."""
     detail = evaluation.detail
-    return bool(set(TARGETED) & set(detail.get("cascade") or [])) or is_of(detail, *TARGETED)
+    return bool(set(TARGETED_STAGES) & set(detail.get("cascade") or [])) or is_of(detail, *TARGETED_STAGES)
 
 
 def _budget(run: Run) -> Iterator[Flag]:

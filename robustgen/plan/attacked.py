@@ -8,8 +8,6 @@ from typing import Any
 from robustgen import attacks
 from robustgen.attacks.detector import DetectorAware, Fitted, Judged
 from robustgen.attacks.fixed import Fixed
-from robustgen.attacks.outside.base import OutsideAttack
-from robustgen.attacks.own import OwnAttack
 from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Classifier
@@ -31,10 +29,7 @@ def attack(planning: Planning, spec: AttackSpec) -> None:
         )
     for eps in spec.eps or [settings.eps[spec.norm] * scale for scale in spec.scales]:
         made = attacks.build(spec, ThreatModel(spec.norm, eps))
-        detail: dict[str, Any] = {"code": made.code} if isinstance(made, OwnAttack) else {}
-        if isinstance(made, OutsideAttack) and made.given:
-            detail["options"] = made.given  # the name has them in short, so that two values may share it
-        _add(planning, made, detail | {"thorough": getattr(made, "thorough", True)})
+        _add(planning, made, {"thorough": made.thorough})
 
 
 def transfer(planning: Planning, spec: TransferSpec) -> None:
@@ -59,9 +54,7 @@ def transfer(planning: Planning, spec: TransferSpec) -> None:
 
 
 def _add(planning: Planning, made: Attack, more: dict[str, Any]) -> None:
-    threat = made.threat
-    detail = {"attack": made.name, "norm": threat.norm, "eps": threat.eps, "cascade": [*attacks.stages(made)]}
-    planning.add(attacks.evaluation_name(made), "attack", detail | more, perturbation=made)
+    planning.add(attacks.evaluation_name(made), "attack", made.detail() | more, perturbation=made)
 
 
 def fixed(planning: Planning, spec: FixedSpec) -> None:
@@ -97,9 +90,6 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     made = DetectorAware(ThreatModel(spec.norm, eps), fitted, n_iter=spec.n_iter)
     changed = {"r": (spec.rejection, 0.05), "i": (spec.n_iter, 100)}
     marks = "".join(f"-{letter}{value:g}" for letter, (value, usual) in changed.items() if value != usual)
-    detail = {
-        "attack": made.name, "norm": spec.norm, "eps": eps, "cascade": list(made.names),
-        "score": spec.score, "rejection": spec.rejection, "calibration": found.fingerprint,
-    }  # fmt: skip
+    about = {"score": spec.score, "rejection": spec.rejection, "calibration": found.fingerprint}
     name = f"detected-{slug(spec.score)}{marks}-{made.threat.slug}"
-    planning.add(name, "detected", detail, perturbation=made, scores=(Judged(fitted),))
+    planning.add(name, "detected", made.detail() | about, perturbation=made, scores=(Judged(fitted),))

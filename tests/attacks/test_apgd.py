@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustgen import data, load_model
-from robustgen.attacks.apgd import APGD, apgd, checkpoint_intervals, targets
+from robustgen.attacks.apgd import APGD, apgd, checkpoint_intervals
 from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Start, run
 from robustgen.attacks.victim import Answer, Victim
@@ -229,20 +229,6 @@ def test_checkpoints_are_the_papers(n_iter: int) -> None:
     assert {int(i): int(intervals[i]) for i in intervals.nonzero()} == wanted
     if n_iter == 100:
         assert list(wanted) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_targets_are_the_runners_up() -> None:
-    clean = torch.tensor([[0.1, 5.0, 3.0, 4.0], [9.0, 1.0, 2.0, 3.0], [9.0, 1.0, 2.0, 3.0]])
-    start = Start(torch.arange(3), clean, torch.tensor([1, 0, 0]), clean, torch.tensor([0, 0, 2]))
-    assert targets(start, True).tolist() == [3, 3, 1]
-    assert targets(start, False).tolist() == [1, 0, 0]
-
-
-def test_a_class_that_ties_with_the_label_is_the_first_target() -> None:
-    clean = torch.tensor([[2.0, 2.0, 0.0, -1.0, -2.0], [2.0, 2.0, 0.0, -1.0, -2.0]]).repeat_interleave(4, 0)
-    y, jobs = torch.tensor([0, 1]).repeat_interleave(4), torch.arange(4).repeat(2)
-    aims = targets(Start(torch.arange(8), clean, y, clean, jobs), True)
-    assert aims.tolist() == [1, 2, 3, 4, 0, 2, 3, 4]
 
 
 def test_restarts_draw_anew_and_break_more(trained: FixedBatch, digits: data.Dataset) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from robustgen.attacks import ATTACKS, build, evaluation_name, stages
+from robustgen.attacks import ATTACKS, build, evaluation_name
 from robustgen.config import AttackSpec
 from robustgen.errors import UserError
 from robustgen.perturb import Attack
@@ -48,8 +48,9 @@ def test_another_budget_shows_in_the_name(
 
 
 def test_stages_are_those_of_a_cascade() -> None:
-    assert stages(made("autoattack")) == ("apgd-ce", "apgd-t", "fab-t", "square")
-    assert stages(made("square")) == stages(made("pgd")) == ()
+    assert made("autoattack").detail()["cascade"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert made("square").detail()["cascade"] == made("pgd").detail()["cascade"] == []
+    assert made("noise").detail() == {"attack": "noise", "norm": "linf", "eps": 0.15, "cascade": []}
 
 
 def test_unknown_names_and_options_are_a_users_mistake() -> None:

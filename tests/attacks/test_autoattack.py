@@ -19,13 +19,15 @@ from robustgen.attacks.autoattack import (
     AutoAttackPlus,
     AutoAttackRand,
     Budget,
+    Parts,
+    SquareAttack,
     part,
     scaled,
 )
 from robustgen.attacks.fab import FAB
 from robustgen.attacks.joint import ADAPTIVE
 from robustgen.attacks.losses import LOSSES
-from robustgen.attacks.square import Square
+from robustgen.attacks.screen import Screened
 from robustgen.audit import repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.draws import Draws
@@ -132,8 +134,8 @@ def test_parts_and_budgets_are_the_references(norm: str) -> None:
         assert tuple(stage.name for stage in stages) == order
         for name, search, _ in stages:
             if name == "square":
-                assert isinstance(search, Square)
-                assert search.n_queries == theirs.square.n_queries
+                assert isinstance(search, Screened)
+                assert search.length == theirs.square.n_queries
             elif name.startswith("fab"):
                 assert isinstance(search, FAB)
                 assert search.n_iter == theirs.fab.n_iter
@@ -174,11 +176,15 @@ def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:
         assert part("fab-t", threat, Budget(), classes).jobs == jobs
 
 
-def test_one_class_and_unknown_options_are_errors() -> None:
+@pytest.mark.parametrize("kind", [AutoAttack, ApgdT, SquareAttack])
+def test_one_class_is_an_error(kind: type[Parts]) -> None:
     model = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 1, (1, 8, 8))
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
     with pytest.raises(UnsupportedError, match="2 classes or more"):
-        AutoAttack(ThreatModel("linf", 0.1))(model, x, y, Draws(0, "aa", torch.arange(2)))
+        kind(ThreatModel("linf", 0.1))(model, x, y, Draws(0, "aa", torch.arange(2)))
+
+
+def test_unknown_options_are_errors() -> None:
     for options in ({"n_iter": 0}, {"queries": 5}, {"n_queries": -1}, {"restarts": 0}):
         with pytest.raises(UserError):
             AutoAttack(ThreatModel("linf", 0.1), **options)

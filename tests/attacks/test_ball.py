@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustgen.attacks.ball import random_point, steepest, unit
+from robustgen.attacks.ball import direction, random_point, steepest, unit
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 
@@ -16,6 +16,14 @@ GREY = torch.full((400, 1, 3, 3), 0.5)
 
 def draws(first: int = 0, stop: int = 400) -> Draws:
     return Draws(0, "ball", np.arange(first, stop))
+
+
+def test_noise_is_uniform_in_linf_and_normal_in_l2_and_l1() -> None:
+    flat = direction(GREY, "linf", draws())
+    assert flat.shape == GREY.shape
+    assert stats.kstest(flat.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert stats.kstest(direction(GREY, "l2", draws()).flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(direction(GREY, "l1", draws()), direction(GREY, "l2", draws()))
 
 
 def test_in_linf_every_pixel_is_uniform() -> None:

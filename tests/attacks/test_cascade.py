@@ -24,7 +24,7 @@ from robustgen.threat import ThreatModel
 from robustgen.worker import ask, seeded
 
 
-class Up(Search):
+class Up(Search[State]):
     """Asks about one picture: the clean one and ``much`` more of every pixel."""
 
     def __init__(self, much: float) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.detector import (
-    Detector,
     DetectorAware,
     Evading,
     Fitted,
     Guarded,
     Judged,
+    ScoreDetector,
     confidence,
     fit,
     log_prob,
@@ -46,8 +46,8 @@ class Plane(Classifier):
         return -x[:, 0, 0, 0] - (x[:, 0, 0, 1] - 0.5).abs()
 
 
-def detector(t: float) -> Detector:
-    return Detector(log_prob, -t)
+def detector(t: float) -> ScoreDetector:
+    return ScoreDetector(log_prob, -t)
 
 
 def pictures(n: int = 16) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ def logits(n: int = 64, classes: int = 10) -> tuple[Tensor, Tensor, Tensor]:
     return z, y, (y + 1 + torch.arange(n) % (classes - 1)) % classes
 
 
-def gradient(loss: losses.Loss, z: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def gradient(loss: losses.LabelledLoss, z: Tensor, y: Tensor, target: Tensor) -> Tensor:
     z = z.clone().requires_grad_()
     return torch.autograd.grad(loss(z, y, target).sum(), z)[0]
 

@@ -45,7 +45,7 @@ def test_a_row_does_not_see_its_neighbours(
         assert torch.equal(part.broken, whole.broken[rows])
 
 
-class Countdown(Search):
+class Countdown(Search[State]):
     """Asks about a picture of one grey value after another, ``n`` a job; draws go into the first."""
 
     def __init__(self, n: int, jobs: int = 1) -> None:
@@ -236,3 +236,16 @@ def test_points_outside_the_budget_do_not_count() -> None:
     for stochastic, grey in ((False, 0.6), (True, 0.9)):
         found = search_in(Threshold(0.25, stochastic=stochastic), Late(10), 2)
         torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), grey))
+
+
+def test_targets_are_the_runners_up() -> None:
+    clean = torch.tensor([[0.1, 5.0, 3.0, 4.0], [9.0, 1.0, 2.0, 3.0], [9.0, 1.0, 2.0, 3.0]])
+    start = Start(torch.arange(3), clean, torch.tensor([1, 0, 0]), clean, torch.tensor([0, 0, 2]))
+    assert start.target().tolist() == [3, 3, 1]
+
+
+def test_a_class_that_ties_with_the_label_is_the_first_target() -> None:
+    clean = torch.tensor([[2.0, 2.0, 0.0, -1.0, -2.0], [2.0, 2.0, 0.0, -1.0, -2.0]]).repeat_interleave(4, 0)
+    y, jobs = torch.tensor([0, 1]).repeat_interleave(4), torch.arange(4).repeat(2)
+    aims = Start(torch.arange(8), clean, y, clean, jobs).target()
+    assert aims.tolist() == [1, 2, 3, 4, 0, 2, 3, 4]

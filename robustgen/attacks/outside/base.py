@@ -52,6 +52,10 @@ class OutsideAttack(Attack):
             [slug(title), *(slug(f"{key}{_short(value)}") for key, value in changed.items())]
         )
 
+    def detail(self) -> dict[str, Any]:
+        # the name has the options in short, so that two values may share it
+        return super().detail() | ({"options": self.given} if self.given else {})
+
     @abstractmethod
     def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the outside attack makes of pictures x (batch, ...) that a net takes for their labels y."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustgen import strict
-from robustgen.attacks.autoattack import QueryBudget, TargetBudget
+from robustgen.attacks.autoattack import STANDARD, QueryBudget, TargetBudget, target_classes
 from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found, Remaining
 from robustgen.attacks.victims import said
@@ -34,8 +34,6 @@ from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed
 from robustgen.registry import slug
 from robustgen.threat import ThreatModel
-
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 # Upstream warns through its logger, of zero gradients for one; said of one chunk it helps nobody.
 _SILENT = logging.Logger("pyautoattack", level=logging.CRITICAL)
@@ -56,8 +54,19 @@ class ReferenceIterBudget(Options):
     n_iter: int = Field(default=100, gt=0)
 
 
+VERSIONS: dict[str, tuple[tuple[str, ...], type[Options]]] = {
+    "standard": (STANDARD, ReferenceBudget),
+    "apgd-ce": (("apgd-ce",), ReferenceIterBudget),
+    "apgd-t": (("apgd-t",), TargetBudget),
+    "fab-t": (("fab-t",), TargetBudget),
+    "square": (("square",), QueryBudget),
+}
+"""The standard version, and each of its parts alone: stages in order, and the options that it takes."""
+
+
 class ReferenceCascade(Attack):
-    """Attacks in order, each from the clean pictures on those samples that are still classified right.
+    """What VERSIONS has by this name: attacks in order, each from the clean pictures on those samples that
+    are still classified right.
 
     ``broken_by`` names the stage that broke a sample. The clean picture comes back where no stage
     did, and where it was wrong from the start; of a stochastic model all samples are attacked, and what
@@ -66,14 +75,12 @@ class ReferenceCascade(Attack):
 
     reference = "Croce and Hein 2020, arXiv:2003.01690; pyautoattack 0.2.0"
     seeded_by_chunk = True
-    title: ClassVar[str]
-    names: ClassVar[tuple[str, ...]]
-    budget: ClassVar[type[Options]] = ReferenceBudget
 
-    def __init__(self, threat: ThreatModel, **options: Any) -> None:
+    def __init__(self, version: str, threat: ThreatModel, /, **options: Any) -> None:
         super().__init__(threat)
-        title = f"pyautoattack:{self.title}"
-        given = strict.validate(self.budget, options, where=f"options of the attack {title!r}")
+        self.names, takes = VERSIONS[version]
+        title = f"pyautoattack:{version}"
+        given = strict.validate(takes, options, where=f"options of the attack {title!r}")
         self.name = given.mark(slug(title))
         self.options = ReferenceBudget(**given.model_dump())
 
@@ -103,49 +110,6 @@ class ReferenceCascade(Attack):
                 remedy="attack in linf, or name apgd-ce, apgd-t and fab-t one by one",
             )
 
-
-class Standard(ReferenceCascade):
-    """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
-
-    title = "standard"
-    names = STANDARD
-
-
-class ApgdCe(ReferenceCascade):
-    """Auto-PGD on the cross-entropy alone."""
-
-    title = "apgd-ce"
-    names = ("apgd-ce",)
-    budget = ReferenceIterBudget
-
-
-class ApgdT(ReferenceCascade):
-    """Auto-PGD on the targeted difference-of-logits ratio alone."""
-
-    title = "apgd-t"
-    names = ("apgd-t",)
-    budget = TargetBudget
-
-
-class FabT(ReferenceCascade):
-    """The targeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
-
-    title = "fab-t"
-    names = ("fab-t",)
-    budget = TargetBudget
-
-
-class Square(ReferenceCascade):
-    """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
-
-    title = "square"
-    names = ("square",)
-    budget = QueryBudget
-
-
-KINDS: dict[str, type[ReferenceCascade]] = {
-    kind.title: kind for kind in (Standard, ApgdCe, ApgdT, FabT, Square)
-}
 
 # --- the parts, as AutoAttack's standard version sets them -------------------------------------------
 
@@ -179,7 +143,8 @@ def _apgd_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, see
     kind = _MarginTargeted if model.num_classes < 4 else APGDAttack_targeted
     attack = kind(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
-        n_target_classes=_targets(model, budget, 5 if l1 else 9), use_largereps=l1, logger=_SILENT,
+        use_largereps=l1, logger=_SILENT,
+        n_target_classes=target_classes(budget.n_target_classes, model.num_classes, 5 if l1 else 9),
     )  # fmt: skip
     return attack.perturb
 
@@ -187,7 +152,7 @@ def _apgd_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, see
 def _fab_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     attack = FABAttack_PT(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
-        targeted=True, n_target_classes=_targets(model, budget, 9),
+        targeted=True, n_target_classes=target_classes(budget.n_target_classes, model.num_classes, 9),
     )  # fmt: skip
     return attack.perturb
 
@@ -217,10 +182,6 @@ PARTS: dict[str, Callable[[Classifier, ThreatModel, ReferenceBudget, int], Part]
 }
 
 
-def _targets(model: Classifier, budget: ReferenceBudget, reference: int) -> int:
-    return min(budget.n_target_classes or reference, model.num_classes - 1)
-
-
 def build(attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> ReferenceCascade:
     """The standard version, or one of its parts alone."""
-    return KINDS[attack](threat, **options)
+    return ReferenceCascade(attack, threat, **options)

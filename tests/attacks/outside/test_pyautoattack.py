@@ -9,17 +9,12 @@ import torch
 from linear_oracle import DUAL, model_and_pictures
 from torch import nn
 
+from robustgen.attacks.autoattack import STANDARD
 from robustgen.attacks.outside.pyautoattack import (
     NORMS,
     PARTS,
-    STANDARD,
-    ApgdCe,
-    ApgdT,
-    FabT,
     ReferenceBudget,
     ReferenceCascade,
-    Square,
-    Standard,
 )
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.data import Dataset
@@ -29,12 +24,6 @@ from robustgen.perturb import Perturbed
 from robustgen.threat import ThreatModel
 
 EPS = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
-ALONE: dict[str, type[ReferenceCascade]] = {
-    "apgd-ce": ApgdCe,
-    "apgd-t": ApgdT,
-    "fab-t": FabT,
-    "square": Square,
-}
 SHORT = {"n_target_classes": 1, "n_queries": 100}
 SHORT_ALONE = {
     "apgd-ce": {},
@@ -70,7 +59,7 @@ def test_finds_the_very_pictures_that_pyautoattack_finds(
     theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = SHORT["n_target_classes"]
     theirs.square.n_queries = SHORT["n_queries"]
     expected, _ = theirs.run_standard_evaluation(part.images, part.labels, batch_size=32)
-    found = run(Standard(ThreatModel(norm, EPS[norm]), **SHORT), trained, digits).images
+    found = run(ReferenceCascade("standard", ThreatModel(norm, EPS[norm]), **SHORT), trained, digits).images
     robust = int((trained(found).argmax(1) == part.labels).sum())
     assert 0.2 * 32 <= robust <= 0.8 * 32
     assert torch.equal(found, expected)
@@ -86,8 +75,8 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
         "fab-t": theirs.fab,
         "square": theirs.square,
     }
-    assert tuple(theirs.attacks_to_run) == Standard.names
-    for stage in Standard.names:
+    assert tuple(theirs.attacks_to_run) == STANDARD
+    for stage in STANDARD:
         part = PARTS[stage](trained, ThreatModel(norm, EPS[norm]), ReferenceBudget(), 0)
         ours = vars(part.__self__) | {"device": None, "logger": None}  # type: ignore[attr-defined]
         assert ours == vars(reference[stage]) | {"device": None, "logger": None}
@@ -97,7 +86,7 @@ def test_the_full_budget_is_that_of_the_standard_version(trained: FixedBatch, no
 def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dataset, norm: str) -> None:
     threat = ThreatModel(norm, EPS[norm])
     part = digits.slice(0, 32)
-    found, broken_by, _ = run(Standard(threat, **SHORT), trained, digits)
+    found, broken_by, _ = run(ReferenceCascade("standard", threat, **SHORT), trained, digits)
     assert broken_by is not None
     right_before = trained(part.images).argmax(1) == part.labels
     wrong_after = trained(found).argmax(1) != part.labels
@@ -105,7 +94,7 @@ def test_names_the_stage_that_broke_each_sample(trained: FixedBatch, digits: Dat
         assert (broken_by[i] is not None) == bool(right_before[i] & wrong_after[i])
         assert (broken_by[i] is None) == torch.equal(found[i], part.images[i])
     assert threat.contains(part.images, found).all()
-    alone = run(ApgdCe(threat), trained, digits).broken_by
+    alone = run(ReferenceCascade("apgd-ce", threat), trained, digits).broken_by
     assert [b == "apgd-ce" for b in broken_by] == [b == "apgd-ce" for b in alone or []]
 
 
@@ -130,7 +119,10 @@ def test_of_a_stochastic_model_every_sample_is_attacked_and_the_worst_picture_by
         monkeypatch.setitem(PARTS, stage, lambda *_, far=far: lambda x, y: x + far)
     x = torch.full((64, 1, 8, 8), 0.2)
     found, broken_by, _ = on(
-        Standard(ThreatModel("linf", 0.25)), FixedBatch(Drawn(), 64), x, torch.zeros(64, dtype=torch.int64)
+        ReferenceCascade("standard", ThreatModel("linf", 0.25)),
+        FixedBatch(Drawn(), 64),
+        x,
+        torch.zeros(64, dtype=torch.int64),
     )
     assert torch.allclose(found, x + 0.25)
     assert {*broken_by} <= {None, "fab-t"}
@@ -138,7 +130,7 @@ def test_of_a_stochastic_model_every_sample_is_attacked_and_the_worst_picture_by
 
 @pytest.mark.parametrize("stage", STANDARD)
 def test_each_part_works_alone(trained: FixedBatch, digits: Dataset, stage: str) -> None:
-    attack = ALONE[stage](ThreatModel("linf", 0.2), **SHORT_ALONE[stage])
+    attack = ReferenceCascade(stage, ThreatModel("linf", 0.2), **SHORT_ALONE[stage])
     broken_by = run(attack, trained, digits, 16).broken_by
     assert broken_by is not None
     assert set(broken_by) <= {stage, None}
@@ -149,7 +141,9 @@ def test_each_part_works_alone(trained: FixedBatch, digits: Dataset, stage: str)
 def test_a_rerun_is_bit_equal_and_the_global_generators_are_left_alone(
     trained: FixedBatch, digits: Dataset
 ) -> None:
-    attack = Standard(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=50)
+    attack = ReferenceCascade(
+        "standard", ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=50
+    )
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     first = run(attack, trained, digits)
@@ -167,7 +161,9 @@ def test_is_silent_and_leaves_no_gradient_on_the_weights(
     trained: FixedBatch, digits: Dataset, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     # Upstream warns of gradients that are 0.
-    attack = Standard(ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=20)
+    attack = ReferenceCascade(
+        "standard", ThreatModel("linf", 0.1), n_iter=5, n_target_classes=2, n_queries=20
+    )
     flat = FixedBatch(PlainClassifier(Flat(), 10, (1, 8, 8)), 32)
     part = digits.slice(0, 8)
     on(attack, flat, part.images, torch.zeros(8, dtype=torch.int64))
@@ -195,7 +191,9 @@ class Constant(nn.Module):
 def test_a_tie_of_all_logits_stops_no_part(digits: Dataset, norm: str) -> None:
     constant = FixedBatch(PlainClassifier(Constant(), 10, (1, 8, 8)), 4)
     x, y = digits.images[:4], torch.zeros(4, dtype=torch.int64)
-    attack = Standard(ThreatModel(norm, EPS[norm]), n_iter=3, n_target_classes=1, n_queries=3)
+    attack = ReferenceCascade(
+        "standard", ThreatModel(norm, EPS[norm]), n_iter=3, n_target_classes=1, n_queries=3
+    )
     assert on(attack, constant, x, y).broken_by == [None] * 4
 
 
@@ -205,11 +203,11 @@ def test_fewer_classes_than_targeted_dlr_needs(norm: str, classes: int) -> None:
     net, model, x, y = model_and_pictures(classes)
     distance = net.distances(x, y, DUAL[norm])
     eps = float(distance.median())
-    found = on(ApgdT(ThreatModel(norm, eps)), model, x, y).images
+    found = on(ReferenceCascade("apgd-t", ThreatModel(norm, eps)), model, x, y).images
     broken = model(found).argmax(1) != y
     assert not (broken & (distance > eps * (1 + 1e-5))).any()
     assert not (~broken & (distance < eps * 0.99)).any()
-    short = Standard(ThreatModel(norm, eps), n_iter=20, n_queries=20)
+    short = ReferenceCascade("standard", ThreatModel(norm, eps), n_iter=20, n_queries=20)
     cascade = on(short, model, x, y)
     assert torch.equal(model(cascade.images).argmax(1) != y, broken)
 
@@ -218,5 +216,5 @@ def test_refuses_pictures_that_square_cannot_stripe() -> None:
     model = FixedBatch(PlainClassifier(nn.Flatten(), 16, (1, 4, 4)), 2)
     x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     with pytest.raises(UnsupportedError, match="at least 5x5"):
-        on(Square(ThreatModel("l2", 0.5)), model, x, y)
-    on(Square(ThreatModel("linf", 0.1), n_queries=3), model, x, y)
+        on(ReferenceCascade("square", ThreatModel("l2", 0.5)), model, x, y)
+    on(ReferenceCascade("square", ThreatModel("linf", 0.1), n_queries=3), model, x, y)

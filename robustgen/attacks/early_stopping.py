@@ -22,7 +22,7 @@ FIRST_LOOK = 1 / 16  # of a job's steps; each look comes at twice the steps of t
 NEAR = 0.2  # of what a job lacked at first; one that lacks less goes on
 
 
-def end_hopeless(state: State, lacking: Tensor, length: int) -> None:
+def stop_early(state: State, lacking: Tensor, length: int) -> None:
     """Set ``over`` for the rows whose jobs, of ``length`` steps, will not arrive. ``lacking`` (rows,):
     how far the best point of the job is from success, in any unit; inf where that is not known yet."""
     at_first = torch.where(state.at_first.isinf() & lacking.isfinite(), lacking, state.at_first)

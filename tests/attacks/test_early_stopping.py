@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustgen.attacks.hope import end_hopeless
+from robustgen.attacks.early_stopping import stop_early
 from robustgen.attacks.search import Found, Search, Start, State, run
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier
@@ -21,7 +21,7 @@ def asked(lacking: list[float]) -> int:
     for step, value in enumerate(lacking, start=1):
         state.step = one + step
         state.over = state.step >= LENGTH
-        end_hopeless(state, torch.tensor([value]), LENGTH)
+        stop_early(state, torch.tensor([value]), LENGTH)
         if bool(state.over):
             return step
     raise AssertionError("the job never ended")
@@ -50,7 +50,7 @@ def test_a_job_goes_on_while_it_would_arrive_at_its_rate_or_is_near(lacking: lis
     assert asked(lacking) == steps
 
 
-class Walker(Search):
+class Walker(Search[State]):
     """Goes towards grey 1 at a rate of its picture's, ``length`` steps; success is at grey 1."""
 
     length = LENGTH
@@ -92,7 +92,7 @@ def walk(thorough: bool) -> tuple[Found, list[int]]:
     search = Walker()
     x = torch.tensor([1 / 60, 1 / 70, 1 / 32]).view(3, 1, 1, 1)
     labels = torch.zeros(3, dtype=torch.long)
-    draws = Draws(0, "hope", torch.arange(3))
+    draws = Draws(0, "early", torch.arange(3))
     return run(search, Victim(White()), x, labels, draws, thorough=thorough), search.asked.tolist()
 
 
