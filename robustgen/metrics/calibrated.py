@@ -89,7 +89,7 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
     }
     known |= _brier_parts(t, np.arange(len(t.ids)))
     statistics |= {metric: partial(_brier_part, t, metric) for metric in HIGHER}
-    chance = by_chance(t.p, v)
+    chance = by_chance(t.p, t.labels, v)
     for metric, statistic in statistics.items():
         value = known[metric].value
         least = Interval(value - chance[metric], value) if metric in chance else None

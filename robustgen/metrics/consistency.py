@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,15 +12,28 @@ from robustgen.metrics.intervals import RESAMPLES
 
 Array = np.ndarray
 STREAM = 2  # of random numbers, beside those of resamples
+QUANTILE = 0.975
 
 
-def by_chance(probabilities: Array, versions: int = 1) -> dict[str, float]:
-    """The 97.5 % quantile of each calibration error over 1000 sets of labels that are drawn from the
-    probabilities (n, classes) themselves (consistency resampling, Broecker and Smith 2007).
+class _Gaps(NamedTuple):
+    """Sums of (probability - outcome) over the samples of each bin: of equal width and of equal mass, of the
+    top label; and of each class and bin, (classes * 16,)."""
 
-    An error is a sum of absolute values or squares, so it is above 0 by chance where nothing is wrong, and
-    resamples of the pictures vary around that, not around 0. An error that chance alone makes cannot be told
-    from 0. ``versions``: as in ``calibration``; those of a picture have one label, and so one random number.
+    width: Array
+    mass: Array
+    cells: Array
+
+
+def by_chance(probabilities: Array, labels: Array, versions: int = 1) -> dict[str, float]:
+    """What chance alone may have added to each calibration error, by 1000 sets of labels that are drawn from
+    the probabilities (n, classes) themselves (consistency resampling, Broecker and Smith 2007).
+
+    An error is a sum of absolute values, so it is above 0 by chance where nothing is wrong, and resamples of
+    the pictures vary around that, not around 0. What is given is the 97.5 % quantile of the draws' errors in
+    the bins whose own gap is no larger than in one of the draws: in the others the gap is real, and noise
+    raises it as often as it lowers it. Of squares (``brier_reliability``) it is that of all bins, since
+    noise adds its variance to each. ``versions``: as in ``calibration``; those of a picture have one label,
+    and so one random number.
     """
     n, classes = probabilities.shape
     top = probabilities.argmax(1)
@@ -27,23 +41,33 @@ def by_chance(probabilities: Array, versions: int = 1) -> dict[str, float]:
     bins, order = width_bins(confidence), np.argsort(confidence, kind="stable")
     edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int))[:-1]
     cell = width_bins(probabilities) + (BINS + 1) * np.arange(classes)
-    cells = classes * (BINS + 1)
-    said = np.bincount(cell.ravel(), probabilities.ravel(), cells)
-    size = np.maximum(np.bincount(cell.ravel(), minlength=cells), 1)
+    count = classes * (BINS + 1)
+    said = np.bincount(cell.ravel(), probabilities.ravel(), count)
 
-    def errors(labels: Array) -> list[float]:
-        gaps = confidence - (labels == top)
-        off = said - np.bincount(cell[np.arange(n), labels], minlength=cells)
-        return [
-            np.abs(np.bincount(bins, gaps, BINS + 1)).sum() / n,
-            np.abs(np.add.reduceat(gaps[order], edges)).sum() / n,
-            np.abs(off).sum() / (n * classes),
-            (off**2 / size).sum() / n,
-        ]
+    def gaps(labels: Array) -> _Gaps:
+        off = confidence - (labels == top)
+        return _Gaps(
+            np.bincount(bins, off, BINS + 1),
+            np.add.reduceat(off[order], edges),
+            said - np.bincount(cell[np.arange(n), labels], minlength=count),
+        )
 
-    found = np.array([errors(labels) for labels in _drawn(probabilities, versions)])
-    names = ("ece", "adaptive_ece", "classwise_ece", "brier_reliability")
-    return dict(zip(names, np.quantile(found, 0.975, axis=0).tolist(), strict=True))
+    drawn = _Gaps(*map(np.stack, zip(*map(gaps, _drawn(probabilities, versions)), strict=True)))
+    ece, adaptive, classwise = map(_in_doubtful_bins, gaps(labels), drawn)
+    size = np.maximum(np.bincount(cell.ravel(), minlength=count), 1)
+    return {
+        "ece": ece / n,
+        "adaptive_ece": adaptive / n,
+        "classwise_ece": classwise / (n * classes),
+        "brier_reliability": float(np.quantile((drawn.cells**2 / size).sum(1), QUANTILE)) / n,
+    }
+
+
+def _in_doubtful_bins(seen: Array, drawn: Array) -> float:
+    """The quantile of the draws' summed errors in the bins where one has as large a gap as is seen."""
+    errors = np.abs(drawn)
+    doubtful = np.abs(seen) <= errors.max(0)
+    return float(np.quantile(errors[:, doubtful].sum(1), QUANTILE))
 
 
 def _drawn(probabilities: Array, versions: int) -> Iterator[Array]:

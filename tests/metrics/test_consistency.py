@@ -17,7 +17,8 @@ P = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
 def test_the_quantile_is_that_of_labels_drawn_from_the_model(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = by_chance(P)[metric]
+    labels = np.array([int(k) for k in next(consistency._drawn(P, 1))])
+    found = by_chance(P, labels)[metric]
     # the metrics resample the pictures as well, of which nothing is wanted here
     monkeypatch.setattr(calibration, "resamples", lambda n: np.ones((1, n), np.uint16))
     monkeypatch.setattr(calibration, "resampled_sums", lambda values: values.sum(0, keepdims=True))
@@ -48,3 +49,14 @@ def test_rounding_draws_no_class_that_is_not_there() -> None:
     p = np.full((50, 3), 1 / 3)
     p[:, 2] -= 1e-9  # a sum below 1
     assert {int(k) for labels in consistency._drawn(p, 1) for k in labels} == {0, 1, 2}
+
+
+def test_bins_that_are_surely_off_are_not_put_down_to_chance() -> None:
+    p = np.tile([0.9, 0.1], (400, 1))
+    p[200:] = [0.6, 0.4]
+    calibrated = np.r_[np.arange(200) % 10 == 0, np.arange(200) % 5 < 2].astype(int)
+    off = np.r_[np.arange(200) % 2 == 0, np.arange(200) % 5 < 2].astype(int)  # 0.9 is right half of the time
+    whole, half = (by_chance(p, labels) for labels in (calibrated, off))
+    for metric in ("ece", "adaptive_ece", "classwise_ece"):
+        assert 0.2 * whole[metric] < half[metric] < 0.85 * whole[metric]
+    assert half["brier_reliability"] == whole["brier_reliability"]
