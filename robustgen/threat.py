@@ -85,6 +85,15 @@ class ThreatModel:
         return (x + delta.view_as(x)).clamp(*self.box)
 
 
+def worst_name(norm: Norm, eps: float) -> str:
+    """The evaluation name of a worst case.
+
+    >>> worst_name("linf", 0.15)
+    'worst-linf-0.15'
+    """
+    return f"worst-{ThreatModel(norm, eps).slug}"
+
+
 def _project_l1(delta: Tensor, eps: float) -> Tensor:
     """Euclidean projection of each row on the L1 ball (Duchi et al. 2008, figure 1)."""
     import torch

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import log_softmax, softmax
 
-from robustgen.metrics import calibration, denoising, intervals, measured, ood, rows
+from robustgen import threat
+from robustgen.metrics import calibration, denoising, intervals, ood, rows
 from robustgen.metrics.comparisons import Key, compare
 from robustgen.metrics.estimate import Estimate
 from robustgen.types import Metric
@@ -24,7 +25,7 @@ ACCURACY = Key("clean", "", "accuracy")
 numbers = st.lists(st.integers(0, 6), min_size=1, max_size=40)  # with many ties
 
 
-@pytest.mark.parametrize("module", [intervals, measured])
+@pytest.mark.parametrize("module", [intervals, threat])
 def test_examples_of_the_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from robustgen.metrics.estimate import Estimate, accuracy, mean_of, rate, resamp
 from robustgen.metrics.foreign import foreign
 from robustgen.metrics.guided import guided
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
-from robustgen.threat import ThreatModel
+from robustgen.threat import worst_name
 from robustgen.types import ADDED, Metric
 
 Array = np.ndarray
@@ -89,15 +89,6 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
 
 def _eps(pair: tuple[Evaluation, Rows]) -> float:
     return float(pair[0].detail["eps"])
-
-
-def worst_name(norm: str, eps: float) -> str:
-    """The evaluation name of a worst case.
-
-    >>> worst_name("linf", 0.15)
-    'worst-linf-0.15'
-    """
-    return f"worst-{ThreatModel(norm, eps).slug}"  # type: ignore[arg-type]
 
 
 # --- likelihood ------------------------------------------------------------------------------------

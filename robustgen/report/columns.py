@@ -8,11 +8,10 @@ from typing import Any
 
 from robustgen.config import of_data
 from robustgen.metrics.comparisons import Key
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY, WORST, WORST_OF
 from robustgen.report.content import of_kind, stochastic
 from robustgen.report.formats import DETECTED_BY, NORMS, eps_text, foreign_name, sigma_text
-from robustgen.threat import ThreatModel
+from robustgen.threat import ThreatModel, worst_name
 
 SCORES = (
     ("energy", "energy", "the logsumexp of the logits (energy; not every joint model's log p(x))"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
 from robustgen.report.content import MetricLine, by_key, stochastic
 from robustgen.report.figures import Figure, drawn_figure, line_of
 from robustgen.report.formats import NORMS, eps_text
 from robustgen.report.plots import Chart
+from robustgen.threat import worst_name
 
 
 class CostPoint(NamedTuple):

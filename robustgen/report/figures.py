@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from robustgen.metrics import calibration, ood, selective
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run, log_odds
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.content import MetricLine, Numbers, by_key, names_of, of_kind, stochastic
 from robustgen.report.formats import NORMS, eps_text, foreign_name
 from robustgen.report.plots import Chart, Series, reliability_svg
+from robustgen.threat import worst_name
+from robustgen.types import Norm
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def curves(content: dict[str, Any]) -> list[Figure]:
     ]
 
 
-def _curve(content: dict[str, Any], numbers: Numbers, norm: str, all_eps: list[float]) -> Figure | None:
+def _curve(content: dict[str, Any], numbers: Numbers, norm: Norm, all_eps: list[float]) -> Figure | None:
     lines, words = [], []
     drawn = stochastic(content)
     for index, model in enumerate(names_of(content)):

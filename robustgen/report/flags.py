@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from robustgen.metrics.measured import worst_name
 from robustgen.report.content import FlagLine
+from robustgen.threat import worst_name
 from robustgen.types import ATTACKED
 
 # What gradients are like says whether the attacks that climb them can be believed.

@@ -6,8 +6,9 @@ from typing import Any
 
 from robustgen.report.content import MetricLine
 from robustgen.threat import ThreatModel
+from robustgen.types import Norm
 
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+NORMS: dict[Norm, str] = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 SHARES = frozenset(
     ["accuracy", "robust_accuracy", "guarded_accuracy", "corruption_accuracy", "ece", "adaptive_ece",
      "classwise_ece", "aurc", "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in",

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from robustgen.errors import UserError
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Rows, Run
 from robustgen.report.columns import headline_eps
 from robustgen.report.formats import sigma_text
 from robustgen.store import RunStore
+from robustgen.threat import worst_name
 
 Array = np.ndarray
 SAMPLES = 3  # shown

@@ -11,12 +11,12 @@ from typing import Any
 
 from robustgen.disk import write_json
 from robustgen.errors import UserError
-from robustgen.metrics.measured import worst_name
 from robustgen.registry import slug
 from robustgen.report.content import MetricLine
 from robustgen.report.flags import evaluations_of
 from robustgen.report.formats import eps_text
 from robustgen.report.summary import read_summary
+from robustgen.threat import worst_name
 
 THREATS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK, THOROUGH = "autoattack", "autoattack-thorough"

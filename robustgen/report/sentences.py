@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from robustgen.metrics import calibration
-from robustgen.metrics.measured import worst_name
 from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
@@ -23,6 +22,7 @@ from robustgen.report.formats import (
     format_value,
     time_text,
 )
+from robustgen.threat import worst_name
 
 
 def attacks(content: dict[str, Any]) -> list[str]:
