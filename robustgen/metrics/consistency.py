@@ -13,6 +13,7 @@ from robustgen.metrics.intervals import RESAMPLES
 Array = np.ndarray
 STREAM = 2  # of random numbers, beside those of resamples
 QUANTILE = 0.975
+ROUNDING = 1e-9  # of sums of probabilities: a bin of few samples has few gaps that it can have
 
 
 class _Gaps(NamedTuple):
@@ -66,7 +67,7 @@ def by_chance(probabilities: Array, labels: Array, versions: int = 1) -> dict[st
 def _in_doubtful_bins(seen: Array, drawn: Array) -> float:
     """The quantile of the draws' summed errors in the bins where one has as large a gap as is seen."""
     errors = np.abs(drawn)
-    doubtful = np.abs(seen) <= errors.max(0)
+    doubtful = np.abs(seen) <= errors.max(0) + ROUNDING
     return float(np.quantile(errors[:, doubtful].sum(1), QUANTILE))
 
 
