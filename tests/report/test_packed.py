@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,20 @@ def test_a_published_report_is_rebuilt_from_its_rows(tmp_path: Path) -> None:
     old, new = (read_json(root / "digits-clean" / "summary.json") for root in (REPORTS, tmp_path))
     assert new["metrics"]
     assert told(new["metrics"]) == pytest.approx(told(old["metrics"]), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("runs/../../out.txt", tarfile.REGTYPE), ("runs/m/a", tarfile.SYMTYPE)]
+)
+def test_an_archive_lays_out_nothing_but_files_within_its_folder(
+    tmp_path: Path, name: str, kind: bytes
+) -> None:
+    rows = tmp_path / "published" / "rows"
+    rows.mkdir(parents=True)
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname, entry.size = kind, "/etc/passwd", 0
+    with tarfile.open(rows / "m.tar.xz", "w:xz") as packed:
+        packed.addfile(entry)
+    with pytest.raises(UserError, match="more than the files of a run"):
+        unpack(tmp_path / "published", tmp_path / "work" / "published")
+    assert not (tmp_path / "work" / "out.txt").exists()
