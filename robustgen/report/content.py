@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from robustgen.types import Severity
+
 
 class MetricLine(TypedDict):
     """A number of summary.json: a ``types.Metric``."""
@@ -26,7 +28,7 @@ class FlagLine(TypedDict):
     model: str
     evaluation: str
     flag: str
-    severity: str
+    severity: Severity
     message: str
 
 
