@@ -1,18 +1,20 @@
 """The parity table: attacks of this package beside the reference's, pyautoattack, sample by sample.
 
     python benchmarks/parity.py MODEL [--data NAME] [--n N] [--norms linf l2 l1] [--eps E E E]
-        [--attacks apgd-ce apgd-t fab-t square cascade] [--itself] [--json]
+        [--attacks apgd-ce apgd-t fab-t square cascade-replayed cascade] [--itself] [--double] [--json]
 
 For each norm the four parts of AutoAttack run alone, from the clean pictures that the model gets
 right: ours as ``replay`` runs them (the reference's order, counts and draws) with the float32
 cross-entropy, and the reference itself, batch by batch with the same seed. Then both cascades run on
-all pictures, ours as users run it, with its own draws and skips. Robust accuracies are of the chosen
-pictures for a part, of all for the cascade.
+all pictures: ours of these same replayed parts, each on the batches that the part before left
+(``cascade-replayed``), and as users run it, with its own draws and skips (``cascade``). Robust
+accuracies are of the chosen pictures for a part, of all for a cascade.
 
 On digits the test split's 400 pictures are followed by those of the calibration split.
 
 ``--itself`` puts the reference in our place, with what parity leaves open changed: a part's eps is the
-next larger number of float32, so that last bits differ, and the cascade has another seed.
+next larger number of float32, so that last bits differ, and the cascade has another seed. ``--double`` runs
+model and pictures in float64 on both sides, where last bits decide less.
 
 ``--eps`` gives one number a norm; without it, that of a grid at which a short APGD of the
 reference leaves nearest to half. Every cell is kept in the user's cache folder by the hash of all that
@@ -60,7 +62,7 @@ GRID: dict[Norm, list[float]] = {
     "l2": [0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.3, 1.6, 2.0],
     "l1": [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0],
 }
-ATTACKS = [*STANDARD, "cascade"]
+ATTACKS = [*STANDARD, "cascade-replayed", "cascade"]
 Side = Literal["reference", "itself", "ours"]
 SEED = 0
 
@@ -136,8 +138,23 @@ def alone(subject: Subject, name: str, norm: Norm, eps: float, side: Side) -> li
     return standing
 
 
+def replayed(subject: Subject, norm: Norm, eps: float, side: Side) -> list[bool]:
+    """Whether each picture is right and stands the standard cascade, ours as the reference would run it."""
+    if side != "ours":
+        return cascade(subject, norm, eps, side)
+    left = right(subject)
+    for name in STANDARD:
+        attack = search(name, norm, eps, subject)
+        for rows in left.nonzero().squeeze(1).split(subject.batch):
+            y = subject.y[rows]
+            images = replay(attack, Victim(subject.model), subject.x[rows], y, SEED).images
+            with torch.no_grad():
+                left[rows] = subject.model.logits(images).argmax(1) == y
+    return left.tolist()
+
+
 def cascade(subject: Subject, norm: Norm, eps: float, side: Side) -> list[bool]:
-    """Whether each picture is right and stands the standard cascade."""
+    """Whether each picture is right and stands the standard cascade, ours as users run it."""
     x, y = subject.x, subject.y
     if side == "ours":
         model = FixedBatch(subject.model, subject.batch)
@@ -155,9 +172,18 @@ def cascade(subject: Subject, norm: Norm, eps: float, side: Side) -> list[bool]:
         ]
 
 
+RUNS = {"cascade": cascade, "cascade-replayed": replayed}
+
+
 def next_eps(eps: float) -> float:
     """The next larger number of float32."""
     return float(torch.nextafter(torch.tensor(eps), torch.tensor(torch.inf)))
+
+
+def everything_in_float64() -> None:
+    """Draws, new tensors and what either side would round to float32, as the reference's L1 projection does."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
 
 def find_eps(subject: Subject, norm: Norm) -> float:
@@ -204,10 +230,10 @@ def measure(
     for name in attacks:
         began, pair = time.perf_counter(), []
         for side in ("reference", other):
-            kind = cascade if name == "cascade" else partial(alone, name=name)
-            run = partial(kind, subject, norm=norm, eps=at, side=side)
+            run = partial(RUNS.get(name, partial(alone, name=name)), subject, norm=norm, eps=at, side=side)
             code = attack_code() if side == "ours" else ""
-            pair.append(cached(subject, name, norm, at, side, code, compute=run))
+            key = name if side == "ours" else name.removesuffix("-replayed")  # the reference has one cascade
+            pair.append(cached(subject, key, norm, at, side, code, compute=run))
         lines.append(row(name, at, pair[0], other, pair[1]))
         line = lines[-1]
         seconds = time.perf_counter() - began
@@ -232,6 +258,7 @@ def main() -> int:
     parser.add_argument("--eps", nargs="+", type=float, help="one number a norm")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
     parser.add_argument("--itself", action="store_true", help="the reference in place of ours")
+    parser.add_argument("--double", action="store_true", help="model and pictures in float64, on both sides")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--n-iter", type=int, default=100)
     parser.add_argument("--n-queries", type=int, default=5000)
@@ -243,6 +270,9 @@ def main() -> int:
     name = a.data or a.model.rpartition("-")[2]
     x, y = first(name, a.n)
     model = load_model(a.model, name)
+    if a.double:
+        everything_in_float64()
+        model, x = model.double(), x.double()
     budget = Budget(n_iter=a.n_iter, n_queries=a.n_queries, n_target_classes=a.n_target_classes)
     subject = Subject(model.eval().requires_grad_(False), x, y, a.batch, budget)
     stream = sys.stderr if a.json else sys.stdout
