@@ -6,13 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import robustgen
 from robustgen.places import cache_folder
 
 
@@ -34,11 +32,3 @@ def kept(name: str, said: object, tensors: Iterable[Tensor], compute: Callable[[
     unfinished.write_text(json.dumps(result))
     unfinished.replace(file)
     return result
-
-
-def attack_code() -> str:
-    """sha256 of our attacks' code: what it finds is not another version's."""
-    folder = Path(robustgen.__file__).parent
-    beside = [folder / f"{name}.py" for name in ("audit", "draws", "perturb", "threat")]
-    files = sorted([*folder.glob("attacks/*.py"), *folder.glob("classifiers/*.py"), *beside])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

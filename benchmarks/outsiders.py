@@ -27,7 +27,7 @@ from typing import Any
 import foolbox
 import torch
 from adv_lib.attacks import ddn, fmn
-from kept import attack_code, kept
+from kept import kept
 from splits import first
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from robustgen.attacks.joint import JointAdaptive
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
+from robustgen.environment import row_code
 from robustgen.metrics.intervals import wilson
 from robustgen.perturb import verify
 from robustgen.threat import ThreatModel
@@ -105,7 +106,7 @@ def measure(name: str, source: str, n: int, norm: Norm, eps: float | None) -> di
                 verdicts = judge(ids).tolist()
                 return {"verdicts": verdicts, "seconds": time.perf_counter() - began}
 
-            said = (attack, STEPS, threat.slug, threat.eps, ids.tolist(), VERSIONS, attack_code())
+            said = (attack, STEPS, threat.slug, threat.eps, ids.tolist(), VERSIONS, row_code())
             part = kept("outsiders", said, (*model.state_dict().values(), x[ids], y[ids]), run)
             found += part["verdicts"]
             seconds += part["seconds"]

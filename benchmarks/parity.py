@@ -34,7 +34,7 @@ from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import torch
-from kept import attack_code, kept
+from kept import kept
 from pyautoattack import AutoAttack as Reference
 from pyautoattack.autopgd_base import APGDAttack
 from splits import first
@@ -51,6 +51,7 @@ from robustgen.attacks.square import square
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.draws import Draws
+from robustgen.environment import row_code
 from robustgen.metrics.intervals import wilson
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
@@ -181,7 +182,7 @@ def next_eps(eps: float) -> float:
 
 
 def everything_in_float64() -> None:
-    """Draws, new tensors and what either side would round to float32, as the reference's L1 projection does."""
+    """New tensors and draws, and what would be rounded to float32, as by the reference's L1 projection."""
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
@@ -231,7 +232,7 @@ def measure(
         began, pair = time.perf_counter(), []
         for side in ("reference", other):
             run = partial(RUNS.get(name, partial(alone, name=name)), subject, norm=norm, eps=at, side=side)
-            code = attack_code() if side == "ours" else ""
+            code = row_code() if side == "ours" else ""
             key = name if side == "ours" else name.removesuffix("-replayed")  # the reference has one cascade
             pair.append(cached(subject, key, norm, at, side, code, compute=run))
         lines.append(row(name, at, pair[0], other, pair[1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +12,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+ROW_MAKERS = (
+    "attacks/**/*.py", "classifiers/**/*.py", "corruptions/**/*.py", "data/**/*.py", "gradients/**/*.py",
+    "audit.py", "detectors.py", "draws.py", "evaluation.py", "perturb.py", "scores.py", "threat.py",
+    "work.py", "worker.py",
+)  # fmt: skip
+"""The modules of robustgen that decide what stands in a row, as patterns of files."""
+
+
+@functools.cache
+def row_code() -> str:
+    """sha256 of the code that makes rows: those of an attack as it was are not those of the attack edited."""
+    root = Path(__file__).parent
+    files = sorted(file for pattern in ROW_MAKERS for file in root.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from robustgen.classifiers import fingerprint_weights
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.data import Dataset
-from robustgen.environment import environment
+from robustgen.environment import environment, row_code
 from robustgen.evaluation import Plan
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.types import VERDICT_DRAWS
@@ -68,6 +68,7 @@ def _identity(
         "chunk": protocol.chunk,
         "kernels": kernels,
         "versions": versions,
+        "code": row_code(),
         **({"draws": VERDICT_DRAWS} if trial.stochastic else {}),
     }
 

@@ -17,7 +17,7 @@ from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.data import Dataset
-from robustgen.environment import make_exact
+from robustgen.environment import make_exact, row_code
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
@@ -178,6 +178,7 @@ class Work:
             "data": (spec["identity"]["data"], dataset.fingerprint),
             "model": (spec["identity"]["model"], fingerprint_weights(self.reference, model)),
             "evaluations": (wanted, here),
+            "robustgen": (spec["identity"]["code"], row_code()),
         }
         for what, (expected, got) in pairs.items():
             if expected != got:
@@ -186,7 +187,7 @@ class Work:
                     where=f"the machine of the worker: {self.reference} on {self.source}",
                     expected=expected,
                     got=got,
-                    remedy="give all machines the same files, under the same paths",
+                    remedy="give all machines the same robustgen and the same files, under the same paths",
                 )
 
 

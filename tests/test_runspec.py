@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from robustgen import load_model, registry
@@ -37,6 +38,12 @@ def test_rows_depend_on_seed_chunk_and_verdict_and_not_on_words() -> None:
     for change in ({"seed": 7}, {"chunk": 8}):
         assert spec(**change)["identity"] == identity | change
     assert spec(PLAIN._replace(stochastic=True))["identity"] == identity | {"draws": 32}
+
+
+def test_rows_of_code_that_was_edited_are_those_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = spec()["identity"]
+    monkeypatch.setattr("robustgen.runspec.row_code", lambda: "edited")
+    assert spec()["identity"] == identity | {"code": "edited"}
 
 
 def test_the_model_is_known_by_its_weights_as_they_are_in_memory() -> None:

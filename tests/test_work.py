@@ -38,12 +38,12 @@ def test_work_travels_without_what_it_has_loaded():
     assert pickle.loads(sent) == ours
 
 
-@pytest.mark.parametrize("what", ["model", "data"])
-def test_a_worker_that_finds_another_model_or_other_data_than_the_run_has_says_so(tmp_path, what):
+@pytest.mark.parametrize(("key", "what"), [("model", "model"), ("data", "data"), ("code", "robustgen")])
+def test_a_worker_that_finds_another_model_or_other_data_than_the_run_has_says_so(tmp_path, key, what):
     ours = work()
     (store,) = engine.evaluate([ours.reference], ours.protocol, "digits", tmp_path, n=8).runs
     ours.begin(store)  # as on a machine with the same files
-    store.spec["identity"][what] = "something else"
+    store.spec["identity"][key] = "something else"
     with pytest.raises(UserError, match=f"another {what} than the run has"):
         ours.begin(store)
 
