@@ -108,6 +108,21 @@ def test_gain_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._gain(net(), torch.rand(8, 1, 8, 8)) == 2.0
 
 
+@pytest.mark.parametrize(("shared", "taken"), [(0.0, True), (100.0, False)])
+def test_gradients_of_a_lead_decide_since_a_logits_own_may_be_all_shared_part(
+    monkeypatch: pytest.MonkeyPatch, shared: float, taken: bool
+) -> None:
+    """Rounding to bfloat16 leaves each logit's gradient as good as it was, and their difference noise."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1600, 10)
+    layer.weight.data += shared * torch.randn(1600)
+    model = PlainClassifier(nn.Sequential(nn.Flatten(), layer), 10, (1, 40, 40)).eval().requires_grad_(False)
+    times = iter([3.0, 1.0])
+    monkeypatch.setattr(module, "_seconds", lambda copied, pictures: next(times))
+    found = pilot(model, torch.rand(8, 1, 40, 40), "auto")
+    assert (found.precision == "bf16") == taken
+
+
 class NoGradient(Classifier):
     num_classes, input_shape = 10, (1, 40, 40)
 

@@ -23,7 +23,6 @@ from robustgen.attacks.search import Search
 from robustgen.attacks.square import square
 from robustgen.attacks.victims import Averaged
 from robustgen.classifiers.base import Classifier
-from robustgen.errors import UnsupportedError
 from robustgen.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -128,11 +127,6 @@ class Parts(Cascade):
         self.name = given.mark(self.title)
 
     def stages(self, model: Classifier) -> list[Stage]:
-        if model.num_classes < 2:
-            raise UnsupportedError(
-                "there is nothing to attack where there is one class", where=f"the attack {self.name!r}",
-                expected="a model with 2 classes or more", got=model.num_classes,
-            )  # fmt: skip
         return [Stage(name, self.search(name, model.num_classes)) for name in self.parts]
 
     def search(self, name: str, classes: int) -> Search[Any]:

@@ -21,7 +21,7 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.victim import SETTLED, Answer, Said, Victim, right_share
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
-from robustgen.errors import UserError
+from robustgen.errors import UnsupportedError, UserError
 
 
 @dataclass
@@ -158,7 +158,13 @@ class Found:
 
     def standing(self, model: Classifier, x: Tensor, y: Tensor, said: Said) -> Tensor:
         """Take in the clean pictures; who is to be attacked, bool (batch,): those that are right, of a
-        stochastic model all, since one draw decides nothing."""
+        stochastic model all, since one draw decides nothing. UnsupportedError where there is one class, which
+        would make every picture robust."""
+        if model.num_classes < 2:
+            raise UnsupportedError(
+                "there is nothing to attack where there is one class",
+                expected="a model with 2 classes or more", got=model.num_classes,
+            )  # fmt: skip
         self.judge(model, torch.arange(len(x), device=x.device), x, said, y)
         return ~self.broken | model.stochastic
 

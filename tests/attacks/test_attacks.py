@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from robustgen.attacks import ATTACKS, build, evaluation_name
+from robustgen.classifiers.base import PlainClassifier
 from robustgen.config import AttackSpec
-from robustgen.errors import UserError
+from robustgen.draws import Draws
+from robustgen.errors import UnsupportedError, UserError
 from robustgen.perturb import Attack
 from robustgen.threat import ThreatModel
 
@@ -45,6 +48,17 @@ def test_another_budget_shows_in_the_name(
     found = evaluation_name(made(name, norm, eps, **options))
     assert found == expected
     assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*", found)
+
+
+SEARCHES = [*(set(ATTACKS) - {"noise"}), "pyautoattack:standard", "pyautoattack:apgd-ce"]
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHES))
+def test_one_class_is_an_error_since_its_pictures_would_all_be_robust(name: str) -> None:
+    model = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 1, (1, 8, 8))
+    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UnsupportedError, match="2 classes or more"):
+        made(name)(model, x, y, Draws(0, "aa", torch.arange(2)))
 
 
 def test_stages_are_those_of_a_cascade() -> None:

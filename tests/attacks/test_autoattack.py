@@ -19,8 +19,6 @@ from robustgen.attacks.autoattack import (
     AutoAttackPlus,
     AutoAttackRand,
     Budget,
-    Parts,
-    SquareAttack,
     part,
     scaled,
 )
@@ -31,7 +29,7 @@ from robustgen.attacks.screen import Screened
 from robustgen.audit import repeats
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.draws import Draws
-from robustgen.errors import UnsupportedError, UserError
+from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -174,14 +172,6 @@ def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:
         assert search.jobs == jobs
         assert search.loss is LOSSES[scaled("dlr-targeted", classes)]
         assert part("fab-t", threat, Budget(), classes).jobs == jobs
-
-
-@pytest.mark.parametrize("kind", [AutoAttack, ApgdT, SquareAttack])
-def test_one_class_is_an_error(kind: type[Parts]) -> None:
-    model = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 1, (1, 8, 8))
-    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(UnsupportedError, match="2 classes or more"):
-        kind(ThreatModel("linf", 0.1))(model, x, y, Draws(0, "aa", torch.arange(2)))
 
 
 def test_unknown_options_are_errors() -> None:
