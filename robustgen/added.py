@@ -23,6 +23,7 @@ from robustgen.draws import Draws
 from robustgen.errors import UserError, in_words
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
+from robustgen.pilot import Kernels
 from robustgen.recalled import load_run
 from robustgen.registry import slug
 from robustgen.store import RunStore, run_folders
@@ -87,7 +88,7 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
     root = store.environment.get("data_root")
     worker = Worker(
         batched.model, evaluations, source=spec["data"]["source"], seed=spec["protocol"]["seed"],
-        batch=spec["kernels"]["batch"], device=torch.device("cpu"), root=Path(root) if root else None,
+        kernels=Kernels(spec["kernels"]["batch"]), root=Path(root) if root else None,
         stochastic=spec["model"]["stochastic"],
     )  # fmt: skip
     clean = store.rows("clean")

@@ -67,16 +67,17 @@ class CostEstimate:
         }  # fmt: skip
 
 
-def measure(work: Work, trial: Trial, batch: int, threads: int, n: int | None) -> CostEstimate:
+def measure(work: Work, trial: Trial, n: int | None) -> CostEstimate:
     """Compute a few pictures of each evaluation, here, and scale up to the first n; nothing is stored."""
-    torch.set_num_threads(threads)
+    batch = trial.kernels.batch
+    torch.set_num_threads(trial.kernels.threads)
     model, planned, dataset = work.load()
     few = min(max(PICTURES, min(batch, (n or len(dataset)) // 8)), len(dataset))
     size = min(few, batch)
+    smaller = trial.kernels._replace(batch=size, sizes=smaller_batches(size) if trial.kernels.sizes else [])
     worker = Worker(
-        model, planned.evaluations, source=work.source, seed=work.protocol.seed, batch=size,
-        device=work.device, root=work.root, stochastic=trial.stochastic, low=trial.precision == "bf16",
-        sizes=smaller_batches(size) if trial.sizes else (),
+        model, planned.evaluations, source=work.source, seed=work.protocol.seed, kernels=smaller,
+        root=work.root, stochastic=trial.stochastic,
     )  # fmt: skip
     gain = _gain(model, dataset.images, work.device, batch, size)
     costs = []

@@ -28,7 +28,7 @@ from robustgen.registry import ModelRef
 from robustgen.runspec import run_environment, run_spec
 from robustgen.store import Chunk, RunStore
 from robustgen.types import ADDED
-from robustgen.work import Done, Failed, Work
+from robustgen.work import Done, Failed, Trial, Work
 
 BATCH = 64
 
@@ -175,10 +175,7 @@ class _Job:
     def estimate(self, reference: ModelRef) -> CostEstimate:
         """What one model's run will take, measured where its chunks would be computed."""
         _, work = self.work(reference)
-        kernels = self._call(None)
-        batch, threads = kernels["batch"], kernels["threads"]
-        trial = self.executor.call(work.trial, None, batch, threads, self.precision)
-        return self.executor.call(measure, work, trial, batch, threads, self.n)
+        return self.executor.call(measure, work, self._trial(work, None), self.n)
 
     def run(self, reference: ModelRef) -> tuple[RunStore, str]:
         """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
@@ -186,10 +183,8 @@ class _Job:
         path = self.out / "runs" / reference.name
         found = RunStore.begun(path)
         begun = found.spec if found else None
-        kernels = self._call(begun)
-        trial = self.executor.call(work.trial, begun, kernels["batch"], kernels["threads"], self.precision)
-        kernels |= {"precision": trial.precision, "sizes": trial.sizes}
-        spec = run_spec(reference, model, self.protocol, self.dataset, self.planned, kernels, trial)
+        trial = self._trial(work, begun)
+        spec = run_spec(reference, model, self.protocol, self.dataset, self.planned, trial)
         # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
         spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
         try:
@@ -227,17 +222,12 @@ class _Job:
             self.progress(Step(store.model, chunk, count, len(todo), *before, failures))
         return failed
 
-    def _call(self, begun: dict[str, Any] | None) -> dict[str, Any]:
+    def _trial(self, work: Work, begun: dict[str, Any] | None) -> Trial:
         """How the model is called; what a run began with is kept, since kernels are never switched midway."""
-        kernels = {
-            "batch": self.batch or min(BATCH, self.protocol.chunk),
-            "device": str(self.device),
-            "threads": threads_for(self.dataset.shape),
-        }
-        if begun:
-            kept = begun["kernels"]
-            kernels |= {"threads": kept["threads"], "batch": self.batch or kept["batch"]}
-        return kernels
+        kept = begun["kernels"] if begun else {}
+        batch = self.batch or kept.get("batch") or min(BATCH, self.protocol.chunk)
+        threads = kept.get("threads") or threads_for(self.dataset.shape)
+        return self.executor.call(work.trial, begun, batch, threads, self.precision)
 
 
 def _device(name: str, executor: Executor) -> torch.device:

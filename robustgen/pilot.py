@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -30,11 +30,17 @@ OF_THE_SPREAD = 1e-3  # of the logits' median spread: rounding moves them by les
 
 
 class Kernels(NamedTuple):
-    """``precision`` of an attack's gradients, and the batch ``sizes`` that a model may be called at
-    beside the full one, since a row's bits are the same in them."""
+    """How a model is called throughout a run.
 
-    precision: Precision
-    sizes: list[int]
+    ``batch``: pictures a call; ``threads``: of the processor; ``precision``: of attacks' gradients;
+    ``sizes``: the batches as good as the full one, since a row's bits are the same in them.
+    """
+
+    batch: int
+    device: str = "cpu"
+    threads: int = 1
+    precision: Precision = "float32"
+    sizes: Sequence[int] = []
 
 
 @torch.no_grad()
@@ -64,13 +70,15 @@ def check_precision(precision: str) -> None:
 
 
 def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
-    """Try a model on one full batch of pictures; ``precision`` is float32, bf16 or auto.
+    """Try a model on one full batch of pictures, here and with as many threads as are set; ``precision`` is
+    float32, bf16 or auto.
 
     bfloat16 is for gradients alone, and is taken by auto where it is clearly faster.
     """
     check_precision(precision)
     if precision == "bf16":
         need_bfloat16(pictures.device)
+    plain = Kernels(len(pictures), pictures.device.type, torch.get_num_threads())
     worth_trying = (
         precision == "auto" and math.prod(model.input_shape) > SMALL and native_bfloat16(pictures.device)
     )
@@ -78,10 +86,11 @@ def pilot(model: Classifier, pictures: Tensor, precision: str) -> Kernels:
         try:
             quick = quick_copy(model, pictures) or model
             low = precision == "bf16" or (worth_trying and _gain(quick, pictures) > WORTH)
-            return Kernels("bf16" if low else "float32", _sizes(model, quick, pictures, low))
+            sizes = _sizes(model, quick, pictures, low)
+            return plain._replace(precision="bf16" if low else "float32", sizes=sizes)
         except Exception:  # a model that fails: its chunks say so, each for itself
             continue
-    return Kernels("float32", [])
+    return plain
 
 
 def smaller_batches(batch: int) -> list[int]:

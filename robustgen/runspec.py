@@ -19,11 +19,10 @@ from robustgen.work import Trial
 
 
 def run_spec(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    kernels: dict[str, Any], trial: Trial,
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
 ) -> dict[str, Any]:  # fmt: skip
     """A run's specification: rows depend on its ``identity`` and the evaluations' descriptions alone."""
-    identity = _identity(reference, model, protocol, dataset, planned, kernels, trial)
+    identity = _identity(reference, model, protocol, dataset, planned, trial)
     return {
         "identity": identity,
         "model": {
@@ -45,7 +44,7 @@ def run_spec(
         "protocol": protocol.model_dump(mode="json", exclude={"n"}),
         "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
         "refused": planned.refused,
-        "kernels": kernels,
+        "kernels": trial.kernels._asdict(),
     }
 
 
@@ -56,8 +55,7 @@ def run_environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
 
 
 def _identity(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
-    kernels: dict[str, Any], trial: Trial,
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
 ) -> dict[str, Any]:  # fmt: skip
     packages = environment()
     versions = {name: packages.get(name) for name in ("robustgen", "torch", "scipy", *libraries(planned))}
@@ -66,7 +64,7 @@ def _identity(
         "data": dataset.fingerprint,
         "seed": protocol.seed,
         "chunk": protocol.chunk,
-        "kernels": kernels,
+        "kernels": trial.kernels._asdict(),
         "versions": versions,
         "code": row_code(),
         **({"draws": VERDICT_DRAWS} if trial.stochastic else {}),

@@ -23,7 +23,7 @@ from robustgen.evaluation import Evaluation, Plan, load_data
 from robustgen.limits import time_limit
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack
-from robustgen.pilot import gradient, moved_by_others, pilot
+from robustgen.pilot import Kernels, gradient, moved_by_others, pilot
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.store import Chunk, RunStore
@@ -64,8 +64,7 @@ class Trial(NamedTuple):
     stochastic: bool
     mixes: bool
     """Whether a picture's answers depend on the pictures beside it."""
-    precision: str
-    sizes: list[int]
+    kernels: Kernels
     share: float
 
 
@@ -117,13 +116,15 @@ class Work:
         else:
             stochastic, mixes = (bool(begun["model"].get(key)) for key in ("stochastic", "mixes"))
         share = gpu_share(model, pictures)
+        plain = Kernels(batch, str(self.device), torch.get_num_threads())
         kept = begun["kernels"] if begun else {}
         if kept.get("batch") == batch and "sizes" in kept and precision in ("auto", kept["precision"]):
-            return Trial(stochastic, mixes, kept["precision"], kept["sizes"], share)
+            same = plain._replace(precision=kept["precision"], sizes=kept["sizes"])
+            return Trial(stochastic, mixes, same, share)
         attacked = any(isinstance(evaluation.perturbation, Attack) for evaluation in planned.evaluations)
         if stochastic or not attacked:  # the bits of the first are never the same
-            return Trial(stochastic, mixes, "float32", [], share)
-        return Trial(stochastic, mixes, *pilot(model, pictures, precision), share)
+            return Trial(stochastic, mixes, plain, share)
+        return Trial(stochastic, mixes, pilot(model, pictures, precision), share)
 
     def recognise(self, store: RunStore) -> None:
         """UserError where the model answers a picture of the run otherwise than it did then: what a user's
@@ -156,17 +157,15 @@ class Work:
         """What computes a chunk of the run and stores it, from this process. UserError where the model or
         the data here are not those of the run."""
         spec = store.spec
-        kernels = spec["kernels"]
-        torch.set_num_threads(kernels["threads"])
+        kernels = Kernels(**spec["kernels"])
+        torch.set_num_threads(kernels.threads)
         with time_limit(self.limit):
             model, planned, dataset = self.load()
             if self.loaded is None:
                 self._check(spec, model, planned, dataset)
             worker = Worker(
-                model, planned.evaluations, source=self.source, seed=self.protocol.seed,
-                batch=kernels["batch"], device=self.device, root=self.root, limit=self.limit,
-                stochastic=spec["model"]["stochastic"], low=kernels["precision"] == "bf16",
-                sizes=kernels["sizes"],
+                model, planned.evaluations, source=self.source, seed=self.protocol.seed, kernels=kernels,
+                root=self.root, stochastic=spec["model"]["stochastic"], limit=self.limit,
             )  # fmt: skip
         return lambda chunk: _compute(worker, store, chunk)
 

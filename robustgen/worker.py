@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from robustgen.evaluation import Evaluation, load_data
 from robustgen.limits import out_of_memory, time_limit
 from robustgen.metrics.verdicts import majority
 from robustgen.perturb import Attack, verify
+from robustgen.pilot import Kernels
 from robustgen.rowtable import row_schema
 from robustgen.scores import read_scores
 from robustgen.store import Chunk
@@ -52,26 +53,24 @@ class Worker:
         *,
         source: str,
         seed: int,
-        batch: int,
-        device: torch.device,
+        kernels: Kernels,
         root: Path | None = None,
         stochastic: bool = False,
-        low: bool = False,
-        sizes: Sequence[int] = (),
         limit: float | None = None,
     ) -> None:
-        model = model.eval().requires_grad_(False).to(device)
+        self.device = torch.device(kernels.device)
+        model = model.eval().requires_grad_(False).to(self.device)
         self.evaluations = {evaluation.name: evaluation for evaluation in evaluations}
         attacked = any(isinstance(e.perturbation, Attack) for e in self.evaluations.values())
         # A copy of a random model would draw from a stream of its own.
         copied = attacked and not stochastic
-        example = load_data(source, "test", root).images[:batch].to(device) if copied else None
+        example = load_data(source, "test", root).images[: kernels.batch].to(self.device) if copied else None
         quick = None if example is None else quick_copy(model, example)
-        self.model = FixedBatch(model, batch, quick=quick, low=low, sizes=sizes)
+        low = kernels.precision == "bf16"
+        self.model = FixedBatch(model, kernels.batch, quick=quick, low=low, sizes=kernels.sizes)
         self.model.stochastic |= stochastic
         self.source = source
         self.seed = seed
-        self.device = device
         self.root = root
         self.limit = limit
 

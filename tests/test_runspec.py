@@ -12,11 +12,12 @@ from robustgen import load_model, registry
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.evaluation import load_data
+from robustgen.pilot import Kernels
 from robustgen.plan import plan
 from robustgen.runspec import libraries, run_spec
 from robustgen.work import Trial
 
-PLAIN = Trial(stochastic=False, mixes=False, precision="float32", sizes=[], share=0.0)
+PLAIN = Trial(stochastic=False, mixes=False, kernels=Kernels(4), share=0.0)
 (REFERENCE,) = registry.resolve("softmax-digits")
 
 
@@ -28,8 +29,7 @@ def spec(trial: Trial = PLAIN, model: Classifier | None = None, **changes: Any) 
     }  # fmt: skip
     protocol, dataset = Protocol.model_validate(content | changes), load_data("digits", "test", None)
     model = load_model("softmax-digits") if model is None else model
-    kernels = {"batch": 4, "precision": "float32"}
-    return run_spec(REFERENCE, model, protocol, dataset, plan(protocol, dataset), kernels, trial)
+    return run_spec(REFERENCE, model, protocol, dataset, plan(protocol, dataset), trial)
 
 
 def test_rows_depend_on_seed_chunk_and_verdict_and_not_on_words() -> None:

@@ -12,6 +12,7 @@ from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.evaluation import Evaluation
 from robustgen.metrics.rows import to_rows
 from robustgen.perturb import Identity
+from robustgen.pilot import Kernels
 from robustgen.scores import SCORES, Score, read_scores
 from robustgen.store import Chunk
 from robustgen.worker import Worker
@@ -57,9 +58,7 @@ def test_what_a_model_or_a_picture_does_not_have_is_left_out() -> None:
 def rows_of(scores: tuple[Score, ...], chunks: list[tuple[int, int]]) -> dict[str, np.ndarray]:
     """The scores of the first digits, read through the worker in these chunks."""
     evaluation = Evaluation("clean", "clean", "digits", "test", 400, {}, Identity(), scores=scores)
-    worker = Worker(
-        TwoGaussians(), [evaluation], source="digits", seed=0, batch=16, device=torch.device("cpu")
-    )
+    worker = Worker(TwoGaussians(), [evaluation], source="digits", seed=0, kernels=Kernels(16))
     parts = [to_rows(worker(Chunk("clean", *chunk)).rows).scores for chunk in chunks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -76,9 +75,7 @@ def test_scores_are_stored_and_do_not_depend_on_chunks() -> None:
 
 def test_rows_without_scores_have_none() -> None:
     evaluation = Evaluation("clean", "clean", "digits", "test", 400, {}, Identity())
-    worker = Worker(
-        TwoGaussians(), [evaluation], source="digits", seed=0, batch=16, device=torch.device("cpu")
-    )
+    worker = Worker(TwoGaussians(), [evaluation], source="digits", seed=0, kernels=Kernels(16))
     table = worker(Chunk("clean", 0, 4)).rows
     assert table["scores"].null_count == 4
     assert to_rows(table).scores == {}

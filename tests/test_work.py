@@ -88,7 +88,7 @@ def test_a_model_is_tried_on_a_full_batch_though_the_data_be_fewer(monkeypatch: 
 
     def watch(model, pictures, precision):
         tried.append(pictures)
-        return Kernels("float32", [])
+        return Kernels(500)
 
     monkeypatch.setattr("robustgen.work.pilot", watch)
     ours = Work(reference, registry.load_protocol("quick"), "digits", None, torch.device("cpu"))
@@ -103,7 +103,7 @@ def test_pictures_of_a_density_count_as_attacked(monkeypatch: pytest.MonkeyPatch
     content = registry.load_protocol("quick").model_dump(exclude_defaults=True)
     kinds = [{"kind": "clean"}, {"kind": "ood"}, {"kind": "fixed", "objective": "energy", "norm": "linf"}]
     protocol = Protocol.model_validate(content | {"evaluations": kinds})
-    monkeypatch.setattr("robustgen.work.pilot", lambda *given: Kernels("bf16", [16]))
+    monkeypatch.setattr("robustgen.work.pilot", lambda *given: Kernels(64, precision="bf16"))
     (reference,) = registry.resolve("softmax-digits")
     ours = Work(reference, protocol, "digits", None, torch.device("cpu"))
-    assert ours.trial(None, batch=64, threads=1, precision="auto").precision == "bf16"
+    assert ours.trial(None, batch=64, threads=1, precision="auto").kernels.precision == "bf16"

@@ -17,6 +17,7 @@ from robustgen.evaluation import Evaluation
 from robustgen.metrics import verdicts
 from robustgen.metrics.rows import Rows, to_rows
 from robustgen.perturb import Attack, Identity, Perturbation, Perturbed
+from robustgen.pilot import Kernels
 from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
 from robustgen.types import VERDICT_DRAWS
@@ -80,7 +81,7 @@ def read(
 ) -> Reading:
     evaluation = Evaluation("it", "attack", "digits", "test", n, {}, perturbation=perturbation)
     worker = Worker(
-        model, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"),
+        model, [evaluation], source="digits", seed=0, kernels=Kernels(64),
         stochastic=stochastic,
     )  # fmt: skip
     return worker(Chunk("it", start, n))
@@ -283,9 +284,7 @@ def hungry(most: int, limit: float | None = None) -> Worker:
         AttackSpec(kind="attack", attack="pgd", norm="linf", options={"steps": 5}), ThreatModel("linf", 0.1)
     )
     evaluation = Evaluation("it", "attack", "digits", "test", N, {}, perturbation=attack)
-    worker = Worker(
-        net, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"), limit=limit
-    )
+    worker = Worker(net, [evaluation], source="digits", seed=0, kernels=Kernels(64), limit=limit)
     for model in (net, worker.model.quick.model):  # type: ignore[union-attr]
         model.most = most
     return worker

@@ -16,6 +16,7 @@ from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation
+from robustgen.pilot import Kernels
 from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
 from robustgen.worker import Worker
@@ -144,7 +145,7 @@ def test_what_lies_beyond_the_budget_is_no_success_and_said_of_its_row(file: Pat
     attack = attacks.build(AttackSpec(kind="attack", attack=f"{file}:far", norm="linf"), LINF)
     evaluation = Evaluation("it", "attack", "digits", "test", 300, {}, perturbation=attack)
     model = load_model("softmax-digits")
-    worker = Worker(model, [evaluation], source="digits", seed=0, batch=64, device=torch.device("cpu"))
+    worker = Worker(model, [evaluation], source="digits", seed=0, kernels=Kernels(64))
     rows = worker(Chunk("it", 0, 300)).rows
     right = [row["draws_correct"] == 1 for row in rows.to_pylist()]
     assert 270 < sum(right) < 300
