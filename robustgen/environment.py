@@ -1,4 +1,4 @@
-"""With what a run was computed: versions, processor, cores."""
+"""With what a run was computed: versions, processor, cores, and the code that makes its rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ROW_MAKERS = (
     "attacks/**/*.py", "classifiers/**/*.py", "corruptions/**/*.py", "data/**/*.py", "gradients/**/*.py",
-    "audit.py", "detectors.py", "draws.py", "evaluation.py", "perturb.py", "scores.py", "threat.py",
-    "work.py", "worker.py",
+    "plan/**/*.py", "audit.py", "detectors.py", "draws.py", "evaluation.py", "metrics/verdicts.py",
+    "perturb.py", "rowtable.py", "scores.py", "threat.py", "work.py", "worker.py",
 )  # fmt: skip
 """The modules of robustgen that decide what stands in a row, as patterns of files."""
 
@@ -31,7 +31,7 @@ def row_code() -> str:
 
 def environment() -> dict[str, str]:
     """What a run was computed with: versions, processor, cores. The versions of packages that its rows depend
-    on are a part of its identity (engine.py)."""
+    on are a part of its identity (runspec.py)."""
     names = [
         "robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pillow", "pyautoattack",
         "torchattacks", "foolbox", "imagecorruptions", "scikit-image", "opencv-python",

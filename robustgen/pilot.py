@@ -40,7 +40,7 @@ class Kernels(NamedTuple):
     device: str = "cpu"
     threads: int = 1
     precision: Precision = "float32"
-    sizes: Sequence[int] = []
+    sizes: Sequence[int] = []  # a list, as run.json gives it back
 
 
 @torch.no_grad()

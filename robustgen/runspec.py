@@ -44,7 +44,7 @@ def run_spec(
         "protocol": protocol.model_dump(mode="json", exclude={"n"}),
         "evaluations": [evaluation.describe() for evaluation in planned.evaluations],
         "refused": planned.refused,
-        "kernels": trial.kernels._asdict(),
+        "kernels": identity["kernels"],
     }
 
 

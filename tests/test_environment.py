@@ -32,7 +32,8 @@ def test_a_gpu_computes_in_float32_and_repeats_itself() -> None:
 @pytest.mark.parametrize(
     ("edited", "counts"),
     [("attacks/apgd.py", True), ("attacks/outside/foolbox.py", True), ("corruptions/blur.py", True),
-     ("worker.py", True), ("report/render.py", False), ("cli.py", False)],
+     ("worker.py", True), ("metrics/verdicts.py", True),
+     ("metrics/calibration.py", False), ("report/render.py", False), ("cli.py", False)],
 )  # fmt: skip
 def test_rows_are_known_by_the_code_that_made_them(tmp_path: Path, edited: str, counts: bool) -> None:
     """Of an edited copy of the package, by what the copy itself says."""
