@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from robustgen import load_data, load_model
 from robustgen.attacks.autoattack import AutoAttack
 from robustgen.audit import AUDIT
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.environment import environment

@@ -22,7 +22,7 @@ import torch
 
 from robustgen import engine, registry, worker
 from robustgen.chunks import left
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Identity
 from robustgen.rowtable import row_schema

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from robustgen import load_model
 from robustgen.attacks.joint import JointAdaptive
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.environment import row_code

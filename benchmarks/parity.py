@@ -49,7 +49,8 @@ from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Search
 from robustgen.attacks.square import square
 from robustgen.attacks.victim import Victim
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.environment import row_code
 from robustgen.metrics.intervals import wilson

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from robustgen import data, load_model
 from robustgen.attacks.pgd import PGD
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson

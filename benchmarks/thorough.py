@@ -18,7 +18,7 @@ import torch
 from robustgen import load_data, load_model
 from robustgen.attacks.autoattack import AutoAttack
 from robustgen.audit import AUDIT
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.data import Dataset
 from robustgen.draws import Draws

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.errors import unknown_name
 from robustgen.scores import Score

@@ -14,10 +14,11 @@ import torch
 
 from robustgen.chunks import Shard, left
 from robustgen.classifiers import load_model
-from robustgen.classifiers.base import Classifier, threads_for
+from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.cost import CostEstimate, measure
 from robustgen.data import Dataset
+from robustgen.environment import threads_for
 from robustgen.errors import DiskFullError, UserError
 from robustgen.evaluation import Plan, load_data
 from robustgen.executors import Executor, LocalExecutor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 from pathlib import Path
@@ -64,6 +65,16 @@ def make_exact(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def threads_for(shape: tuple[int, int, int]) -> int:
+    """The number of torch threads for images of this shape (channels, height, width).
+
+    With a few hundred values per image, a second thread costs more in synchronisation than it computes.
+    """
+    import torch
+
+    return 1 if math.prod(shape) <= 1024 else torch.get_num_threads()
 
 
 def version_of(package: str) -> str:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
-from robustgen.classifiers.quick import low_gradients, need_bfloat16, quick_copy
+from robustgen.classifiers.quick import bfloat16_gradients, need_bfloat16, quick_copy
 from robustgen.environment import native_bfloat16
 from robustgen.errors import UserError
+from robustgen.types import Precision
 
-Precision = Literal["float32", "bf16"]
 PARTS = (2, 4, 8)  # a batch is tried cut into so many
 LEAST = 8  # pictures: smaller products take other kernels, for some rows and not for others
 WORTH = 1.15  # a gradient in bfloat16 must be so many times faster
@@ -120,7 +120,7 @@ def _bits(model: Classifier, quick: Classifier, pictures: Tensor, low: bool) -> 
         bits.append(gradient(quick, pictures))
         if not low:
             return bits
-        with low_gradients(quick):
+        with bfloat16_gradients(quick):
             return [*bits, gradient(quick, pictures)]
     except RuntimeError:  # a model that cannot be differentiated: its gradients are never asked for
         return bits
@@ -130,7 +130,7 @@ def _gain(quick: Classifier, pictures: Tensor) -> float:
     """How many times faster a gradient is in bfloat16; 0 where there is none."""
     try:
         full, exact = _seconds(quick, pictures), gradient(quick, pictures).flatten(1)
-        with low_gradients(quick):
+        with bfloat16_gradients(quick):
             near = functional.cosine_similarity(exact, gradient(quick, pictures).flatten(1))
             # a forward that differentiates itself loses its second order without a word
             return full / _seconds(quick, pictures) if bool((near > ALIKE).all()) else 0.0

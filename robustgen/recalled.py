@@ -10,7 +10,7 @@ import torch
 
 from robustgen import data
 from robustgen.classifiers import fingerprint_weights, load_model
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
 from robustgen.registry import ModelRef, code_of, resolve_one
 from robustgen.store import RunStore

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import codec
 
 

@@ -18,6 +18,9 @@ Kind: TypeAlias = Literal[
 ]  # fmt: skip
 """What an evaluation measures, in run.json. Protocols ask by other words: ``transfer`` is an attack too."""
 
+Precision: TypeAlias = Literal["float32", "bf16"]
+"""Of the gradients of attacks, and of a training's network."""
+
 # What a model's log_prob is. Only "exact" and "lower_bound" may be turned into bits per dimension;
 # "unnormalised" ranks pictures and says nothing more.
 Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]

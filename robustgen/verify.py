@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustgen import data
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.recalled import load_run

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.data import Dataset
 from robustgen.draws import Draws, forked_generators, seed_generators
@@ -66,8 +67,13 @@ class Worker:
         copied = attacked and not stochastic
         example = load_data(source, "test", root).images[: kernels.batch].to(self.device) if copied else None
         quick = None if example is None else quick_copy(model, example)
-        low = kernels.precision == "bf16"
-        self.model = FixedBatch(model, kernels.batch, quick=quick, low=low, sizes=kernels.sizes)
+        self.model = FixedBatch(
+            model,
+            kernels.batch,
+            quick=quick,
+            bfloat16_gradients=kernels.precision == "bf16",
+            sizes=kernels.sizes,
+        )
         self.model.stochastic |= stochastic
         self.source = source
         self.seed = seed

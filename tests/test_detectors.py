@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen import data, detectors, load_model, plan
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.config import Protocol
 from robustgen.detectors import DETECTORS, Detectors, find_layer
 from robustgen.errors import UserError

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from robustgen import pilot as module
 from robustgen.classifiers import quick
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
 from robustgen.pilot import Kernels, moved_by_others, pilot, seconds
 
@@ -49,7 +50,7 @@ def _with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_bfloat16_is_emulated_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, native=False)
-    with pytest.raises(UserError, match="no bfloat16 of its own") as caught:
+    with pytest.raises(UserError, match="does not compute in bfloat16 natively") as caught:
         pilot(net(), torch.rand(16, 1, 8, 8), "bf16")
     assert "take float32" in str(caught.value)
 
@@ -59,13 +60,13 @@ def test_where_bfloat16_is_emulated_no_gradient_is_taken_in_it(
     monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     pictures: list[int] = []
-    original = quick._ConvolutionLow.apply
+    original = quick._BFloat16Convolution.apply
 
     def low(x: Tensor, *layer: Tensor) -> Tensor:
         pictures.append(len(x))
         return original(x, *layer)
 
-    monkeypatch.setattr(quick._ConvolutionLow, "apply", low)
+    monkeypatch.setattr(quick._BFloat16Convolution, "apply", low)
     tried = {}
     for native in (True, False):
         processor(monkeypatch, native=native)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen import data
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.evaluation import Evaluation
 from robustgen.metrics.rows import to_rows
 from robustgen.perturb import Identity

@@ -12,7 +12,8 @@ from robustgen.attacks.search import Found, Remaining, Search, run
 from robustgen.attacks.victim import MakeVictim, Victim
 from robustgen.attacks.victims import said, usual_view
 from robustgen.audit import AUDIT, audited, repeats
-from robustgen.classifiers.base import Classifier, FixedBatch, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
 from robustgen.threat import ThreatModel
@@ -75,7 +76,7 @@ class Cascade(Attack):
             left = remaining.rows()
             if len(left):
                 attack(stage, stage.name, place, left, thorough)
-        if not thorough or (isinstance(model, FixedBatch) and model.low):
+        if not thorough or (isinstance(model, FixedBatch) and model.bfloat16_gradients):
             left = remaining.rows()
             left = left[audited(len(left))]
             for place, stage in enumerate(stages):

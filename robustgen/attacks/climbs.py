@@ -17,7 +17,8 @@ from robustgen.attacks.ball import DUAL
 from robustgen.attacks.probes import zeros
 from robustgen.attacks.search import Start
 from robustgen.attacks.victims import usual_view
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws
 from robustgen.perturb import Readout
 from robustgen.threat import ThreatModel

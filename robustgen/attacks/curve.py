@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.perturb import Attack, verify

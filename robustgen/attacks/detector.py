@@ -20,7 +20,8 @@ from robustgen.attacks.apgd import APGD, Climb, apgd
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.search import Search, Start
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError

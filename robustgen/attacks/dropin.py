@@ -7,7 +7,7 @@ x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=250)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, Parts
 from robustgen.audit import AUDIT, audited
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import need_bfloat16, quick_copy
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
-from robustgen.types import Norm
+from robustgen.types import Norm, Precision
 
 NORMS: dict[str, Norm] = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 VERSIONS = {"standard": STANDARD, "plus": PLUS}
-Precision = Literal["float32", "bf16"]
 
 
 class AutoAttack:
@@ -111,7 +111,7 @@ class AutoAttack:
         with torch.no_grad():  # upstream looks for randomness here too
             plain.stochastic = not torch.equal(plain.logits(example), plain.logits(example))
         copied = quick_copy(plain, example) if isinstance(self.model, nn.Module) else None
-        return FixedBatch(plain, bs, quick=copied, low=self.low, sizes=range(1, bs + 1))
+        return FixedBatch(plain, bs, quick=copied, bfloat16_gradients=self.low, sizes=range(1, bs + 1))
 
     def _say(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:
         """What is left after each attack: of the pictures that none broke, those that are right."""

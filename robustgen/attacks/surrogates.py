@@ -14,7 +14,8 @@ from torch import Tensor
 from robustgen.attacks.fixed import Fixed
 from robustgen.attacks.search import Found, Remaining
 from robustgen.attacks.victims import said
-from robustgen.classifiers.base import Classifier, FixedBatch, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
 from robustgen.threat import ThreatModel

@@ -9,8 +9,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, FixedBatch, serving
-from robustgen.classifiers.quick import low_gradients
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch, serving
+from robustgen.classifiers.quick import bfloat16_gradients
 from robustgen.errors import UserError
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ class Victim:
         quick = model.quick if isinstance(model, FixedBatch) else None
         self.model = model
         self.fast: Classifier = model if quick is None else quick
-        self.low = (isinstance(model, FixedBatch) and model.low) if low is None else low
+        self.low = (isinstance(model, FixedBatch) and model.bfloat16_gradients) if low is None else low
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Answer:
@@ -74,7 +75,7 @@ class Victim:
         Raises UserError where the logits have no gradient.
         """
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), low_gradients(self.fast) if self.low else nullcontext():
+        with torch.enable_grad(), bfloat16_gradients(self.fast) if self.low else nullcontext():
             seen = self.see(x)
         if not seen.requires_grad:
             raise UserError(

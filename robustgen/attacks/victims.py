@@ -16,7 +16,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from robustgen.attacks.victim import SETTLED, Answer, Loss, Said, Victim, finite, right_share
-from robustgen.classifiers.base import Classifier, plain
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import unwrapped
 from robustgen.classifiers.likelihood import Recomputed
 from robustgen.draws import Draws
 from robustgen.types import VERDICT_DRAWS, ConditionalNoise
@@ -164,7 +165,7 @@ class Straight(View):
 
 def hides_gradients(model: Classifier) -> bool:
     """Whether the model offers a ``surrogate``, or has steps that ``Straight`` takes for the identity."""
-    model = plain(model)
+    model = unwrapped(model)
     if "surrogate" in model.supports:
         return True
     weight = next(model.parameters(), torch.zeros(()))

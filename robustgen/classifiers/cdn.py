@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, check_level, trained_levels
-from robustgen.classifiers.energy import NoisyBackbone, per_sample, scale_of
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.noise_levels import check_noise_level, per_sample, trained_levels
+from robustgen.classifiers.noisy_networks import NoisyBackbone, scale_of
 from robustgen.classifiers.softmax import Mirrored
 from robustgen.types import ConditionalNoise, Density
 
@@ -57,7 +58,7 @@ class NoisyClassifier(Classifier):
         """sigma (batch,); UnsupportedError outside the levels of the training."""
         assert isinstance(self.noise, ConditionalNoise)
         if sigma is not None:
-            check_level(sigma, self.noise)
+            check_noise_level(sigma, self.noise)
         return per_sample(self.noise.low if sigma is None else sigma, x)
 
     def _heads(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

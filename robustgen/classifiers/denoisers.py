@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.classifiers.base import Denoiser, check_level, trained_levels
-from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, Stage, per_sample, scale_of
+from robustgen.classifiers.base import Denoiser
+from robustgen.classifiers.noise_levels import check_noise_level, per_sample, trained_levels
+from robustgen.classifiers.noisy_networks import EMBEDDING, NoiseEmbedding, Stage, scale_of
 from robustgen.errors import UnsupportedError, UserError
 from robustgen.types import ConditionalNoise
 
@@ -100,7 +101,7 @@ class EDMDenoiser(Denoiser):
         self.sigma_data.copy_(deviation)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
-        check_level(sigma, self.levels)
+        check_noise_level(sigma, self.levels)
         levels = per_sample(sigma, x)
         labels = self.no_label(x) if y is None else y
         linear, c_out, u = self.precondition(x, levels)
@@ -150,7 +151,7 @@ class SharedDenoiser(EDMDenoiser):
 
     def denoise_each(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The posterior means under every label, the null label last: (batch, classes + 1, *picture)."""
-        check_level(sigma, self.levels)
+        check_noise_level(sigma, self.levels)
         levels = per_sample(sigma, x)
         linear, c_out, u = self.precondition(x, levels)
         h = self.net.features(u, levels, self.no_label(x))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.classifiers.cdn import NoisyClassifier
-from robustgen.classifiers.energy import EMBEDDING
+from robustgen.classifiers.noisy_networks import EMBEDDING
 from robustgen.types import Density
 
 
@@ -33,7 +33,7 @@ class EGC(NoisyClassifier):
     given, not from the logits. ``log_joint`` is log p(x) + log p(y | x), a branch each.
 
     M_k = g_k(h) + sum_s <q_sk(h_s), u_s>: at every scale s an inner product over channels of features
-    with the scaled picture u, as in CDN's energy but a class each (energy.py), brought to the
+    with the scaled picture u, as in CDN's energy but a class each (noisy_networks.py), brought to the
     picture's size; g_k is linear in the last features. With ``normalised`` g's logsumexp over classes is
     taken off at every place: the classes' odds there stay those of g, and the energy begins flat where g
     comes from a classifier, whose own logsumexp has a gradient thousands of times a score's.

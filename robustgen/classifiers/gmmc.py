@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, trained_noise
+from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.networks import ResNet
+from robustgen.classifiers.noise_levels import trained_noise
 from robustgen.errors import UserError
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, trained_noise
+from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.networks import ResNet
+from robustgen.classifiers.noise_levels import trained_noise
 
 
 class JEM(Classifier):

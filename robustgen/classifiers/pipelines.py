@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.classifiers.base import Classifier, Denoiser, check_level
+from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.diffusion import DiffusionClassifier
-from robustgen.classifiers.energy import per_sample
+from robustgen.classifiers.noise_levels import check_noise_level, per_sample
 from robustgen.errors import UserError, in_words, missing_package
 from robustgen.types import ConditionalNoise, Density
 
@@ -65,7 +65,7 @@ class PipelineDenoiser(Denoiser):
         """E[z | x, y]; a label is needed."""
         if y is None:
             raise UserError("this denoiser has to be told the class", expected="labels (batch,)", got=None)
-        check_level(sigma, self.levels)
+        check_noise_level(sigma, self.levels)
         parts = (part.split(AT_ONCE) for part in (x, per_sample(sigma, x), y))
         return torch.cat([self._denoise(*part) for part in zip(*parts, strict=True)])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, check_level
+from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.denoisers import EDMDenoiser
-from robustgen.classifiers.energy import per_sample
 from robustgen.classifiers.likelihood import log_density, log_gaussian
+from robustgen.classifiers.noise_levels import check_noise_level, per_sample
 from robustgen.errors import UserError
 from robustgen.types import ConditionalNoise, Density
 
@@ -45,7 +45,7 @@ class ScoreClassifier(Classifier):
             raise UserError(
                 "a flow needs steps and probes", expected="1 or more", got=f"steps={steps}, probes={probes}"
             )
-        check_level(sigma, over.levels)
+        check_noise_level(sigma, over.levels)
         self.denoiser = over
         self.num_classes = over.num_classes
         self.input_shape = over.input_shape
@@ -61,7 +61,7 @@ class ScoreClassifier(Classifier):
         assert isinstance(self.noise, ConditionalNoise)
         sigma = self.test_sigma if sigma is None else sigma
         assert sigma is not None
-        check_level(sigma, self.noise)
+        check_noise_level(sigma, self.noise)
         every = torch.arange(self.num_classes, device=x.device)
         labels, levels = every.repeat_interleave(len(x)), per_sample(sigma, x).repeat(len(every))
         densities = log_density(

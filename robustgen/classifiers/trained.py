@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.classifiers.energy import NoiseBlock
 from robustgen.classifiers.networks import Block
+from robustgen.classifiers.noisy_networks import NoiseBlock
 from robustgen.classifiers.user import construct, import_file
 from robustgen.config import own_code
 from robustgen.errors import UserError, in_words, unknown_name

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, Denoiser, plain
+from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.diffusion import DiffusionClassifier
+from robustgen.classifiers.fixed_batch import unwrapped
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.classifiers.score import ScoreClassifier
 from robustgen.gradients.guidance import class_gradient, in_batches, kept_pictures, squares, within_levels
@@ -67,7 +68,7 @@ class Explained(Readout):
 
         self.reference.to(x.device)
         found = None
-        if not isinstance(plain(model), INTEGRATED):
+        if not isinstance(unwrapped(model), INTEGRATED):
             found = nearest_wrong(model, x, y, self.steps)
         random = draws.normal(model.num_classes - 1, x[0].numel()).double()
         tables = [schema().empty_table()]
@@ -168,7 +169,7 @@ def share(vectors: Tensor, span: Tensor) -> Tensor:
 
 def own_denoiser(model: Classifier) -> Denoiser | None:
     """The denoiser that a model has or stands on, which knows labels; None where there is none."""
-    inner = plain(model)
+    inner = unwrapped(model)
     if isinstance(inner, DiffusionClassifier):
         return inner.denoiser
     return _Own(model) if "denoise" in model.supports else None
@@ -177,7 +178,7 @@ def own_denoiser(model: Classifier) -> Denoiser | None:
 def by_construction(model: Classifier) -> bool:
     """Whether the denoiser is the gradient of the joint density whose softmax the logits are: then the
     two agree for any weights whatever, and nothing is measured by it."""
-    inner = plain(model)
+    inner = unwrapped(model)
     return not isinstance(inner, DiffusionClassifier) and type(inner).denoise is Classifier.denoise
 
 

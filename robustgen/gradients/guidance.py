@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustgen.classifiers.base import Classifier, Denoiser, FixedBatch
+from robustgen.classifiers.base import Classifier, Denoiser
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.perturb import Readout
 from robustgen.types import ConditionalNoise
 

@@ -14,10 +14,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from robustgen import classifiers, data, strict
-from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier, threads_for
+from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.classifiers.user import failure
 from robustgen.disk import remove_stale
-from robustgen.environment import make_exact, native_bfloat16
+from robustgen.environment import make_exact, native_bfloat16, threads_for
 from robustgen.errors import UserError, in_words
 from robustgen.registry import FileModel
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish

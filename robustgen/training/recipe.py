@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from robustgen.config import Arch, own_code
 from robustgen.strict import Count, Options, Positive, Slug, Strict, fingerprint
-from robustgen.types import Norm
+from robustgen.types import Norm, Precision
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -156,7 +156,7 @@ class Recipe(Strict):
     ema: Share | None = None
     """Decay of the moving average of the weights, which becomes the model; None means the last weights."""
     augment: Augment = Augment()
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """bf16: autocast, in channels_last; float32 on machines that only emulate it."""
     warm_start: Slug | None = None
     """A model of the zoo whose trained weights the training starts from; the network must hold them all."""

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from robustgen import data
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from robustgen.attacks.apgd import APGD, apgd, checkpoint_intervals
 from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Start, run
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 

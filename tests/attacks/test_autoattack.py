@@ -27,7 +27,8 @@ from robustgen.attacks.joint import ADAPTIVE
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.screen import Screened
 from robustgen.audit import repeats
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel

@@ -16,7 +16,8 @@ from robustgen.attacks.autoattack import AutoAttack, SquareAttack
 from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
@@ -189,8 +190,8 @@ def test_every_8th_survivor_is_audited_and_4_at_least(survivors: int) -> None:
 def useless(quick: Classifier) -> Classifier:
     """The copy, with low gradients that are 0: the weights they are taken with are."""
     for module in quick.modules():
-        if hasattr(module, "low") and isinstance(module.low, Tensor):
-            module.low.zero_()
+        if hasattr(module, "bfloat16_weight"):
+            module.bfloat16_weight.zero_()
     return quick
 
 
@@ -206,7 +207,7 @@ def breakable(low: bool) -> tuple[FixedBatch, Tensor, Tensor, ThreatModel]:
     distance = net.distances(x, y, 1.0)
     keep = distance.argsort()[-40:]  # of those that no random start breaks
     x, y = x[keep], y[keep]
-    model = FixedBatch(inner, 40, quick=useless(copied), low=low)
+    model = FixedBatch(inner, 40, quick=useless(copied), bfloat16_gradients=low)
     model.begin(40)
     return model, x, y, ThreatModel("linf", 1.05 * float(distance[keep].amax()))
 
@@ -234,13 +235,13 @@ def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -
     model, x, y, threat = breakable(low=False)
 
     def calls(low: bool, thorough: bool) -> Tensor:
-        model.low = low
+        model.bfloat16_gradients = low
         model.begin(40)
         weak = AutoAttack(ThreatModel("linf", threat.eps / 100), n_iter=2, n_queries=1, thorough=thorough)
         assert weak(model, x, y, Draws(0, "aa", torch.arange(40))).broken_by.count(None) == 40
         return model.forwards.clone()
 
-    model.low = True
+    model.bfloat16_gradients = True
     model.begin(40)
     SquareAttack(threat, n_queries=1)(model, x, y, Draws(0, "aa", torch.arange(40)))
     assert model.forwards.max() < 6  # it takes no gradients that could be low
@@ -271,7 +272,7 @@ def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_s
     cascade = Steps()
     cascade.stages = lambda model: stages  # type: ignore[method-assign]
     x, y, draws = greys(0.1, 0.2)
-    model = FixedBatch(Grey(), 2, low=True)
+    model = FixedBatch(Grey(), 2, bfloat16_gradients=True)
     names = [stage.name for stage in stages]
     for thorough, again in ((False, names), (True, ["apgd-t"])):
         cascade.thorough = thorough

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.climbs import COLUMNS, Climbs, climb
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 

@@ -6,7 +6,7 @@ from linear_oracle import DUAL, model_and_pictures
 
 from robustgen.attacks.autoattack import ApgdT
 from robustgen.attacks.curve import robust_curve
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError

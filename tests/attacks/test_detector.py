@@ -22,7 +22,8 @@ from robustgen.attacks.detector import (
 )
 from robustgen.attacks.search import run
 from robustgen.attacks.victim import Victim
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError
 from robustgen.threat import ThreatModel

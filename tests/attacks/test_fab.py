@@ -10,7 +10,7 @@ from robustgen.attacks.fab import FAB, LeanFAB, LeanUntargetedFAB, UntargetedFAB
 from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Start, run
 from robustgen.attacks.victim import Victim
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.attacks.fixed import Fixed
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 

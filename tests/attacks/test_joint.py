@@ -16,7 +16,8 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.search import run
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import Averaged, Smoothed
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError

@@ -11,7 +11,8 @@ import torch
 
 from robustgen import attacks, engine, load_model, load_protocol, registry
 from robustgen.attacks.own import OwnAttack
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.errors import UserError

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustgen.attacks.losses import log_odds, margin
 from robustgen.attacks.pgd import PGD
-from robustgen.classifiers.base import FixedBatch
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from robustgen.attacks.losses import margin
 from robustgen.attacks.probes import Probes, schema
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel

@@ -13,7 +13,8 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.search import Search, Start, run
 from robustgen.attacks.square import Squares, square
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 

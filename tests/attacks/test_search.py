@@ -9,7 +9,8 @@ from torch import Tensor
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.search import Found, Search, Start, State, run
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UserError

@@ -15,7 +15,8 @@ from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Found, Start, run
 from robustgen.attacks.square import peaks, shrunk, square
 from robustgen.attacks.victim import Answer, Victim
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError

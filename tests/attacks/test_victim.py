@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from robustgen.attacks.losses import log_odds
 from robustgen.attacks.victim import Victim
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.errors import UserError
 
@@ -93,7 +94,7 @@ def test_low_gradients_where_the_run_has_them_and_nobody_says_otherwise(
     net: PlainClassifier, low: bool, given: bool | None, rough: bool
 ) -> None:
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
-    model = FixedBatch(net, 6, quick=quick_copy(net, x), low=low)
+    model = FixedBatch(net, 6, quick=quick_copy(net, x), bfloat16_gradients=low)
     model.begin(6)
     exact = Victim(FixedBatch(net, 6, quick=quick_copy(net, x))).gradient(x, lambda z: log_odds(z, y))
     answer = Victim(model, low=given).gradient(x, lambda z: log_odds(z, y))

@@ -12,7 +12,8 @@ from robustgen import load_data, load_model
 from robustgen.attacks.losses import margin, targeted_margin
 from robustgen.attacks.victim import Victim
 from robustgen.attacks.victims import Averaged, Estimated, Smoothed, Straight, hides_gradients, noise_at
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.types import ConditionalNoise
 
 SHAPE = (1, 3, 3)

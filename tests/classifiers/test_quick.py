@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier, PlainClassifier
-from robustgen.classifiers.quick import low_gradients, quick_copy
+from robustgen.classifiers.quick import bfloat16_gradients, quick_copy
 from robustgen.classifiers.softmax import Softmax
 
 SHAPE = (3, 16, 16)
@@ -158,7 +158,7 @@ def test_low_gradients_are_near_and_logits_the_same_bits(make) -> None:
     x = torch.rand(6, *SHAPE)
     quick = quick_copy(make(), x)
     logits, exact = gradient(quick, x)
-    with low_gradients(quick):
+    with bfloat16_gradients(quick):
         low_logits, low = gradient(quick, x)
         with torch.no_grad():
             assert torch.equal(quick.logits(x), logits)
@@ -174,7 +174,7 @@ def test_low_gradients_end_with_their_block_after_an_error_too() -> None:
     x = torch.rand(4, *SHAPE)
     quick = quick_copy(post(), x)
     exact = gradient(quick, x)[1]
-    with pytest.raises(ZeroDivisionError), low_gradients(quick):
+    with pytest.raises(ZeroDivisionError), bfloat16_gradients(quick):
         raise ZeroDivisionError
     assert torch.equal(gradient(quick, x)[1], exact)
 
@@ -190,7 +190,7 @@ def test_every_kind_of_convolution_has_its_low_gradient() -> None:
     model, x = plain(net, (4, 8, 8)), torch.rand(5, 4, 8, 8)
     quick = quick_copy(model, x)
     exact = gradient(model, x)[1]
-    with low_gradients(quick):
+    with bfloat16_gradients(quick):
         logits, low = gradient(quick, x)
     torch.testing.assert_close(logits, model.logits(x), rtol=0, atol=1e-5)
     assert (functional.cosine_similarity(low.flatten(1), exact.flatten(1)) > 0.99).all()
@@ -209,7 +209,7 @@ def test_a_second_derivative_of_low_gradients_is_an_error() -> None:
 
     assert torch.isfinite(second()).all()
     with (
-        low_gradients(quick),
+        bfloat16_gradients(quick),
         pytest.raises(RuntimeError, match=r"to not have been used|differentiate twice"),
     ):
         second()
@@ -275,7 +275,7 @@ def test_what_users_write_is_attacked_all_the_same(kind: type[nn.Module]) -> Non
     torch.testing.assert_close(quick.logits(x), model.logits(x), rtol=0, atol=1e-5)
     exact = gradient(model, x)[1]
     torch.testing.assert_close(gradient(quick, x)[1], exact, rtol=1e-3, atol=1e-5)
-    with low_gradients(quick):
+    with bfloat16_gradients(quick):
         low = gradient(quick, x)[1]
     assert (functional.cosine_similarity(low.flatten(1), exact.flatten(1)) > 0.99).all()
 

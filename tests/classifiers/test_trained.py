@@ -117,7 +117,7 @@ def test_wrong_cards(zoo, changes, text):
 )
 def test_noise_levels_out_of_order_are_refused(arch, low, high):
     options = {"num_classes": 10, "input_shape": [1, 8, 8], "low": low, "high": high}
-    with pytest.raises(UserError, match="no noise levels to train on") as error:
+    with pytest.raises(UserError, match="not a range of noise levels to train on") as error:
         build(arch, options, where="recipe.yaml")
     assert error.value.details["where"] == "recipe.yaml"
     assert error.value.details["remedy"] == "mend the options"
@@ -127,7 +127,7 @@ def test_noise_levels_out_of_order_are_refused(arch, low, high):
 @pytest.mark.parametrize("sigma", [-0.1, float("inf"), float("nan")])
 def test_a_sigma_that_is_no_level_is_refused(arch, sigma):
     options = {"num_classes": 10, "input_shape": [1, 8, 8], "sigma": sigma}
-    with pytest.raises(UserError, match="no noise level to train on"):
+    with pytest.raises(UserError, match="not a noise level to train on"):
         build(arch, options, where="recipe.yaml")
 
 

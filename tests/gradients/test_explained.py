@@ -7,9 +7,10 @@ import pytest
 import torch
 from gaussian_mixture import Bent, D, Exact, K, Mixture, Round, right_ones
 
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.denoisers import EDMDenoiser
 from robustgen.classifiers.diffusion import DiffusionClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.draws import Draws
 from robustgen.gradients import Explained

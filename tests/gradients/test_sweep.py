@@ -8,7 +8,8 @@ import pytest
 import torch
 from gaussian_mixture import Bent, D, Exact, K, Mixture
 
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.gradients import Sweep
 from robustgen.metrics import explaining

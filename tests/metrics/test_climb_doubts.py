@@ -11,7 +11,8 @@ from test_probe_doubts import HONEST, Masked, digits
 
 from robustgen import load_model
 from robustgen.attacks.climbs import Climbs
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.metrics.climb_doubts import climb_doubts
 from robustgen.threat import ThreatModel

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from robustgen import data, load_model
 from robustgen.attacks.probes import Probes
-from robustgen.classifiers.base import Classifier, FixedBatch
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.metrics.doubts import find_doubts
 from robustgen.metrics.probe_doubts import probe_doubts

@@ -15,7 +15,8 @@ from robustgen import strict
 from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found
 from robustgen.attacks.victims import said
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UserError
 from robustgen.perturb import Attack, Perturbed, verify

@@ -28,7 +28,8 @@ from robustgen.attacks.autoattack import STANDARD, QueryBudget, TargetBudget, ta
 from robustgen.attacks.options import Options
 from robustgen.attacks.search import Found, Remaining
 from robustgen.attacks.victims import said
-from robustgen.classifiers.base import Classifier, serving
+from robustgen.classifiers.base import Classifier
+from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UnsupportedError
 from robustgen.perturb import Attack, Perturbed

@@ -16,7 +16,8 @@ from robustgen.attacks.options import Options
 from robustgen.attacks.outside import names
 from robustgen.attacks.outside.base import Asked, OutsideAttack
 from robustgen.attacks.pgd import PGD
-from robustgen.classifiers.base import FixedBatch, PlainClassifier
+from robustgen.classifiers.base import PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError, UserError

@@ -16,7 +16,8 @@ from robustgen.attacks.outside.pyautoattack import (
     ReferenceBudget,
     ReferenceCascade,
 )
-from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
+from robustgen.classifiers.base import Classifier, PlainClassifier
+from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robustgen.classifiers.energy import EMBEDDING, NoiseEmbedding, NoisyBackbone, per_sample, scale_of
+from robustgen.classifiers.noisy_networks import EMBEDDING, NoiseEmbedding, NoisyBackbone, scale_of
 
 
 def test_scale_is_the_mean_picture_and_the_deviation_around_it():
@@ -13,12 +13,6 @@ def test_scale_is_the_mean_picture_and_the_deviation_around_it():
     mean, deviation = scale_of(images)
     assert mean.flatten().tolist() == [0.25, 0.5]
     assert float(deviation) == pytest.approx(math.sqrt((2 * 0.25**2 + 2 * 0.5**2) / 4))
-
-
-def test_one_level_serves_every_picture():
-    x = torch.rand(3, 1, 2, 2, dtype=torch.float64)
-    assert per_sample(0.5, x).tolist() == [0.5] * 3
-    assert per_sample(torch.tensor([1.0, 2.0, 3.0]), x).dtype == torch.float64
 
 
 def test_embedding_tells_levels_apart():

@@ -17,11 +17,6 @@ EMBEDDING = 64
 FREQUENCIES = 8
 
 
-def per_sample(sigma: float | Tensor, x: Tensor) -> Tensor:
-    """sigma, a float or (batch,), as a tensor (batch,) of x's type and place."""
-    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-
-
 def scale_of(images: Tensor) -> tuple[Tensor, Tensor]:
     """The mean picture, and sigma_data: the standard deviation of pixels around it."""
     mean = images.mean(0)
