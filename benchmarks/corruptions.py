@@ -145,7 +145,7 @@ def agreement(name: str, severity: int, x: Tensor) -> Agreement:
 def _under(name: str, severity: int, picture: np.ndarray, numbers: Any) -> np.ndarray:
     from PIL.Image import fromarray
 
-    return np.uint8(getattr(imagenet_c.copy(numbers), name)(fromarray(picture), severity))
+    return np.uint8(getattr(imagenet_c.seeded_package(numbers), name)(fromarray(picture), severity))
 
 
 class Replay:

@@ -43,10 +43,10 @@ class GradientNorm(Score):
 
 
 class Complexity(Score):
-    """``complexity``: the bits of the picture as a PNG (codec.bits). The model is not asked."""
+    """``complexity``: the bits of the picture as a PNG (codec.png_bits). The model is not asked."""
 
     def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
-        return {"complexity": codec.bits(images)}
+        return {"complexity": codec.png_bits(images)}
 
 
 class Chroma(Score):

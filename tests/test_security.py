@@ -234,7 +234,7 @@ def test_a_malicious_yaml_is_refused_as_protocol_and_as_card(tmp_path: Path):
 def test_a_zip_that_unpacks_to_more_than_there_is_room_for(tmp_path: Path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((100, 1, 64, 64)), labels=np.zeros(100, np.int64))
     assert (tmp_path / "x.npz").stat().st_size < 20_000
-    monkeypatch.setattr(npz, "room", lambda: 1_000_000)
+    monkeypatch.setattr(npz, "memory_limit", lambda: 1_000_000)
     for read in (lambda: data.load(str(tmp_path / "x.npz")), lambda: added.read(tmp_path / "x.npz", None)):
         with pytest.raises(UserError, match="it unpacks to"):
             read()
@@ -323,7 +323,7 @@ def test_a_malicious_parquet_of_pictures(tmp_path: Path, monkeypatch):
     table = pa.table({"img": [{"bytes": file.getvalue(), "path": "/etc/passwd"}] * 3, "label": [0, 1, 2]})
     pq.write_table(table, tmp_path / "cifar10" / "test.parquet")
     assert data.load("cifar10", root=tmp_path).images.abs().sum() == 0  # its paths are not followed
-    monkeypatch.setattr(npz, "room", lambda: 10)
+    monkeypatch.setattr(npz, "memory_limit", lambda: 10)
     with pytest.raises(UserError, match="it unpacks to"):
         data.load("cifar10", root=tmp_path)
 

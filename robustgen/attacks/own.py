@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from robustgen.attacks.outside.base import YAML, Asked, OutsideAttack, options_of
-from robustgen.classifiers.user import digests, failure, import_file
+from robustgen.classifiers.user import code_digests, import_file, user_code_error
 from robustgen.errors import UserError
 from robustgen.strict import fingerprint
 from robustgen.threat import ThreatModel
@@ -37,7 +37,7 @@ class OwnAttack(OutsideAttack):
                 expected=f"a function of ({', '.join(OURS)}, ...) that returns pictures",
             )  # fmt: skip
         super().__init__(title, threat, options_of(function, OURS, title, options, YAML))
-        self.code = fingerprint(digests(self.path))
+        self.code = fingerprint(code_digests(self.path))
 
     def detail(self) -> dict[str, Any]:
         return super().detail() | {"code": self.code}
@@ -49,7 +49,7 @@ class OwnAttack(OutsideAttack):
                 model, x, y, self.threat, **self.given
             )
         except (Exception, SystemExit) as error:  # the user's code: anything may come
-            raise failure("this attack failed", error, self.path.resolve()) from None
+            raise user_code_error("this attack failed", error, self.path.resolve()) from None
         if not isinstance(found, Tensor) or found.shape != x.shape:
             raise UserError(
                 "an attack must return as many pictures as it was given, of the same shape",

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from robustgen.attacks.victim import SETTLED, Answer, Loss, Said, Victim, finite, right_share
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import unwrapped
-from robustgen.classifiers.likelihood import Recomputed
+from robustgen.classifiers.likelihood import Checkpointed
 from robustgen.draws import Draws
 from robustgen.types import VERDICT_DRAWS, ConditionalNoise
 
@@ -181,14 +181,14 @@ ROUNDING = frozenset(
 
 def _hidden_steps(logits: Tensor) -> list[Node]:
     """The nodes of the graph behind ``logits`` that round or that bring a backward pass of their own, but
-    for ``Recomputed``'s, which is the exact one."""
+    for ``Checkpointed``'s, which is the exact one."""
     todo, seen = [logits.grad_fn], set()
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
             todo += [before for before, _ in node.next_functions]
-    own = [n for n in seen if isinstance(n, BackwardCFunction) and n._forward_cls is not Recomputed]
+    own = [n for n in seen if isinstance(n, BackwardCFunction) and n._forward_cls is not Checkpointed]
     return own + [node for node in seen if node.name() in ROUNDING]
 
 

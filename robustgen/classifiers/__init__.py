@@ -14,14 +14,23 @@ from torch import nn
 from robustgen import registry
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.classifiers.fingerprint import fingerprint_model, fingerprint_weights
-from robustgen.classifiers.trained import build, frozen, load, take_weights, zoo_folder
+from robustgen.classifiers.trained import build, frozen, load, warm_start_weights, zoo_folder
 from robustgen.classifiers.user import construct, find_entry_point, import_file
 from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, ZooModel
 
 __all__ = [
-    "build", "check_attributes", "check_fit", "fingerprint_model", "fingerprint_weights", "instantiate",
-    "load", "load_model", "take_weights", "try_out", "zoo_folder",
+    "build",
+    "check_attributes",
+    "check_fit",
+    "fingerprint_model",
+    "fingerprint_weights",
+    "instantiate",
+    "load",
+    "load_model",
+    "try_out",
+    "warm_start_weights",
+    "zoo_folder",
 ]  # fmt: skip
 
 

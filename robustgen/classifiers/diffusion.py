@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.classifiers.likelihood import Recomputed
+from robustgen.classifiers.likelihood import Checkpointed
 from robustgen.errors import UserError
 from robustgen.types import Density
 
@@ -98,7 +98,7 @@ class DiffusionClassifier(Classifier):
     def terms(self, x: Tensor) -> Tensor:
         """What each level adds to the integral, (levels, batch, classes): logits are minus their mean."""
         levels = range(len(self.sigmas))
-        return torch.stack([Recomputed.apply(partial(self._terms, level), x) for level in levels])
+        return torch.stack([Checkpointed.apply(partial(self._terms, level), x) for level in levels])
 
     def _terms(self, level: int, x: Tensor) -> Tensor:
         """Weighted errors (batch, classes), the mean of both signs, at one level.

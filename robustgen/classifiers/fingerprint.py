@@ -11,7 +11,7 @@ from torch import nn
 
 from robustgen import registry, strict
 from robustgen.classifiers.trained import denoiser_folder
-from robustgen.classifiers.user import digests, find_entry_point
+from robustgen.classifiers.user import code_digests, find_entry_point
 from robustgen.config import ModelCard, own_code
 from robustgen.environment import version_of
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, OutsideModel, ZooModel
@@ -27,9 +27,9 @@ def fingerprint_model(ref: ModelRef) -> str:
             folder = denoiser_folder(card.over, ref.folder / "card.yaml")
             content.append(fingerprint_model(ZooModel(card.over, folder)))
         if own := own_code(card.arch):
-            content += digests(ref.folder / own[0])
+            content += code_digests(ref.folder / own[0])
     elif isinstance(ref, FileModel):
-        file, *beside = digests(ref.path)
+        file, *beside = code_digests(ref.path)
         content += [file, ref.attribute, *beside]
     elif isinstance(ref, ObjectModel):
         parts = dict(ref.module.named_modules())

@@ -47,12 +47,12 @@ def log_density(
     for step, own in enumerate(probes):
         # clamped: rounding must not lead beyond the levels
         start, end = ((sigma.log() + length * k).exp().clamp_max(high) for k in (step, step + 1))
-        x, change = Recomputed.apply(partial(_heun, denoise, start, end, length, own), x)
+        x, change = Checkpointed.apply(partial(_heun, denoise, start, end, length, own), x)
         total = total + change
     return total + prior(x)
 
 
-class Recomputed(torch.autograd.Function):
+class Checkpointed(torch.autograd.Function):
     """function(x), whose graph is built when its gradient is asked for: a sum keeps one term's at a time.
 
     torch's own checkpoint does not serve a function that differentiates within itself.

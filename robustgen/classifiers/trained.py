@@ -104,7 +104,7 @@ def load(folder: Path | str) -> Classifier | Denoiser:
     return frozen(model)
 
 
-def take_weights(model: nn.Module, name: str, *, where: object) -> None:
+def warm_start_weights(model: nn.Module, name: str, *, where: object) -> None:
     """Start a model from the trained weights of the zoo's model ``name``, each of which must fit into it.
 
     What the model has beyond them starts at 0, so that it begins as the network that it continues: an

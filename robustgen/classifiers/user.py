@@ -34,7 +34,7 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
     return getattr(module, attribute)
 
 
-def neighbours(path: Path) -> list[Path]:
+def local_imports(path: Path) -> list[Path]:
     """The files in the folder of a user's file, and below it, that it imports, and those that they import.
 
     Found by what stands in a module, other modules, classes and functions, and by its import statements:
@@ -56,11 +56,11 @@ def neighbours(path: Path) -> list[Path]:
     return sorted(found - {path})
 
 
-def digests(path: Path) -> list[str]:
-    """The sha256 of a user's file and of its ``neighbours``, which are all that it is made of."""
+def code_digests(path: Path) -> list[str]:
+    """The sha256 of a user's file and of its ``local_imports``, which are all that it is made of."""
     try:
         own = hashlib.sha256(path.read_bytes()).hexdigest()
-        return [own, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in neighbours(path))]
+        return [own, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in local_imports(path))]
     except OSError as error:
         raise UserError(
             "cannot read the file", where=error.filename, expected="a Python file, and those that it imports",
@@ -119,8 +119,8 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
                 "import its neighbours by their names alone, or install its package and name the model as "
             )
             remedy += "an entry point of the group robustgen.models"
-            raise failure("this file is part of a package", error, path, remedy=remedy) from None
-        raise failure("this file cannot be imported", error, path) from None
+            raise user_code_error("this file is part of a package", error, path, remedy=remedy) from None
+        raise user_code_error("this file cannot be imported", error, path) from None
     return module
 
 
@@ -172,13 +172,13 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
         except (Exception, SystemExit) as error:  # the user's code: anything may come
             what = f"this model cannot be made{' with ' if options else ''}"
             what += ", ".join(f"{key}={value!r}" for key, value in options.items())
-            raise failure(what, error, path, where=where) from None
+            raise user_code_error(what, error, path, where=where) from None
     if not isinstance(thing, nn.Module):
         raise UserError("this is no model", where=where, expected=wanted, got=type(thing).__name__)
     return thing
 
 
-def failure(
+def user_code_error(
     what: str, error: Exception | SystemExit, path: Path, *, where: object = None,
     remedy: str = "mend the file; run it with python for the whole traceback",
 ) -> UserError:  # fmt: skip

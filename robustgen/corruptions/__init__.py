@@ -41,18 +41,18 @@ BLOCK = 2**17
 
 
 @dataclass(frozen=True)
-class Kind:
+class CorruptionType:
     """A type of corruption: its formula and the pictures that it needs.
 
     ``formula`` maps x float64 (batch, channels, height, width) in [0, 1], a constant and the samples'
-    draws to x's shape; ``side`` is the least height and width in pixels; ``missing`` says what it
+    draws to x's shape; ``min_side`` is the least height and width in pixels; ``missing`` says what it
     needs and this machine lacks.
     """
 
     summary: str
     formula: Callable[[Tensor, Any, Draws], Tensor]
-    side: int = 1
-    colour: bool = False
+    min_side: int = 1
+    needs_colour: bool = False
     missing: Callable[[], str | None] = lambda: None
 
 
@@ -68,26 +68,26 @@ def _no_opencv() -> str | None:
     )
 
 
-CORRUPTIONS: dict[str, Kind] = {
-    "gaussian_noise": Kind("normal noise", pixels.gaussian_noise),
-    "shot_noise": Kind("Poisson noise of few photons", pixels.shot_noise),
-    "impulse_noise": Kind("salt and pepper", pixels.impulse_noise),
-    "defocus_blur": Kind("a disk-shaped blur", blur.defocus_blur, SPATIAL),
-    "glass_blur": Kind("pixels copied about, and blurred", blur.glass_blur, SPATIAL),
-    "motion_blur": Kind("a blur along a line", blur.motion_blur, SPATIAL),
-    "zoom_blur": Kind("the mean of several zooms", blur.zoom_blur, SPATIAL),
-    "snow": Kind("falling snow", weather.snow, SPATIAL),
-    "frost": Kind("photographed frost on the lens", weather.frost, SPATIAL, missing=_no_frost),
-    "fog": Kind("plasma fog", weather.fog, SPATIAL),
-    "brightness": Kind("a higher value in HSV", pixels.brightness),
-    "contrast": Kind("towards the mean", pixels.contrast),
-    "elastic_transform": Kind("a smooth random warp", digital.elastic_transform, SPATIAL),
-    "pixelate": Kind("scaled down and up again", digital.pixelate, SPATIAL),
-    "jpeg_compression": Kind("JPEG artefacts", digital.jpeg_compression, SPATIAL),
-    "speckle_noise": Kind("normal noise in proportion", pixels.speckle_noise),
-    "gaussian_blur": Kind("a normal blur", blur.gaussian_blur, SPATIAL),
-    "spatter": Kind("drops on the lens", weather.spatter, SPATIAL, missing=_no_opencv),
-    "saturate": Kind("more or less colour", pixels.saturate, colour=True),
+CORRUPTIONS: dict[str, CorruptionType] = {
+    "gaussian_noise": CorruptionType("normal noise", pixels.gaussian_noise),
+    "shot_noise": CorruptionType("Poisson noise of few photons", pixels.shot_noise),
+    "impulse_noise": CorruptionType("salt and pepper", pixels.impulse_noise),
+    "defocus_blur": CorruptionType("a disk-shaped blur", blur.defocus_blur, SPATIAL),
+    "glass_blur": CorruptionType("pixels copied about, and blurred", blur.glass_blur, SPATIAL),
+    "motion_blur": CorruptionType("a blur along a line", blur.motion_blur, SPATIAL),
+    "zoom_blur": CorruptionType("the mean of several zooms", blur.zoom_blur, SPATIAL),
+    "snow": CorruptionType("falling snow", weather.snow, SPATIAL),
+    "frost": CorruptionType("photographed frost on the lens", weather.frost, SPATIAL, missing=_no_frost),
+    "fog": CorruptionType("plasma fog", weather.fog, SPATIAL),
+    "brightness": CorruptionType("a higher value in HSV", pixels.brightness),
+    "contrast": CorruptionType("towards the mean", pixels.contrast),
+    "elastic_transform": CorruptionType("a smooth random warp", digital.elastic_transform, SPATIAL),
+    "pixelate": CorruptionType("scaled down and up again", digital.pixelate, SPATIAL),
+    "jpeg_compression": CorruptionType("JPEG artefacts", digital.jpeg_compression, SPATIAL),
+    "speckle_noise": CorruptionType("normal noise in proportion", pixels.speckle_noise),
+    "gaussian_blur": CorruptionType("a normal blur", blur.gaussian_blur, SPATIAL),
+    "spatter": CorruptionType("drops on the lens", weather.spatter, SPATIAL, missing=_no_opencv),
+    "saturate": CorruptionType("more or less colour", pixels.saturate, needs_colour=True),
 }
 
 
@@ -95,11 +95,11 @@ def refusal(type_: str, shape: tuple[int, ...]) -> str | None:
     """Why pictures of this shape (channels, height, width) cannot have this corruption; None if they can."""
     family, kind = _known(type_)
     channels, height, width = shape
-    side = imagenet_c.SIDE if family == IMAGENET_C else kind.side
+    side = imagenet_c.MIN_SIDE if family == IMAGENET_C else kind.min_side
     if min(height, width) < side:
         return f"{type_} needs at least {side}x{side} pixels, and these pictures have {height}x{width}"
-    if channels not in ((3,) if kind.colour or family == IMAGENET_C else (1, 3)):
-        needed = "3 channels (colour)" if kind.colour or family == IMAGENET_C else "1 or 3 channels"
+    if channels not in ((3,) if kind.needs_colour or family == IMAGENET_C else (1, 3)):
+        needed = "3 channels (colour)" if kind.needs_colour or family == IMAGENET_C else "1 or 3 channels"
         return f"{type_} needs {needed}, and these pictures have {channels}"
     missing = imagenet_c.missing() if family == IMAGENET_C else kind.missing()
     if missing or family == IMAGENET_C or kind.formula is not weather.frost:
@@ -154,13 +154,13 @@ class Corruption(Perturbation):
         """float32 pictures of 8 bits."""
         name = self.type.rpartition(":")[2]
         if self.family == IMAGENET_C:
-            return imagenet_c.corrupted(x, name, self.severity, draws)
+            return imagenet_c.corrupt(x, name, self.severity, draws)
         constant = TABLES[self.family][name][self.severity - 1]
         corrupted = self.kind.formula(x.double(), constant, draws)
         return corrupted.clamp(0, 1).mul_(255).add_(blur.ROUNDING).floor_().float().div_(255)
 
 
-def _known(type_: str) -> tuple[str, Kind]:
+def _known(type_: str) -> tuple[str, CorruptionType]:
     """The family of a type (the prefix of its name) and its kind."""
     family, _, name = type_.rpartition(":")
     if name not in CORRUPTIONS or family not in (*TABLES, IMAGENET_C):

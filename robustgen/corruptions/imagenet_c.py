@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustgen.draws import Draws
 
-SIDE = 64
+MIN_SIDE = 64
 """Its constants are for pictures of 224 pixels; of much smaller ones they leave little."""
 REMEDY = "pip install 'robustgen[imagecorruptions]'"
 
@@ -34,19 +34,19 @@ def _there(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def corrupted(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
+def corrupt(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
     """x (batch, 3, height, width) in [0, 1], taken as 8-bit pictures, under a type at a severity."""
     from PIL.Image import fromarray
 
     levels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     out = np.empty_like(levels)
     for made, picture, key in zip(out, levels, draws.keys().tolist(), strict=True):
-        code = copy(np.random.RandomState(key & 0xFFFFFFFF))
+        code = seeded_package(np.random.RandomState(key & 0xFFFFFFFF))
         made[:] = np.uint8(getattr(code, name)(fromarray(picture), severity))
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
 
-def copy(numbers: Any) -> Any:
+def seeded_package(numbers: Any) -> Any:
     """The package's code, which draws from these numbers (those of numpy.random)."""
     code = _loaded()
     code.np.random = numbers

@@ -49,14 +49,14 @@ MD5 = {
 """Of the files as they were published."""
 
 
-class Found(NamedTuple):
+class PublishedFile(NamedTuple):
     """The file of a type, or why the published pictures cannot be used (None: they are not at hand)."""
 
     file: Path | None
     reason: str | None = None
 
 
-def find(type_: str, root: Path, labels: Tensor) -> Found:
+def find_published(type_: str, root: Path, labels: Tensor) -> PublishedFile:
     """The published file of a type for the test split with these labels (n,).
 
     A file whose md5 is not the published one is a UserError.
@@ -64,17 +64,17 @@ def find(type_: str, root: Path, labels: Tensor) -> Found:
     folder = root / FOLDER
     file, named = folder / f"{type_}.npy", folder / "labels.npy"
     if not file.is_file() or not named.is_file():
-        return Found(None)
-    check(named)
+        return PublishedFile(None)
+    check_md5(named)
     blocks = np.load(named, mmap_mode="r")
     if len(blocks) != BLOCKS * len(labels) or not np.array_equal(blocks[: len(labels)], labels.numpy()):
-        return Found(
+        return PublishedFile(
             None,
             "the published CIFAR-10-C goes with CIFAR-10's own test split, and the pictures at hand are "
             "fewer or in another order; they were corrupted here instead",
         )
-    check(file)
-    return Found(file)
+    check_md5(file)
+    return PublishedFile(file)
 
 
 class PublishedCorruption(Perturbation):
@@ -102,7 +102,7 @@ class PublishedCorruption(Perturbation):
 
 
 @cache
-def check(file: Path) -> None:
+def check_md5(file: Path) -> None:
     """Raise UserError unless the file's md5 is the published one; what was checked once is remembered by
     size and time of change in the user's cache folder."""
     status = file.stat()

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustgen.data import carried, classes, files
-from robustgen.data.classes import HELD_OUT
-from robustgen.data.classes import numbers as class_numbers
+from robustgen.data import bundled, classes, files
+from robustgen.data.classes import HELD_OUT, class_numbers
 from robustgen.data.dataset import Dataset, make, no_split
 from robustgen.data.foreign import DERIVED, Foreign, derive, matched
 from robustgen.errors import UserError, unknown_name
@@ -75,7 +74,7 @@ def load(
         dataset = source.load(split, shape, data_root(root))
     elif name.partition(":")[0] in SOURCES:
         whole, _, chosen = name.partition(":")
-        dataset = classes.some(load(whole, split, root=root), chosen)
+        dataset = classes.keep_classes(load(whole, split, root=root), chosen)
     elif name in (*DERIVED, HELD_OUT):
         raise UserError(
             f"{name!r} is made for another data set and is none by itself", got=name,
@@ -99,7 +98,7 @@ def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -
                 f"{familiar.name!r} leaves no class out", where=HELD_OUT, got=familiar.source,
                 remedy="name the classes to keep, such as digits:0-7",
             )  # fmt: skip
-        return matched(classes.others(load(whole, "test", root=root), chosen), familiar)
+        return matched(classes.held_out_classes(load(whole, "test", root=root), chosen), familiar)
     if name in DERIVED:
         return matched(derive(name, familiar), familiar)
     if name not in SOURCES and ":" not in name and not name.endswith((".npz", ".parquet")):
@@ -127,7 +126,7 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(carried.digits, "1,797 handwritten digits, 8x8, carried by scikit-learn"),
+    "digits": Source(bundled.digits, "1,797 handwritten digits, 8x8, carried by scikit-learn"),
     "mnist": Source(lambda s, _, r: files.from_torchvision("mnist", s, r), "handwritten digits, 28x28"),
     "cifar10": Source(files.cifar10, "10 kinds of objects, 32x32, colour"),
     "cifar100": Source(
@@ -135,6 +134,6 @@ SOURCES: dict[str, Source] = {
     ),
     "svhn": Source(lambda s, _, r: files.from_torchvision("svhn", s, r), "house numbers, 32x32, colour"),
     "textures": Source(files.textures, "describable textures, 64x64, colour", foreign=True),
-    "letters": Source(carried.letters, "letters from matplotlib's fonts, any size", foreign=True),
-    "photos": Source(carried.photos, "windows of scikit-learn's two photographs, any size", foreign=True),
+    "letters": Source(bundled.letters, "letters from matplotlib's fonts, any size", foreign=True),
+    "photos": Source(bundled.photos, "windows of scikit-learn's two photographs, any size", foreign=True),
 }

@@ -15,10 +15,10 @@ HELD_OUT = "held-out"
 SUMMARY = "the classes that DATA:CLASSES leaves out, such as 8 and 9 of digits:0-7"
 
 
-def some(whole: Dataset, chosen: str) -> Dataset:
+def keep_classes(whole: Dataset, chosen: str) -> Dataset:
     """The pictures of the classes ``chosen`` ("0-7", "0,2,5-7"), numbered anew in the order of the whole
     set, as the data set ``<name>:<chosen>``. Raises UserError where these are not classes of it."""
-    kept = numbers(whole, chosen)
+    kept = class_numbers(whole, chosen)
     rows = np.isin(whole.labels.numpy(), kept)
     labels = np.searchsorted(kept, whole.labels.numpy()[rows])
     words = f"{whole.provenance} Of its {len(whole.class_names)} classes {chosen} alone."
@@ -27,16 +27,16 @@ def some(whole: Dataset, chosen: str) -> Dataset:
     return replace(made, codec=whole.codec)
 
 
-def others(whole: Dataset, chosen: str) -> Dataset:
+def held_out_classes(whole: Dataset, chosen: str) -> Dataset:
     """The pictures of all other classes, without labels, as the foreign set HELD_OUT."""
-    kept = numbers(whole, chosen)
+    kept = class_numbers(whole, chosen)
     rows = ~np.isin(whole.labels.numpy(), kept)
     words = f"{whole.provenance} The classes beside {chosen}."
     made = make(HELD_OUT, whole.images[rows], np.full(rows.sum(), UNLABELLED), (), words)
     return replace(made, codec=whole.codec, source=HELD_OUT)
 
 
-def numbers(whole: Dataset, chosen: str) -> list[int]:
+def class_numbers(whole: Dataset, chosen: str) -> list[int]:
     """The classes that are meant, rising: two at least, and not all of them."""
     count, found = len(whole.class_names), set()
     for part in chosen.split(","):

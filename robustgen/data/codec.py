@@ -76,7 +76,7 @@ def as_bytes(images: Tensor) -> list[np.ndarray]:
     return list(pixels[..., 0] if pixels.shape[3] == 1 else pixels)
 
 
-def bits(images: Tensor) -> Tensor:
+def png_bits(images: Tensor) -> Tensor:
     """Bits of each picture (n, ...) as a PNG of 8 bits a value, float64 (n,): its complexity.
 
     A lossless compressor's length bounds Kolmogorov's from above (Serra et al. 2020, arXiv:1909.11480).

@@ -14,7 +14,7 @@ import numpy as np
 
 from robustgen.data.codec import Jpeg, codec_of
 from robustgen.data.dataset import SPLIT_SEED, Dataset, check_classes, make, no_split, numbered
-from robustgen.data.npz import check_room, read_npz
+from robustgen.data.npz import check_fits_memory, read_npz
 from robustgen.errors import UserError, in_words
 from robustgen.types import Split
 
@@ -133,7 +133,7 @@ def _parquet(name: str, path: Path, split: Split) -> Dataset:
     expected = "the columns img or image {bytes, path}, and label; pictures of one size"
     with _reading(what, path, expected, "fetch the file again"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
-        check_room(sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)))
+        check_fits_memory(sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)))
         table = file.read()
         column = next((c for c in ("img", "image") if c in table.column_names), "img")
         encoded = [row["bytes"] for row in table[column].to_pylist()]

@@ -19,7 +19,13 @@ from robustgen.classifiers.diffusion import DiffusionClassifier
 from robustgen.classifiers.fixed_batch import unwrapped
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.classifiers.score import ScoreClassifier
-from robustgen.gradients.guidance import class_gradient, in_batches, kept_pictures, squares, within_levels
+from robustgen.gradients.guidance import (
+    class_gradient,
+    denoise_in_batches,
+    first_pictures,
+    squared_norms,
+    within_levels,
+)
 from robustgen.gradients.nearest import Nearest, nearest_wrong
 from robustgen.perturb import Readout
 
@@ -79,7 +85,9 @@ class Explained(Readout):
                 "sample_id": draws.sample_ids, "sigma": [sigma] * len(x), "dims": [x[0].numel()] * len(x)
             }  # fmt: skip
             shown = {name: columns[name] for name in PICTURES if columns.get(name) is not None}
-            columns |= {name: kept_pictures(picture, draws, self.pictures) for name, picture in shown.items()}
+            columns |= {
+                name: first_pictures(images, draws, self.pictures) for name, images in shown.items()
+            }
             missing = [None] * len(x)
             filled = {f.name: missing if columns.get(f.name) is None else columns[f.name] for f in schema()}
             tables.append(pyarrow.table(filled, schema=schema()))
@@ -90,7 +98,7 @@ class Explained(Readout):
         random: Tensor,
     ) -> dict[str, Any]:  # fmt: skip
         other = _other(model, x, y, found)
-        reference = in_batches(self.reference, noisy, sigma, model)
+        reference = denoise_in_batches(self.reference, noisy, sigma, model)
         columns: dict[str, Any] = {"other_label": other.tolist(), "noisy": noisy, "reference": reference}
         if found is not None:
             delta = (found.picture - x).flatten(1).double().cpu()
@@ -99,8 +107,8 @@ class Explained(Readout):
                 "margin": found.margin.tolist(),
                 "first_order": found.first_order.tolist(),
                 "distance": found.distance.tolist(),
-                "share": share(delta, differences).tolist(),
-                "random_share": share(delta, random).tolist(),
+                "share": share_in_span(delta, differences).tolist(),
+                "random_share": share_in_span(delta, random).tolist(),
                 "perturbation": found.picture - x,
             }
         if within_levels(model, sigma):
@@ -113,7 +121,7 @@ class Explained(Readout):
         """D_ref(y, k) - D_ref(y, c) for the classes k other than the label c: (batch, others, pixels)."""
         each = torch.stack(
             [
-                in_batches(self.reference, noisy, sigma, model, torch.full_like(y, k)).flatten(1)
+                denoise_in_batches(self.reference, noisy, sigma, model, torch.full_like(y, k)).flatten(1)
                 for k in self.numbers or range(model.num_classes)
             ],
             1,
@@ -128,16 +136,16 @@ class Explained(Readout):
         own = own_denoiser(model)
         if own is None:
             return {}
-        mean, given, asked = (in_batches(own, noisy, sigma, model, k) for k in (None, y, other))
+        mean, given, asked = (denoise_in_batches(own, noisy, sigma, model, k) for k in (None, y, other))
         pictures = {"own_right": given - mean, "own_other": asked - mean}
-        if by_construction(model):
+        if denoiser_follows_from_logits(model):
             return pictures
         difference = given - mean
         dot = (right.double() * difference.double()).flatten(1).sum(1)
         return pictures | {
             "agreement_dot": dot.tolist(),
-            "gradient_square": squares(right),
-            "difference_square": squares(difference),
+            "gradient_square": squared_norms(right),
+            "difference_square": squared_norms(difference),
         }
 
 
@@ -158,7 +166,7 @@ def schema() -> pyarrow.Schema:
     )
 
 
-def share(vectors: Tensor, span: Tensor) -> Tensor:
+def share_in_span(vectors: Tensor, span: Tensor) -> Tensor:
     """Which share of the squared length of ``vectors`` (batch, pixels) lies in the span of the rows of
     ``span`` (batch, rows, pixels), (batch,); NaN for a vector of length 0. All float64."""
     _, sizes, basis = torch.linalg.svd(span, full_matrices=False)
@@ -172,17 +180,17 @@ def own_denoiser(model: Classifier) -> Denoiser | None:
     inner = unwrapped(model)
     if isinstance(inner, DiffusionClassifier):
         return inner.denoiser
-    return _Own(model) if "denoise" in model.supports else None
+    return _OwnDenoiser(model) if "denoise" in model.supports else None
 
 
-def by_construction(model: Classifier) -> bool:
+def denoiser_follows_from_logits(model: Classifier) -> bool:
     """Whether the denoiser is the gradient of the joint density whose softmax the logits are: then the
     two agree for any weights whatever, and nothing is measured by it."""
     inner = unwrapped(model)
     return not isinstance(inner, DiffusionClassifier) and type(inner).denoise is Classifier.denoise
 
 
-class _Own(Denoiser):
+class _OwnDenoiser(Denoiser):
     """A classifier's own denoiser."""
 
     def __init__(self, model: Classifier) -> None:

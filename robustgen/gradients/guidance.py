@@ -65,7 +65,7 @@ class Guidance(Readout):
         import pyarrow
 
         noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
-        reference = in_batches(self.reference, noisy, sigma, model)
+        reference = denoise_in_batches(self.reference, noisy, sigma, model)
         modelled = isinstance(model.noise, ConditionalNoise) and sigma in model.noise
         guidance = own = None
         if within_levels(model, sigma):
@@ -75,23 +75,23 @@ class Guidance(Readout):
         columns = {
             "sample_id": draws.sample_ids,
             "sigma": [sigma] * len(x),
-            "reference_error": squares(x - reference),
-            "guided_error": None if guidance is None else squares(x - reference - guidance),
-            "model_error": None if own is None else squares(x - own),
-            "wiener_error": squares(x - in_batches(self.wiener, noisy, sigma, model)),
-            "guidance_norm": None if guidance is None else [s**0.5 for s in squares(guidance)],
+            "reference_error": squared_norms(x - reference),
+            "guided_error": None if guidance is None else squared_norms(x - reference - guidance),
+            "model_error": None if own is None else squared_norms(x - own),
+            "wiener_error": squared_norms(x - denoise_in_batches(self.wiener, noisy, sigma, model)),
+            "guidance_norm": None if guidance is None else [s**0.5 for s in squared_norms(guidance)],
             "dims": [x[0].numel()] * len(x),
         }
         if sigma == self.shown:
             shown = {"noisy": noisy, "reference": reference}
             shown |= {} if guidance is None else {"guidance": guidance}
-            columns |= {name: kept_pictures(found, draws, self.pictures) for name, found in shown.items()}
+            columns |= {name: first_pictures(found, draws, self.pictures) for name, found in shown.items()}
         nothing = [None] * len(x)
         filled = {name: nothing if columns.get(name) is None else columns[name] for name in schema().names}
         return pyarrow.table(filled, schema=schema())
 
 
-def kept_pictures(pictures: Tensor, draws: Draws, most: int) -> list[list[float] | None]:
+def first_pictures(pictures: Tensor, draws: Draws, most: int) -> list[list[float] | None]:
     """Pictures, flattened, of the samples whose ids are below ``most``, and None of the others."""
     kept = (draws.sample_ids < most).tolist()
     flat = pictures.detach().flatten(1).float().cpu()
@@ -125,10 +125,10 @@ def class_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> Ten
 
     A model that is not conditional on noise is asked for the noisy picture as for any other.
     """
-    return scored_gradient(model, x, y, sigma)[1]
+    return log_prob_and_gradient(model, x, y, sigma)[1]
 
 
-def scored_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def log_prob_and_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """log p(y | x) (batch,) in nats, and ``class_gradient``.
 
     Where nothing leads from the logits back to the pixels, the gradient is 0.
@@ -148,7 +148,7 @@ def within_levels(model: Classifier, sigma: float) -> bool:
     return not isinstance(model.noise, ConditionalNoise) or sigma in model.noise
 
 
-def in_batches(
+def denoise_in_batches(
     denoiser: Denoiser, x: Tensor, sigma: float, model: Classifier, y: Tensor | None = None
 ) -> Tensor:
     """The denoiser at one batch size only, as FixedBatch calls ``model``: kernels differ by size."""
@@ -163,7 +163,7 @@ def in_batches(
         return torch.cat([denoiser.denoise(part, sigma, label) for part, label in parts])[: len(x)]
 
 
-def squares(difference: Tensor) -> list[float]:
+def squared_norms(difference: Tensor) -> list[float]:
     """The squared length of each row of (batch, ...)."""
     # one row at a time in numpy, whose order of summation depends on the row's length alone
     rows = difference.detach().flatten(1).double().cpu().numpy()

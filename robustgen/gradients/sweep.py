@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.gradients.guidance import in_batches, scored_gradient, squares, within_levels
+from robustgen.gradients.guidance import (
+    denoise_in_batches,
+    log_prob_and_gradient,
+    squared_norms,
+    within_levels,
+)
 from robustgen.perturb import Readout
 
 if TYPE_CHECKING:
@@ -54,13 +59,13 @@ class Sweep(Readout):
             if not within_levels(model, sigma):
                 continue
             noisy = x + sigma * noise
-            reference = in_batches(self.reference, noisy, sigma, model)
-            log_p, gradient = scored_gradient(model, noisy, y, sigma)
+            reference = denoise_in_batches(self.reference, noisy, sigma, model)
+            log_p, gradient = log_prob_and_gradient(model, noisy, y, sigma)
             columns = {
                 "sample_id": draws.sample_ids,
                 "sigma": [sigma] * len(x),
-                "reference_error": squares(x - reference),
-                "guided_error": squares(x - reference - sigma**2 * gradient),
+                "reference_error": squared_norms(x - reference),
+                "guided_error": squared_norms(x - reference - sigma**2 * gradient),
                 "cross_entropy": (-log_p).double().tolist(),
             }
             tables.append(pyarrow.table(columns, schema=schema))

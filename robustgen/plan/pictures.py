@@ -54,9 +54,9 @@ def corruptions(planning: Planning, spec: CorruptionsSpec) -> None:
     """Corruptions made here; of CIFAR-10 the published ones, where the data root has them."""
     dataset = planning.dataset
     for name in spec.types:
-        found = published.Found(None)
+        found = published.PublishedFile(None)
         if dataset.name == "cifar10" and name in published.MD5:
-            found = published.find(name, data.data_root(planning.root), dataset.labels)
+            found = published.find_published(name, data.data_root(planning.root), dataset.labels)
         reason = None if found.file else refusal(name, dataset.shape)
         if reason is not None:
             planning.refuse(name, reason)

@@ -77,7 +77,7 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def without_weight_gradients(model: nn.Module) -> Iterator[None]:
+def frozen_weights(model: nn.Module) -> Iterator[None]:
     """Within this block the model is in evaluation mode and only pictures need a gradient.
 
     An attack or a sampler so pays for the gradient of its pictures alone.

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
 from robustgen.threat import ThreatModel
-from robustgen.training import Objective, accuracy, without_weight_gradients
+from robustgen.training import Objective, accuracy, frozen_weights
 from robustgen.training.recipe import AdversarialSpec, FastAdversarialSpec
 
 
-def ascend(
+def projected_ascent(
     loss: Callable[[Tensor], Tensor],
     x: Tensor,
     threat: ThreatModel,
@@ -76,7 +76,7 @@ class Adversarial(Objective):
         self, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, generator: torch.Generator
     ) -> Tensor:
         """The inner maximum, found approximately: pictures in the ball of ``threat`` around x."""
-        with without_weight_gradients(model):
+        with frozen_weights(model):
             if self.spec.beta is None:
 
                 def gain(z: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Adversarial(Objective):
                     return _divergence(clean, model.logits(z)) * len(z)
 
             step_size = self.spec.step_size * threat.eps / self.spec.eps
-            return ascend(gain, x, threat, self.spec.steps, step_size, generator)
+            return projected_ascent(gain, x, threat, self.spec.steps, step_size, generator)
 
 
 class FastAdversarial(Objective):
@@ -110,7 +110,7 @@ class FastAdversarial(Objective):
         eps = self.spec.eps * share
         start = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
         start = (x + self.spec.noise * eps * start).requires_grad_()
-        with without_weight_gradients(model):
+        with frozen_weights(model):
             climbed = functional.cross_entropy(model.logits(start), y, reduction="sum")
             grad = torch.autograd.grad(climbed, start)[0]
         x_adv = (start.detach() + eps * grad.sign()).clamp(0, 1)

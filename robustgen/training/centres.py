@@ -10,10 +10,10 @@ from robustgen.classifiers.gmmc import GMMC
 from robustgen.errors import UserError
 from robustgen.training import accuracy
 from robustgen.training.recipe import GmmcSpec
-from robustgen.training.sgld import WithChains, check_gap, with_noise
+from robustgen.training.sgld import ChainObjective, add_training_noise, check_energy_gap
 
 
-class Gmmc(WithChains):
+class Gmmc(ChainObjective):
     """E(x, y) - beta E(sample, y') - cross_entropy log p(y | x), where E(x, y) = |phi(x) - mu_y|^2 / 2.
 
     - discriminative, beta = 0: every picture is drawn to the centre of its class. Nothing pushes it from
@@ -40,7 +40,7 @@ class Gmmc(WithChains):
                 expected="the architecture gmmc",
                 got=type(model).__name__,
             )
-        x = with_noise(model, x, generator)
+        x = add_training_noise(model, x, generator)
         joint = model.log_joint(x)
         energy = -_of_class(joint, y).mean()
         loss = energy + self.spec.cross_entropy * functional.cross_entropy(joint, y)
@@ -54,7 +54,7 @@ class Gmmc(WithChains):
         samples, places = self.chains.draw(model, log_prob, len(x), generator)
         sampled = -log_prob(samples, places)
         gap = sampled.mean() - energy
-        check_gap(gap, self.spec.max_gap)
+        check_energy_gap(gap, self.spec.max_gap)
         decay = self.spec.energy_decay * torch.cat([_of_class(joint, y), sampled]).square().mean()
         return loss - self.spec.beta * sampled.mean() + decay, parts | {"gap": float(gap.detach())}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robustgen import classifiers, places
-from robustgen.classifiers.user import digests
+from robustgen.classifiers.user import code_digests
 from robustgen.disk import append_line, cannot_write, write_bytes
 from robustgen.errors import UserError, in_words
 from robustgen.registry import ZooModel
@@ -27,7 +27,7 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
     trained anew. ``folder``: where the recipe lies.
     """
     file = recipe.code_file
-    code = None if file is None else "".join(digests(folder / file))
+    code = None if file is None else "".join(code_digests(folder / file))
     start = None
     if recipe.warm_start is not None:
         model = classifiers.zoo_folder(recipe.warm_start, where=f"{recipe.name}: warm_start")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustgen import classifiers, data, strict
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
-from robustgen.classifiers.user import failure
+from robustgen.classifiers.user import user_code_error
 from robustgen.disk import remove_stale
 from robustgen.environment import make_exact, native_bfloat16, threads_for
 from robustgen.errors import UserError, in_words
@@ -155,7 +155,7 @@ class Training:
                 expected="denoising", got=recipe.objective.kind, remedy="another objective, or another arch",
             )  # fmt: skip
         if recipe.warm_start is not None:
-            classifiers.take_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
+            classifiers.warm_start_weights(self.model, recipe.warm_start, where=f"{recipe.name}: warm_start")
         self.plain = not isinstance(self.model, Classifier | Denoiser)
         if self.plain:
             self.model = PlainClassifier(self.model, len(self.data.class_names), self.data.shape)
@@ -222,7 +222,7 @@ class Training:
             return error
         if self.code is not None:
             remedy = f"mend the file, or the options: {self.options}"
-            return failure(f"{what} (of shape {self.data.shape})", error, self.code, remedy=remedy)
+            return user_code_error(f"{what} (of shape {self.data.shape})", error, self.code, remedy=remedy)
         return UserError(
             what, where=self.recipe.name,
             expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",

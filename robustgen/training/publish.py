@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustgen import registry, strict
 from robustgen.classifiers import fingerprint_model
-from robustgen.classifiers.user import neighbours
+from robustgen.classifiers.user import local_imports
 from robustgen.config import ModelCard, Weights
 from robustgen.disk import write_bytes
 from robustgen.errors import UserError
@@ -38,7 +38,7 @@ def sources(recipe: Recipe, path: Path) -> dict[str, bytes]:
     if recipe.code_file is not None:
         code = path.parent / recipe.code_file
         files |= {recipe.code_file: code}
-        files |= {str(beside.relative_to(code.resolve().parent)): beside for beside in neighbours(code)}
+        files |= {str(beside.relative_to(code.resolve().parent)): beside for beside in local_imports(code)}
     try:
         return {name: file.read_bytes() for name, file in files.items()}
     except OSError as error:

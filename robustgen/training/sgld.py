@@ -15,7 +15,7 @@ from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
 from robustgen.errors import UserError, in_words
 from robustgen.limits import out_of_memory
-from robustgen.training import Diverged, Objective, accuracy, without_weight_gradients
+from robustgen.training import Diverged, Objective, accuracy, frozen_weights
 from robustgen.training.recipe import ChainSpec, SgldSpec
 from robustgen.types import FixedNoise
 
@@ -60,7 +60,7 @@ class Chains:
         fresh = torch.rand(start.shape, generator=generator, device=device)
         renew = torch.rand(len(start), generator=generator, device=device) < self.spec.reinit
         start = torch.where(renew.view(-1, 1, 1, 1), fresh, start)
-        with without_weight_gradients(model):
+        with frozen_weights(model):
             samples = sgld(
                 lambda x: log_prob(x, places),
                 start,
@@ -74,13 +74,13 @@ class Chains:
         return samples, places
 
 
-def with_noise(model: Classifier, x: Tensor, generator: torch.Generator) -> Tensor:
+def add_training_noise(model: Classifier, x: Tensor, generator: torch.Generator) -> Tensor:
     """x with noise of the one level that the model is of, if it is of one."""
     sigma = model.noise.sigma if isinstance(model.noise, FixedNoise) else 0.0
     return x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
 
 
-def check_gap(gap: Tensor, largest: float) -> None:
+def check_energy_gap(gap: Tensor, largest: float) -> None:
     """Diverged where |log p(data) - log p(samples)| exceeds ``largest`` nats, or is no number."""
     if not abs(float(gap.detach())) <= largest:
         raise Diverged(
@@ -91,7 +91,7 @@ def check_gap(gap: Tensor, largest: float) -> None:
         )
 
 
-class WithChains(Objective):
+class ChainObjective(Objective):
     """An objective that needs samples of the model: its chains outlive a step."""
 
     def __init__(self, spec: ChainSpec, data: Dataset) -> None:
@@ -105,7 +105,7 @@ class WithChains(Objective):
         self.chains.buffer = state["buffer"].clone()
 
 
-class Sgld(WithChains):
+class Sgld(ChainObjective):
     """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
 
     grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised. The likelihood term is
@@ -117,7 +117,7 @@ class Sgld(WithChains):
     def loss(
         self, model: JEM, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        x = with_noise(model, x, generator)
+        x = add_training_noise(model, x, generator)
         generative = self.progress >= self.spec.discriminative
         pictures = x
         if generative:
@@ -132,5 +132,5 @@ class Sgld(WithChains):
         if not generative:
             return loss, parts
         gap = log_prob[: len(x)].mean() - log_prob[len(x) :].mean()
-        check_gap(gap, self.spec.max_gap)
+        check_energy_gap(gap, self.spec.max_gap)
         return loss - self.spec.weight * gap, parts | {"gap": float(gap.detach())}

@@ -8,7 +8,7 @@ import torch
 
 from robustgen.classifiers import build, load_model
 from robustgen.classifiers.base import PlainClassifier
-from robustgen.classifiers.user import import_file, neighbours
+from robustgen.classifiers.user import import_file, local_imports
 from robustgen.errors import UserError
 
 DIGITS = {"class_names": "0123456789", "input_shape": (1, 8, 8)}
@@ -113,7 +113,7 @@ def test_neighbours_are_what_a_file_imports_from_its_folder_and_what_that_import
     }.items():
         (package / name).write_text(text)
     path = write_file(tmp_path, "import torch\nimport robustgen\nfrom parts_of_mine.net import Net\n")
-    assert neighbours(path) == [package / "__init__.py", package / "deep.py", package / "net.py"]
+    assert local_imports(path) == [package / "__init__.py", package / "deep.py", package / "net.py"]
 
 
 def test_a_file_that_only_gives_a_number_is_a_neighbour_too(tmp_path):
@@ -124,7 +124,7 @@ def test_a_file_that_only_gives_a_number_is_a_neighbour_too(tmp_path):
         tmp_path,
         "from numbers_of_mine.width import WIDTH\ntry:\n    from . import x\nexcept ImportError:\n    pass\n",
     )
-    assert [file.name for file in neighbours(path)] == ["more.py", "width.py"]
+    assert [file.name for file in local_imports(path)] == ["more.py", "width.py"]
 
 
 def test_two_files_that_would_be_imported_under_one_name_are_refused(tmp_path):

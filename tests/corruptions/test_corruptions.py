@@ -19,7 +19,7 @@ def pictures(name: str) -> list[Tensor]:
     """Pictures that can have it, colour and grey."""
     kind = CORRUPTIONS[name]
     photos = smooth_pictures(12)
-    grey = [] if kind.colour else [photos[:, :1]] if kind.side > 8 else [GREY]
+    grey = [] if kind.needs_colour else [photos[:, :1]] if kind.min_side > 8 else [GREY]
     return [photos, *grey]
 
 
@@ -52,9 +52,9 @@ def test_what_comes_out_is_an_8_bit_picture(name: str, severity: int) -> None:
         assert not torch.equal(out, x)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in CORRUPTIONS.items() if not kind.colour])
+@pytest.mark.parametrize("name", [name for name, kind in CORRUPTIONS.items() if not kind.needs_colour])
 def test_the_smallest_pictures_are_of_28_pixels_or_of_any_size(name: str) -> None:
-    side = CORRUPTIONS[name].side
+    side = CORRUPTIONS[name].min_side
     assert side in (1, 28)
     x = smooth_pictures(2, 28)[:, :1]
     assert corrupt(name, 5, x).shape == x.shape

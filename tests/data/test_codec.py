@@ -68,10 +68,10 @@ def test_grey_stays_grey_and_finer_quality_loses_less() -> None:
 def test_bits_of_noise_and_of_nothing() -> None:
     noise = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
     random = 8 * noise[0].numel()  # the entropy of such noise: no lossless code is shorter
-    found = codec.bits(noise)
+    found = codec.png_bits(noise)
     assert found.dtype == torch.float64
     assert ((found >= random) & (found < 1.05 * random)).all()
-    assert (codec.bits(torch.full((2, 3, 32, 32), 0.5)) < 0.05 * random).all()
+    assert (codec.png_bits(torch.full((2, 3, 32, 32), 0.5)) < 0.05 * random).all()
 
 
 def colours(chroma: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from robustgen import data
-from robustgen.data import carried
+from robustgen.data import bundled
 from robustgen.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_foreign_sets_come_in_the_shape_asked_for(name, shape):
 
 def test_no_letter_could_pass_for_a_digit_and_the_provenance_names_those_that_are_left():
     letters = data.load("letters", shape=(1, 8, 8))
-    drawn = carried.LETTERS
+    drawn = bundled.LETTERS
     assert not set(drawn) & set("BDGIOQSZabegijloqsyz")
     assert f"The letters {drawn} in 10 fonts" in letters.provenance
     assert len(letters) == 10 * len(drawn)

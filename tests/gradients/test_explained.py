@@ -14,7 +14,7 @@ from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.draws import Draws
 from robustgen.gradients import Explained
-from robustgen.gradients.explained import INTEGRATED, by_construction, schema, share
+from robustgen.gradients.explained import INTEGRATED, denoiser_follows_from_logits, schema, share_in_span
 from robustgen.types import ConditionalNoise
 
 
@@ -88,8 +88,8 @@ def test_share_is_pythagoras():
     span = torch.cat([span, span[:, :1] * 2], 1)  # a row that adds nothing
     left = vectors - (span.mT @ torch.linalg.pinv(span.mT) @ vectors[:, :, None])[:, :, 0]
     expected = 1 - left.square().sum(1) / vectors.square().sum(1)
-    torch.testing.assert_close(share(vectors, span), expected)
-    assert bool(share(torch.zeros(1, 6).double(), span[:1]).isnan())
+    torch.testing.assert_close(share_in_span(vectors, span), expected)
+    assert bool(share_in_span(torch.zeros(1, 6).double(), span[:1]).isnan())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, -1.0])
@@ -105,9 +105,9 @@ def test_two_branches_agree_as_far_as_they_do(scale):
 
 def test_what_agrees_by_construction_is_no_result():
     mixture = Mixture()
-    assert by_construction(mixture)
-    assert by_construction(FixedBatch(mixture, 8))
-    assert not by_construction(TwoBranches(mixture, 1.0))
+    assert denoiser_follows_from_logits(mixture)
+    assert denoiser_follows_from_logits(FixedBatch(mixture, 8))
+    assert not denoiser_follows_from_logits(TwoBranches(mixture, 1.0))
     assert read(mixture, mixture, n=8)["agreement_dot"].isna().all()
 
 

@@ -5,8 +5,8 @@ from torch.nn import functional
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.softmax import Softmax
 from robustgen.threat import ThreatModel
-from robustgen.training import make_objective, without_weight_gradients
-from robustgen.training.adversarial import ascend
+from robustgen.training import frozen_weights, make_objective
+from robustgen.training.adversarial import projected_ascent
 from robustgen.training.recipe import AdversarialSpec, FastAdversarialSpec
 
 
@@ -63,7 +63,7 @@ def test_ascend_reaches_the_nearest_point_of_a_quadratic():
     target = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
     x = torch.zeros(1, 1, 1, 2)
     threat = ThreatModel("l2", 0.5)
-    found = ascend(lambda z: -(z - target).square().sum(), x, threat, 50, 0.1, generator())
+    found = projected_ascent(lambda z: -(z - target).square().sum(), x, threat, 50, 0.1, generator())
     torch.testing.assert_close(found, 0.5 * target / 5, atol=1e-4, rtol=0)
 
 
@@ -105,7 +105,7 @@ def test_frozen_gives_back_mode_and_gradients_after_an_error(model):
     seen = []
 
     def fail():
-        with without_weight_gradients(model):
+        with frozen_weights(model):
             seen.append((model.training, any(p.requires_grad for p in model.parameters())))
             raise ZeroDivisionError
 
