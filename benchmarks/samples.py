@@ -31,7 +31,12 @@ from torch.nn import functional
 from robustgen import classifiers, data, registry, strict
 from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.egc import EGC
-from robustgen.classifiers.sampling import classifier_guided, guided, sample_denoiser, sample_joint
+from robustgen.classifiers.sampling import (
+    classifier_free_guided,
+    classifier_guided,
+    sample_denoiser,
+    sample_joint,
+)
 from robustgen.data import Dataset
 from robustgen.metrics.intervals import wilson
 from robustgen.training.recipe import ChainSpec, Recipe
@@ -52,7 +57,7 @@ def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if isinstance(levels, ConditionalNoise):
         grey = torch.full((len(y), *model.input_shape), 0.5)
-        ways = {f"guidance {weight:g}": guided(model, y, weight) for weight in GUIDANCE}
+        ways = {f"guidance {weight:g}": classifier_free_guided(model, y, weight) for weight in GUIDANCE}
         if isinstance(model, EGC):
             ways |= {f"posterior {weight:g}": classifier_guided(model, y, weight) for weight in POSTERIOR}
         drawn = {how: sample_denoiser(way, grey, levels, generator=generator) for how, way in ways.items()}

@@ -1,4 +1,4 @@
-"""Classifiers and denoisers: by name from the zoo, from a user's file, or from another library."""
+"""Loads classifiers and denoisers: from the zoo, a user's file or package, or another library."""
 
 from __future__ import annotations
 
@@ -20,27 +20,18 @@ from robustgen.errors import UserError
 from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel, ZooModel
 
 __all__ = [
-    "build",
-    "check_attributes",
-    "check_fit",
-    "fingerprint_model",
-    "fingerprint_weights",
-    "instantiate",
-    "load",
-    "load_model",
-    "try_out",
-    "warm_start_weights",
-    "zoo_folder",
+    "build", "check_attributes", "check_fit", "check_logits", "fingerprint_model", "fingerprint_weights",
+    "instantiate", "load", "load_model", "warm_start_weights", "zoo_folder",
 ]  # fmt: skip
 
 
 def load_model(
     reference: str | ModelRef, *, class_names: Sequence[str], input_shape: tuple[int, int, int]
 ) -> Classifier:
-    """The classifier that a MODEL argument means, checked against the data's classes and shape.
+    """The classifier that a MODEL argument names, checked against the classes and shape of the data.
 
-    A plain ``nn.Module`` is taken to map pictures in [0, 1] to logits. Raises UserError where the
-    argument means no model or several, where a user's code fails, and where the data does not fit.
+    A plain ``nn.Module`` must map images in [0, 1] to logits. Raises UserError if the argument names no
+    model or several, if a user's code fails, and if the model does not fit the data.
     """
     ref = registry.resolve_one(reference) if isinstance(reference, str) else reference
     model = frozen(instantiate(ref, class_names, input_shape))
@@ -50,14 +41,14 @@ def load_model(
         model = PlainClassifier(model, len(class_names), input_shape).eval()
     check_fit(model, ref, class_names, input_shape)
     if not isinstance(ref, ZooModel):
-        _try_out(model, ref)
+        _check_logits_of_user_model(model, ref)
     return model
 
 
 def check_fit(
     model: Classifier, ref: ModelRef, class_names: Sequence[str], input_shape: tuple[int, int, int]
 ) -> None:
-    """UserError where a classifier is of other classes or pictures than the data's, or says not of which."""
+    """Raise UserError unless the classifier has the classes and input shape of the data."""
     check_attributes(model, ref)
     wanted, got = (len(class_names), tuple(input_shape)), (model.num_classes, tuple(model.input_shape))
     if wanted != got:
@@ -70,7 +61,7 @@ def check_fit(
 
 
 def check_attributes(model: Classifier, ref: ModelRef) -> None:
-    """UserError where a Classifier of somebody's own code lacks what the contract only declares."""
+    """Raise UserError if a classifier does not set ``num_classes`` and ``input_shape``."""
     classes, shape = (getattr(model, key, None) for key in ("num_classes", "input_shape"))
     fits = isinstance(shape, tuple | list | torch.Size) and len(shape) == 3
     for key, got, good, expected in (
@@ -88,16 +79,16 @@ def check_attributes(model: Classifier, ref: ModelRef) -> None:
 
 
 def instantiate(ref: ModelRef, class_names: Sequence[str], input_shape: tuple[int, int, int]) -> nn.Module:
-    """The module that a reference means, as its author left it: its mode and gradients untouched.
+    """The module that a reference names, its training mode and requires_grad unchanged.
 
-    The classes and the shape of the data are for those that are made to fit them.
+    ``class_names`` and ``input_shape`` are used by diffusers pipelines, which are built for the data.
     """
     if isinstance(ref, ZooModel):
         return load(ref.folder)
     if isinstance(ref, FileModel):
         return construct(import_file(ref.path, ref.attribute), where=f"{ref.path}:{ref.attribute}")
     if isinstance(ref, ObjectModel):
-        return copy.deepcopy(ref.module)  # the user's own stays as it is
+        return copy.deepcopy(ref.module)  # the caller's module must not change
     if isinstance(ref, EntryPointModel):
         return construct(_entry_point(ref.name), where=f"entry point {ref.name}")
     from robustgen.classifiers import external, pipelines
@@ -119,10 +110,10 @@ def _entry_point(name: str) -> Any:
         ) from None
 
 
-def _try_out(model: Classifier, ref: ModelRef) -> None:
-    """Call a foreign model once, so that its mistakes are found before a run and not within it."""
+def _check_logits_of_user_model(model: Classifier, ref: ModelRef) -> None:
+    """``check_logits`` before a run, with any exception of the user's code as a UserError."""
     try:
-        try_out(model, ref)
+        check_logits(model, ref)
     except UserError:
         raise
     except Exception as error:  # the user's code: anything may come
@@ -135,11 +126,13 @@ def _try_out(model: Classifier, ref: ModelRef) -> None:
         ) from None
 
 
-def try_out(model: Classifier, ref: ModelRef) -> None:
-    """Call a model on two pictures; UserError where what it returns are no logits, or it writes into the
-    pictures. What it raises goes on to the caller."""
+def check_logits(model: Classifier, ref: ModelRef) -> None:
+    """Call the model on two images; UserError unless it returns logits and leaves its input unchanged.
+
+    An exception of the model itself is not caught.
+    """
     shape = tuple(model.input_shape)
-    # no two pixels alike: what is written into them may leave a plain grey as it is
+    # all pixels differ: an in-place change could leave a constant image unchanged
     x = torch.linspace(0.1, 0.9, 2 * math.prod(shape)).view(2, *shape)
     given = x.clone()
     with torch.no_grad():
@@ -147,14 +140,14 @@ def try_out(model: Classifier, ref: ModelRef) -> None:
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, model.num_classes):
         raise UserError(
-            f"the model {ref.name!r} returns something else than logits",
+            f"the model {ref.name!r} does not return logits",
             expected=f"shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
             got=f"{type(logits).__name__} of shape {shape}",
         )
     if not torch.equal(x, given):  # a PlainClassifier's module gets a copy, a Classifier does not
         raise UserError(
-            f"the model {ref.name!r} writes into the pictures that it is given",
-            expected="pictures left as they are: they are the data of every model after it",
-            got="other pictures after a call",
-            remedy="write x = x - mean in place of x -= mean, and the like",
+            f"the model {ref.name!r} changes its input in place",
+            expected="input pictures unchanged after a call, since later models get the same ones",
+            got="changed pictures",
+            remedy="write x = x - mean instead of x -= mean",
         )

@@ -108,7 +108,7 @@ class Classifier(nn.Module):
         """Raise UnsupportedError unless the model can denoise at ``sigma``."""
         if "denoise" not in self.supports or not isinstance(self.noise, ConditionalNoise):
             raise UnsupportedError(
-                f"{type(self).__name__} cannot denoise: it is not a density of noisy pictures",
+                f"{type(self).__name__} has no denoiser: it is not a density of noisy pictures",
                 expected="a noise-conditional model, such as cdn",
             )
         check_noise_level(sigma, self.noise)

@@ -1,4 +1,4 @@
-"""Classification-denoising networks (Thiry and Guth 2024, arXiv 2410.03505), and their control."""
+"""Classification-denoising networks (CDN; Thiry and Guth 2024, arXiv 2410.03505) and their control."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from robustgen.types import ConditionalNoise, Density
 
 
 class NoisyClassifier(Classifier):
-    """Abstract: p_sigma(c | y) of the noisy picture y = x + sigma eps, sigma being an input.
+    """Abstract base: p_sigma(c | y) of a noisy image y = x + sigma eps, with sigma as an input.
 
-    ``widths``: channels at each picture size, from the picture's own, halved from one to the next;
-    ``blocks``: residual blocks at each; ``low`` and ``high``: the noise levels of the training, in
-    pixel units; a picture without noise is read at ``low``.
+    ``widths``: channels at each resolution, from full size on, each half of the one before; ``blocks``:
+    residual blocks at each; ``low`` and ``high``: the noise levels of the training, in pixel units. A clean
+    image is classified at ``low``.
     """
 
     mean: Tensor
@@ -44,46 +44,46 @@ class NoisyClassifier(Classifier):
         self.backbone = NoisyBackbone(input_shape, num_classes, widths, blocks, self.has_energy)
 
     def fit_scale(self, images: Tensor) -> None:
-        """Measure the mean picture and sigma_data on the training pictures; kept with the weights."""
+        """Measure the mean image and sigma_data on the training images; they are stored with the weights."""
         mean, deviation = scale_of(images)
         self.mean.copy_(mean)
         self.sigma_data.copy_(deviation)
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        # In CDN, not log_joint, though its softmax is the same: the term common to all classes, of
-        # hundreds of nats, would cost the logits their last digits.
+        # Not CDN's log_joint, though its softmax is the same: the common term of hundreds of nats would
+        # cost the logits their last digits.
         return self._heads(x, self._levels(x, sigma))[0]
 
     def _levels(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-        """sigma (batch,); UnsupportedError outside the levels of the training."""
+        """sigma as (batch,), the test level if None; UnsupportedError outside the levels of the training."""
         assert isinstance(self.noise, ConditionalNoise)
         if sigma is not None:
             check_noise_level(sigma, self.noise)
         return per_sample(self.noise.low if sigma is None else sigma, x)
 
     def _heads(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits l_c (batch, classes) and energy E (batch,) of pictures at sigma (batch,)."""
+        """Class logits l_c (batch, classes) and energy E (batch,), at sigma (batch,)."""
         return self.backbone(self._scaled(x, sigma), sigma)
 
     def _scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """u = (x - m) / sqrt(sigma^2 + sigma_data^2), of pictures x at sigma (batch,)."""
+        """u = (x - m) / sqrt(sigma^2 + sigma_data^2), at sigma (batch,)."""
         return (x - self.mean) * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
 
     def _with_energy(self, x: Tensor, sigma: Tensor, energy: Tensor) -> Tensor:
-        """-|x - m|^2 / (2 (sigma^2 + sigma_data^2)) + (sigma_data / sigma) energy, (batch,) in nats: log p up
-        to a constant at each sigma. See CDN for what the two terms denoise."""
+        """log p (batch,) in nats, up to a constant per sigma: -|x - m|^2 / (2 (sigma^2 + sigma_data^2)) +
+        (sigma_data / sigma) energy; see CDN."""
         squares = (x - self.mean).square().sum((1, 2, 3))
         return -squares / (2 * (sigma**2 + self.sigma_data**2)) + self.sigma_data / sigma * energy
 
 
 class CDN(NoisyClassifier):
-    """log p_sigma(y, c) of a noisy picture y and its class c, by one forward.
+    """log p_sigma(y, c) of a noisy image y and its class c, in one forward pass.
 
     log p_sigma(y, c) = -|y - m|^2 / (2 (sigma^2 + sigma_data^2)) + (sigma_data / sigma) E(u, sigma)
     + l_c(u, sigma), with u = (y - m) / sqrt(sigma^2 + sigma_data^2). By Tweedie's formula the first
     term alone denoises as the scalar Wiener filter; with grad_u E = F, the second adds c_out F, where
-    c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2), as EDM's preconditioning does (Karras et
-    al. 2022, table 1). The class enters by the logits l_c alone, and so does grad log p(c | y).
+    c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2), as in EDM's preconditioning (Karras et al.
+    2022, table 1). The class enters only through the logits l_c, so grad log p(c | y) does too.
     """
 
     density: Density = "unnormalised"
@@ -96,14 +96,13 @@ class CDN(NoisyClassifier):
 
 
 class NoisySoftmax(NoisyClassifier):
-    """The control of CDN: the same backbone's logits l_c, trained by cross-entropy alone.
+    """The control of CDN: the logits l_c of the same backbone, trained by cross-entropy alone.
 
-    It models no density and has no denoiser; what it gains over a plain softmax, noise as
-    augmentation gains by itself.
+    There is no density and no denoiser. What it gains over a plain softmax is due to noise as augmentation.
     """
 
     has_energy = False
 
 
 class MirroredNoisySoftmax(Mirrored, NoisySoftmax):
-    """NoisySoftmax of the mean logits of a picture and its mirror image."""
+    """NoisySoftmax with the mean logits of an image and its mirror image."""

@@ -1,4 +1,4 @@
-"""Stand-alone denoisers: a trained one (EDM) as the reference, the Wiener filter as the bar to pass."""
+"""Stand-alone denoisers: EDM networks, one of which is the reference, and the Wiener filter as a baseline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from robustgen.types import ConditionalNoise
 
 
 class Wiener(Denoiser):
-    """The posterior mean under a Gaussian with the mean and full covariance of given pictures.
+    """The posterior mean under a Gaussian with the mean and full covariance of ``images``.
 
-    E[x | y] = m + C (C + sigma^2 I)^-1 (y - m), computed in float64 in the eigenbasis of C (squares
-    over n, not n - 1: the maximum-likelihood fit); the best affine denoiser, at any sigma >= 0.
+    E[x | y] = m + C (C + sigma^2 I)^-1 (y - m), the best affine denoiser at any sigma >= 0; computed in
+    float64 in the eigenbasis of C, the maximum-likelihood covariance (divided by n, not n - 1).
     ``images``: (n, channels, height, width) in [0, 1].
     """
 
@@ -44,7 +44,7 @@ class Wiener(Denoiser):
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         if y is not None:
             raise UnsupportedError(
-                "a Wiener filter knows no labels", expected="y=None", remedy="fit one filter a class"
+                "a Wiener filter takes no labels", expected="y=None", remedy="fit one filter per class"
             )
         noise = per_sample(sigma, x.double())[:, None].square()
         coordinates = (x.flatten(1).double() - self.mean) @ self.basis
@@ -57,12 +57,12 @@ class EDMDenoiser(Denoiser):
 
     D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for pictures y in [0, 1]
     plus noise, with total = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / total, c_out = sigma
-    sigma_data / sqrt(total), c_in = 1 / sqrt(total). The label ``num_classes`` is the null label:
-    the mean over labels.
+    sigma_data / sqrt(total), c_in = 1 / sqrt(total). The label ``num_classes`` is the null label, for the
+    unconditional mean.
 
-    The mean picture m and sigma_data, the standard deviation of pixels around it, are measured on
-    the training pictures (``fit_scale``) and kept with the weights. ``widths``, ``blocks`` and ``patch``:
-    see UNet.
+    The mean image m and sigma_data, the standard deviation of pixels around it, are measured on the
+    training images (``fit_scale``) and stored with the weights. ``widths``, ``blocks``, ``patch``: see UNet.
+    ``low`` and ``high``: the noise levels of the training.
     """
 
     mean: Tensor
@@ -82,7 +82,7 @@ class EDMDenoiser(Denoiser):
         super().__init__()
         if patch < 1 or any(side % patch for side in input_shape[1:]):
             raise UserError(
-                "pictures cannot be cut into such patches",
+                "pictures cannot be cut into patches of this size",
                 expected=f"a patch of 1 or more that divides {input_shape[1]} and {input_shape[2]}",
                 got=patch,
                 remedy="another patch in the options of the denoiser",
@@ -95,7 +95,7 @@ class EDMDenoiser(Denoiser):
         self.net = UNet(input_shape[0], num_classes + 1, widths, blocks, patch)
 
     def fit_scale(self, images: Tensor) -> None:
-        """Measure the mean picture and sigma_data on the training pictures."""
+        """Measure the mean image and sigma_data on the training images."""
         mean, deviation = scale_of(images)
         self.mean.copy_(mean)
         self.sigma_data.copy_(deviation)
@@ -108,11 +108,11 @@ class EDMDenoiser(Denoiser):
         return linear + c_out * self.net(u, levels, labels)
 
     def no_label(self, x: Tensor) -> Tensor:
-        """The null label for each picture, (batch,)."""
+        """The null label for each image, (batch,)."""
         return torch.full((len(x),), self.num_classes, device=x.device)
 
     def precondition(self, x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """m + c_skip (y - m), c_out and c_in (y - m): what stands around the network F."""
+        """m + c_skip (y - m), c_out, and c_in (y - m), the input of the network F."""
         s = levels[:, None, None, None]
         total = s**2 + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt(), total.rsqrt()
@@ -121,14 +121,14 @@ class EDMDenoiser(Denoiser):
 
 
 class SharedDenoiser(EDMDenoiser):
-    """An EDM denoiser whose network never sees the label: one pass denoises under every class.
+    """An EDM denoiser whose network does not see the label: one forward pass denoises under every class.
 
-    F_c = F + H_c, where H_c is linear in the last features, which all classes share, and F, alone, stands
-    for the null label. A diffusion classifier over it costs a pass a noisy picture, where a network that
-    takes the label in costs one a class, and can be trained by the cross-entropy of all classes at once.
+    F_c = F + H_c, where H_c is linear in the last features, which all classes share; F alone is for the null
+    label. A diffusion classifier then needs one pass per noisy image instead of one per class, and can be
+    trained by cross-entropy over all classes at once.
 
-    The embeddings of labels are there, unused, so that an EDMDenoiser's weights fit: with H at 0 this is
-    its unconditional side.
+    The label embeddings exist but are unused, so that the weights of an EDMDenoiser fit: with H at 0 this
+    is its unconditional denoiser.
     """
 
     shares_classes = True
@@ -162,11 +162,13 @@ class SharedDenoiser(EDMDenoiser):
 
 
 class UNet(nn.Module):
-    """Stages at halving picture sizes and back, with additive skips; labels join the noise embedding.
+    """A U-Net with additive skips; the label embedding is added to the noise embedding.
 
-    (batch, channels, height, width) to the same shape; ``labels``: how many, the null label included.
-    ``patch``: side of the squares whose pixels enter as channels of one place and leave so. At 2 the
-    net spends nothing on the full size: what tells classes apart is seen at half of it.
+    (batch, channels, height, width) to the same shape. ``widths``: channels at each resolution, from full
+    size on, each half of the one before; ``blocks``: residual blocks at each; ``labels``: the number of
+    labels, including the null label. ``patch``: side of the squares whose pixels become channels at the
+    input and pixels again at the output (pixel unshuffle): at 2 the network never computes at full
+    resolution, which telling classes apart does not need.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class UNet(nn.Module):
         channels *= patch**2
         self.embed = NoiseEmbedding()
         self.label = nn.Embedding(labels, EMBEDDING)
-        nn.init.normal_(self.label.weight, std=0.1)  # at first a label must not drown the noise level
+        nn.init.normal_(self.label.weight, std=0.1)  # small, so as not to drown the noise level
         inputs = (channels, *widths[:-1])
         self.down = nn.ModuleList(Stage(a, b, blocks) for a, b in zip(inputs, widths, strict=True))
         self.up = nn.ModuleList(Stage(b, a, blocks) for a, b in pairwise(widths))
@@ -189,7 +191,7 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.out(self.features(u, sigma, labels)), self.patch)
 
     def features(self, u: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """What ``out`` is a convolution of: (batch, widths[0], height / patch, width / patch)."""
+        """The features before the last convolution: (batch, widths[0], height / patch, width / patch)."""
         embedding = self.embed(sigma) + self.label(labels)
         h = self.down[0](F.pixel_unshuffle(u, self.patch), embedding)
         skips = [h]

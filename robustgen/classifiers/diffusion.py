@@ -1,13 +1,13 @@
-"""Diffusion classifiers (Li et al. 2023, arXiv 2303.16203): a class by how well the denoiser knows it.
+"""Diffusion classifiers (Li et al. 2023, arXiv 2303.16203): the class under which a denoiser errs least.
 
 With y = x + sigma n, the ELBO of the diffusion model whose denoiser is D says
 
     E_n log p_low(x + low n | c) >= constant - int_low^high E_n|x - D(y; sigma, c)|^2 / sigma^2 d log sigma,
 
-low and high being the ends of the noise levels that are used: by the chain rule of the KL divergence
-along the noising, whose steps cost 1/2 |x - D|^2 d(1 / sigma^2) (I-MMSE, Guo et al. 2005), and where D
-is the true posterior mean with equality but for the prior at high. The constant is common to all
-classes where p_high is, so that the negative integral's softmax over classes is p(c | x).
+where low and high are the ends of the noise levels. It follows from the chain rule of the KL divergence
+along the noising process, whose steps cost 1/2 |x - D|^2 d(1 / sigma^2) (I-MMSE, Guo et al. 2005). If D is
+the true posterior mean, it is an equality except for the prior at high. If p_high is the same for all
+classes, so is the constant, and the softmax over classes of the negative integral is p(c | x).
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from robustgen.classifiers.likelihood import Checkpointed
 from robustgen.errors import UserError
 from robustgen.types import Density
 
-# FIRST, SIGNIFICANT and GUESS were chosen on the calibration split of the digits.
-GOLDEN = (math.sqrt(5) - 1) / 2
-FIRST = 0.72
-"""Where in [log low, log high] the first level lies: there one level tells most."""
-SIGNIFICANT = 2.0
-"""A class is out once it is worse than the best by so many standard errors of their difference."""
-GUESS = 6.0
-"""Nats: what the deviation of a noise picture's difference of two classes is taken for before any is seen."""
+# FIRST_LEVEL, ELIMINATION and PRIOR_DEVIATION were chosen on the calibration split of the digits.
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+FIRST_LEVEL = 0.72
+"""Position of the first noise level within [log low, log high], where a single level is most informative."""
+ELIMINATION = 2.0
+"""A class is eliminated once it is worse than the best by this many standard errors of their difference."""
+PRIOR_DEVIATION = 6.0
+"""Prior standard deviation, in nats, of the difference of two classes at one noise sample."""
 
 
 class DiffusionClassifier(Classifier):
     """log p(x | c) up to a constant, from the errors of a class-conditional denoiser on a fixed noise set.
 
-    ``over``: the denoiser. The noise set is a part of the model, drawn once from ``seed``: ``levels``
-    noise levels between ``low`` and ``high`` (pixel units), each with one Gaussian picture n that
-    is used with both signs, for every picture and every class. So the classifier is deterministic,
-    no row depends on its batch, and most of the noise falls out of differences between classes. The
-    levels follow the golden ratio in log sigma: those of a smaller set are the first of a larger one.
+    ``over``: the denoiser. The noise set is part of the model, drawn once from ``seed``: ``levels`` noise
+    levels between ``low`` and ``high`` (pixel units), each with one Gaussian sample n that is used with
+    both signs, for every image and every class. So the classifier is deterministic, a result does not
+    depend on the rest of its batch, and most of the noise cancels in differences between classes. The
+    levels are a golden-ratio sequence in log sigma, so those of a smaller set are the first of a larger.
 
-    In terms of the noise that a denoiser predicts, |n - n_hat|^2 = |x - D|^2 / sigma^2 counts alike at every
-    level of log sigma here, and at every time step in Li et al.: the levels' law differs.
+    In terms of the predicted noise, |n - n_hat|^2 = |x - D|^2 / sigma^2 has equal weight per log sigma here,
+    but per time step in Li et al.: the distribution of levels differs.
 
-    ``evidence``: what a nat of difference between classes counts for. A denoiser that was trained to tell the
-    classes apart at a share of their evidence (training/denoising.py) makes them that much larger than nats.
+    ``evidence``: a factor on the errors, and so on differences between classes. A denoiser trained by the
+    cross-entropy of classes (training/denoising.py) exaggerates these differences; ``evidence`` rescales
+    them towards nats.
 
-    The density is ``unnormalised``: the integral, a mean over the noise set in place of the
-    expectation, is an estimate of a bound, and no bound itself.
+    The density is ``unnormalised``: the mean over the noise set estimates a bound, and is not one itself.
     """
 
     density: Density = "unnormalised"
@@ -79,10 +79,10 @@ class DiffusionClassifier(Classifier):
         self.input_shape = over.input_shape
         self.low, self.high, self.span = low, high, math.log(high / low)
         self.evidence = evidence
-        place = (FIRST + GOLDEN * torch.arange(levels, dtype=torch.float64)) % 1
+        position = (FIRST_LEVEL + GOLDEN_RATIO * torch.arange(levels, dtype=torch.float64)) % 1
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("sigmas", (low * (self.span * place).exp()).float())
-        # a draw for each level, since torch fills a larger tensor otherwise
+        self.register_buffer("sigmas", (low * (self.span * position).exp()).float())
+        # drawn level by level: one large draw would depend on the number of levels
         noise = [torch.randn(over.input_shape, generator=generator) for _ in range(levels)]
         self.register_buffer("noise_set", torch.stack(noise))
         self.calls_per_image = 2 * levels * (1 if over.shares_classes else over.num_classes)
@@ -91,20 +91,17 @@ class DiffusionClassifier(Classifier):
         return -self.terms(x).mean(0)
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        # ``evidence`` is of what tells classes apart; what they have in common is in nats as it is
+        # ``evidence`` is meant for differences between classes only: undo it for their mean
         logits = self.logits(x)
         return logits + (1 / self.evidence - 1) * logits.mean(1, keepdim=True)
 
     def terms(self, x: Tensor) -> Tensor:
-        """What each level adds to the integral, (levels, batch, classes): logits are minus their mean."""
+        """Contributions to the integral, (levels, batch, classes); the logits are minus their mean."""
         levels = range(len(self.sigmas))
-        return torch.stack([Checkpointed.apply(partial(self._terms, level), x) for level in levels])
+        return torch.stack([Checkpointed.apply(partial(self._level_terms, level), x) for level in levels])
 
-    def _terms(self, level: int, x: Tensor) -> Tensor:
-        """Weighted errors (batch, classes), the mean of both signs, at one level.
-
-        Their mean over levels, uniform in log sigma, is the integral.
-        """
+    def _level_terms(self, level: int, x: Tensor) -> Tensor:
+        """Weighted errors (batch, classes) at one level, averaged over both signs of the noise."""
         signs = x.new_ones(2 * len(x))
         signs[len(x) :] = -1
         rows = torch.arange(2 * len(x), device=x.device).repeat(self.num_classes)
@@ -113,7 +110,10 @@ class DiffusionClassifier(Classifier):
         return errors.view(self.num_classes, 2, len(x)).mean(1).T
 
     def _errors(self, level: int, x: Tensor, signs: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        """Weighted errors (pairs,) of x[rows] under labels, the noise taken with ``signs`` (batch,)."""
+        """Weighted errors (pairs,) of x[rows] given ``labels``; ``signs`` (batch,) multiply the noise.
+
+        Their mean over levels, which are uniform in log sigma, is the integral.
+        """
         sigma = self.sigmas[level]
         noisy = x + signs.view(-1, 1, 1, 1) * sigma * self.noise_set[level].to(x)
         estimate = self.denoiser.denoise_pairs(noisy, sigma, rows, labels)
@@ -121,42 +121,41 @@ class DiffusionClassifier(Classifier):
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes of pictures by staged elimination, and the denoiser calls (batch,) that each took.
+        """Predicted classes (batch,) by successive elimination, and the denoiser calls (batch,) they took.
 
-        Noise picture by noise picture, each level's first with one sign and then with the other, candidates
-        that are significantly worse than the best one so far are dropped; a picture with one left is
-        decided. Where no class is dropped wrongly these are the arg-maxima of ``logits``: after the last
-        one the finite noise set leaves nothing to chance.
+        The noise set is evaluated one sample at a time, at each level with one sign and then the other;
+        after each, classes that are significantly worse than the best so far are eliminated, and an image
+        with one class left is decided. Unless the best class was eliminated by mistake, the prediction is
+        the argmax of ``logits``.
         """
         alive = torch.ones(len(x), self.num_classes, dtype=torch.bool, device=x.device)
         calls = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         terms = x.new_zeros(0, len(x), self.num_classes)
         for level, sign in ((level, sign) for level in range(len(self.sigmas)) for sign in (1, -1)):
-            open_ = alive & (alive.sum(1) > 1)[:, None]
-            (asked,) = open_.any(1).nonzero(as_tuple=True)
-            if not len(asked):
+            undecided = alive & (alive.sum(1) > 1)[:, None]
+            (images,) = undecided.any(1).nonzero(as_tuple=True)
+            if not len(images):
                 break
-            rows, labels = open_[asked].nonzero(as_tuple=True)
+            rows, labels = undecided[images].nonzero(as_tuple=True)
             new = x.new_zeros(1, len(x), self.num_classes)
-            signs = x.new_full((len(asked),), sign)
-            new[0, asked[rows], labels] = self._errors(level, x[asked], signs, rows, labels)
+            signs = x.new_full((len(images),), sign)
+            new[0, images[rows], labels] = self._errors(level, x[images], signs, rows, labels)
             terms = torch.cat([terms, new])
-            calls += open_.any(1) if self.denoiser.shares_classes else open_.sum(1)
-            alive &= ~open_ | self._still_possible(terms, alive)
+            calls += undecided.any(1) if self.denoiser.shares_classes else undecided.sum(1)
+            alive &= ~undecided | self._not_significantly_worse(terms, alive)
         return terms.mean(0).masked_fill(~alive, math.inf).argmin(1), calls
 
-    def _still_possible(self, terms: Tensor, alive: Tensor) -> Tensor:
-        """Which candidates (batch, classes) are not significantly worse than the best, from the errors
-        (noise pictures so far, batch, classes) of the finite noise set.
+    def _not_significantly_worse(self, terms: Tensor, alive: Tensor) -> Tensor:
+        """Which classes (batch, classes) remain candidates, given errors (noise samples, batch, classes).
 
-        The two of a level are taken for independent. They lean against each other, which makes their mean
-        better than it is taken for.
+        The two samples of a level are treated as independent; they are negatively correlated, so the true
+        standard error is smaller.
         """
-        seen, every = len(terms), 2 * len(self.sigmas)
+        seen, total = len(terms), 2 * len(self.sigmas)
         best = terms.mean(0).masked_fill(~alive, math.inf).argmin(1)
         differences = terms - terms.gather(2, best[None, :, None].expand(seen, -1, 1))
         mean = differences.mean(0)
-        # the guess counts as one observation beside those of the seen - 1 degrees of freedom
-        variance = (GUESS**2 + (differences - mean).square().sum(0)) / seen
-        left = 1 - seen / every  # of a finite set, drawn without replacement
-        return alive & (mean <= SIGNIFICANT * (variance * left / seen).sqrt())
+        # the prior counts as one observation besides the seen - 1 degrees of freedom
+        variance = (PRIOR_DEVIATION**2 + (differences - mean).square().sum(0)) / seen
+        correction = 1 - seen / total  # for sampling without replacement from a finite set
+        return alive & (mean <= ELIMINATION * (variance * correction / seen).sqrt())

@@ -1,4 +1,4 @@
-"""EGC: a map of class energies whose gradient denoises and whose pooling classifies (Guo et al. 2023)."""
+"""EGC (Guo et al. 2023): a map of class energies; its gradient denoises, and pooling it classifies."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from robustgen.types import Density
 
 
 class EGC(NoisyClassifier):
-    """A class map M (batch, classes, height, width) of a noisy picture y = x + sigma eps, read in two ways.
+    """A class map M (batch, classes, height, width) of a noisy image y = x + sigma eps, with two readouts.
 
-    - The energy branch is a scaled log-density, sigma log p_sigma(y) = -sigma |y - m|^2 / (2 total) +
-      sigma_data sum_hw LSE_k M, with total = sigma^2 + sigma_data^2: its gradient is -eps up to the
-      error of training, whatever sigma is. ``log_prob`` divides by sigma and so is in nats.
-    - The class branch pools M over places, each weighted by its likeness to the mean place (attention
-      without parameters), to the logits of p(y | x).
+    - Energy branch: a scaled log-density, sigma log p_sigma(y) = -sigma |y - m|^2 / (2 total) + sigma_data
+      sum_hw LSE_k M, with total = sigma^2 + sigma_data^2. Its gradient is trained to be -eps at every sigma.
+      ``log_prob`` divides by sigma, to be in nats.
+    - Class branch: the logits of p(y | x) are M pooled over positions by parameter-free attention, each
+      position weighted by its similarity to the mean position.
 
-    The network also takes a label, or none; with a label the energy is that of pictures of the class,
-    up to a constant of the class, which serves ``denoise`` and samples and can classify nothing. The
-    logits never see a label. They are trained as CDN's and the twin's are, at every noise level alike,
-    where the paper weighs the cross-entropy down as the noise grows.
+    The network optionally takes a label. The energy is then that of images of the class, up to a constant
+    per class; it serves ``denoise`` and sampling but cannot classify. The logits never see a label. They
+    are trained as CDN's and the control's are, with equal weight at every noise level, whereas the paper
+    reduces the weight of the cross-entropy as the noise grows.
 
-    What differs from CDN, on the same backbone: the sum over classes is taken at every place, before
-    pooling, so that the two branches belong to no one joint density, and the logits' gradient is not
-    bound to be a difference of denoisers; the class-conditional denoiser comes from the label that is
-    given, not from the logits. ``log_joint`` is log p(x) + log p(y | x), a branch each.
+    Differences from CDN on the same backbone: the logsumexp over classes is taken at every position, before
+    pooling, so the two branches are not parts of one joint density, and the gradient of the logits is not
+    necessarily a difference of denoisers; the class-conditional denoiser uses the label input, not the
+    logits. ``log_joint`` is log p(x) + log p(y | x), one branch each.
 
-    M_k = g_k(h) + sum_s <q_sk(h_s), u_s>: at every scale s an inner product over channels of features
-    with the scaled picture u, as in CDN's energy but a class each (noisy_networks.py), brought to the
-    picture's size; g_k is linear in the last features. With ``normalised`` g's logsumexp over classes is
-    taken off at every place: the classes' odds there stay those of g, and the energy begins flat where g
-    comes from a classifier, whose own logsumexp has a gradient thousands of times a score's.
+    M_k = g_k(h) + sum_s <q_sk(h_s), u_s>: at every scale s an inner product over channels of features with
+    the scaled image u, as in CDN's energy but per class (noisy_networks.py), upsampled to full size; g_k is
+    linear in the last features. ``normalised`` subtracts the logsumexp over classes from g at every position:
+    the class odds there remain those of g, and the energy starts flat if g comes from a trained classifier,
+    whose logsumexp has a gradient thousands of times that of a score.
     """
 
     density: Density = "unnormalised"
-    has_energy = False  # the backbone's own head, which knows no classes
+    has_energy = False  # the backbone's heads, which are not per class
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class EGC(NoisyClassifier):
         self.to_maps = nn.ModuleList(nn.Conv2d(w, num_classes * channels, 3, padding=1) for w in widths)
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        return pool(self.class_map(x, self._levels(x, sigma)))
+        return attention_pool(self.class_map(x, self._levels(x, sigma)))
 
     def log_prob(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         levels = self._levels(x, sigma)
@@ -70,10 +70,10 @@ class EGC(NoisyClassifier):
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         levels = self._levels(x, sigma)
         maps = self.class_map(x, levels)
-        return self.log_density(x, levels, maps)[:, None] + pool(maps).log_softmax(1)
+        return self.log_density(x, levels, maps)[:, None] + attention_pool(maps).log_softmax(1)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
-        """E[x0 | x] or E[x0 | x, y] by Tweedie's formula; with ``y`` the network is given the label."""
+        """E[x0 | x], or E[x0 | x, y] with the label as an input of the network, by Tweedie's formula."""
         self.check_sigma(sigma)
         levels = self._levels(x, sigma)
         with torch.enable_grad():
@@ -83,13 +83,13 @@ class EGC(NoisyClassifier):
         return x + (levels**2)[:, None, None, None] * score
 
     def class_energies(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        """The energy branch's own log p(x, y) (batch, classes) in nats: every place is of the class y."""
+        """log p(x, y) (batch, classes) in nats by the energy branch alone: M_y at every position."""
         levels = self._levels(x, sigma)
         maps = self.class_map(x, levels)
         return torch.stack([self.log_density(x, levels, one) for one in maps.split(1, 1)], 1)
 
     def log_density(self, x: Tensor, sigma: Tensor, maps: Tensor) -> Tensor:
-        """log p_sigma(x) (batch,) in nats, up to a constant at each sigma (batch,), of the class map."""
+        """log p_sigma(x) (batch,) in nats, up to a constant per sigma (batch,), from the class map."""
         return self._with_energy(x, sigma, maps.logsumexp(1).sum((1, 2)))
 
     def class_map(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
@@ -99,24 +99,24 @@ class EGC(NoisyClassifier):
             embedding = embedding + self.label(y)
         scales = self.backbone.scales(self._scaled(x, sigma), embedding)
         size = x.shape[2:]
-        places = self._places(F.silu(scales[-1][0]))
-        maps = F.interpolate(places.log_softmax(1) if self.normalised else places, size)
+        logits = self._class_logits(F.silu(scales[-1][0]))
+        maps = F.interpolate(logits.log_softmax(1) if self.normalised else logits, size)
         for head, (h, u) in zip(self.to_maps, scales, strict=True):
             features = head(F.silu(h)).unflatten(1, (self.num_classes, -1))
             maps = maps + F.interpolate((features * u[:, None]).sum(2), size)
         return maps
 
-    def _places(self, h: Tensor) -> Tensor:
-        """The backbone's linear head at every place."""
+    def _class_logits(self, h: Tensor) -> Tensor:
+        """The backbone's linear head at every position."""
         return F.conv2d(h, self.backbone.head.weight[:, :, None, None], self.backbone.head.bias)
 
 
-def pool(maps: Tensor) -> Tensor:
-    """Places (batch, classes, height, width) to (batch, classes): attention without parameters.
+def attention_pool(maps: Tensor) -> Tensor:
+    """Parameter-free attention over positions: (batch, classes, height, width) to (batch, classes).
 
-    The mean place asks, every place answers with softmax(<mean, place> / sqrt(classes)).
+    The query is the mean over positions; the weights are softmax(<query, position> / sqrt(classes)).
     """
-    places = maps.flatten(2)
-    query = places.mean(2, keepdim=True)
-    weights = ((query * places).sum(1) / math.sqrt(maps.shape[1])).softmax(1)
-    return (places * weights[:, None]).sum(2)
+    positions = maps.flatten(2)
+    query = positions.mean(2, keepdim=True)
+    weights = ((query * positions).sum(1) / math.sqrt(maps.shape[1])).softmax(1)
+    return (positions * weights[:, None]).sum(2)

@@ -50,7 +50,7 @@ def load_robustbench(name: str, model_dir: Path | None = None) -> nn.Module:
     models = {(d.value, t.value): names for d, by_threat in zoo.items() for t, names in by_threat.items()}
     if len(parts) not in (1, 3) or (dataset, threat) not in models:
         raise UserError(
-            f"robustbench has no such list of models: {name!r}",
+            f"robustbench has no such set of models: {name!r}",
             expected="NAME or DATASET/THREAT/NAME, with DATASET/THREAT one of "
             + ", ".join(f"{d}/{t}" for d, t in models),
             got=name,
@@ -58,7 +58,7 @@ def load_robustbench(name: str, model_dir: Path | None = None) -> nn.Module:
     if model not in models[dataset, threat]:
         raise _unknown(f"robustbench model for {dataset}/{threat}", model, models[dataset, threat])
     folder = model_dir or _cache() / "robustbench"
-    with _foreign(f"robustbench:{name}", f"place its checkpoint under {folder / dataset / threat}"):
+    with _load_errors(f"robustbench:{name}", f"place its checkpoint under {folder / dataset / threat}"):
         module = robustbench.load_model(model, model_dir=folder, dataset=dataset, threat_model=threat)
     return module.eval()
 
@@ -75,7 +75,7 @@ def load_timm(name: str) -> nn.Module:
             expected=" or ".join(tags) or "a model of timm.list_pretrained()",
             got=name,
         )
-    with _foreign(f"timm:{name}", "use timm:local-dir:FOLDER with its files"):
+    with _load_errors(f"timm:{name}", "use timm:local-dir:FOLDER with its files"):
         module = timm.create_model(name, pretrained=True)
     config = timm.data.resolve_model_data_config(module)
     return _normalised(module, config["mean"], config["std"])
@@ -94,7 +94,7 @@ def load_torchvision(name: str) -> nn.Module:
         raise _unknown(f"set of weights for torchvision's {model}", wanted, entries)
     weights = entries[wanted or "DEFAULT"]
     place = _cache() / "checkpoints" / weights.url.rpartition("/")[2]
-    with _foreign(f"torchvision:{name}", f"place its weights at {place}"):
+    with _load_errors(f"torchvision:{name}", f"place its weights at {place}"):
         module = models.get_model(model, weights=weights)
     transforms = weights.transforms()
     return _normalised(module, transforms.mean, transforms.std)
@@ -108,13 +108,13 @@ LOADERS: dict[str, Callable[[str], nn.Module]] = {
 
 
 def import_robustbench() -> ModuleType:
-    """Import robustbench, with a stand-in for the package autoattack that it needs and no index has."""
+    """Import robustbench, with a stand-in for the package autoattack, which it needs and no index offers."""
     check_robustbench()
     if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         stand_in = importlib.import_module("robustgen.classifiers.upstream_autoattack")
         sys.modules["autoattack"] = sys.modules["autoattack.state"] = stand_in
     with warnings.catch_warnings():
-        # Its deprecated imports of timm and pkg_resources are no concern of the reader.
+        # robustbench's own deprecated imports of timm and pkg_resources do not concern the user
         warnings.simplefilter("ignore", (FutureWarning, UserWarning, DeprecationWarning))
         return _require("robustbench", "robustbench")
 
@@ -171,8 +171,8 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _foreign(reference: str, without_network: str) -> Iterator[None]:
-    """Turn whatever another library's loader raises into a message that says what to do."""
+def _load_errors(reference: str, without_network: str) -> Iterator[None]:
+    """Turn any exception of another library's loader into a UserError with a remedy."""
     before = os.environ.get(TENSORS_ONLY)
     os.environ[TENSORS_ONLY] = "1"
     try:
@@ -194,7 +194,7 @@ def _foreign(reference: str, without_network: str) -> Iterator[None]:
 
 
 def _pickled(error: BaseException | None) -> pickle.UnpicklingError | None:
-    """torch's refusal to run a pickle, where it is behind an error: timm hides it and advises against it."""
+    """The UnpicklingError by which torch refused a pickle, if it caused ``error`` (timm wraps it)."""
     while error is not None and not isinstance(error, pickle.UnpicklingError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""What a stored run remembers a model by."""
+"""Fingerprints of models, which identify them in stored runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustgen.registry import EntryPointModel, FileModel, ModelRef, ObjectModel
 
 
 def fingerprint_model(ref: ModelRef) -> str:
-    """Equal fingerprints, equal weights and code of the model."""
+    """A hash of the model's code and, for a zoo model, of its weights."""
     content: list[Any] = [type(ref).__name__]
     if isinstance(ref, ZooModel):
         card: ModelCard = registry.load_card(ref.folder)
@@ -45,7 +45,7 @@ def fingerprint_model(ref: ModelRef) -> str:
 
 
 def fingerprint_weights(ref: ModelRef, model: nn.Module) -> str:
-    """A loaded model's identity: where its code is from, and everything that it has learned.
+    """A hash of the model's code and of its loaded weights.
 
     The weights are hashed as they are in memory, since a user's file may load them from anywhere.
     """
@@ -57,7 +57,7 @@ def fingerprint_weights(ref: ModelRef, model: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
-    """What a module's author set by hand, which neither its code nor its state_dict says: a temperature."""
+    """Plain attributes, such as a temperature, which are in neither the module's code nor its state_dict."""
     found = {}
     for key, value in vars(module).items():
         values = value if isinstance(value, tuple | list) else [value]
@@ -69,5 +69,5 @@ def _settings(module: nn.Module) -> dict[str, str]:
 def _source(kind: type) -> str:
     try:
         return inspect.getsource(kind)
-    except (OSError, TypeError):  # typed into an interpreter
+    except (OSError, TypeError):  # defined in an interactive session
         return kind.__qualname__

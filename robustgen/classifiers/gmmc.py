@@ -15,21 +15,21 @@ from robustgen.errors import UserError
 
 
 def max_mahalanobis_centres(classes: int, dims: int, radius: float) -> Tensor:
-    """Centres mu (classes, dims), float64, that are as far from each other as their norm allows.
+    """Centres mu (classes, dims), float64, as far from each other as their norm allows (Pang et al. 2018).
 
-    |mu_k|^2 = radius^2 and mu_i . mu_j = -radius^2 / (K - 1): the corners of a regular simplex, which
-    has K - 1 dimensions; further ones are 0 (Pang et al. 2018, Max-Mahalanobis centres). UserError for
-    fewer dimensions or fewer than two classes.
+    |mu_k|^2 = radius^2 and mu_i . mu_j = -radius^2 / (K - 1): the vertices of a regular simplex in the first
+    K - 1 dimensions. UserError for fewer dimensions or fewer than two classes.
     """
     if classes < 2 or dims < classes - 1:
         raise UserError(
             "a regular simplex does not fit into the features",
-            expected=f"at least 2 classes, and a feature fewer than classes or more ({max(classes - 1, 1)})",
+            expected=f"at least 2 classes, and at least as many features as classes less one "
+            f"({max(classes - 1, 1)})",
             got=f"{classes} classes in {dims} features",
             remedy="more features",
         )
-    # Row k of Helmert's matrix is orthonormal to the others and to (1, ..., 1): in this basis the unit
-    # vectors less their mean, which span K - 1 dimensions, have the inner products 1[i = j] - 1 / K.
+    # The rows of Helmert's matrix are orthonormal, and orthogonal to (1, ..., 1). In this basis the unit
+    # vectors minus their mean, which span K - 1 dimensions, have the inner products 1[i = j] - 1 / K.
     k = torch.arange(1, classes, dtype=torch.float64)[:, None]
     columns = torch.arange(classes, dtype=torch.float64)
     helmert = ((columns < k).double() - k * (columns == k)) / (k * (k + 1)).sqrt()
@@ -42,12 +42,11 @@ class GMMC(Classifier):
     """log p(x, y) = -|phi(x) - mu_y|^2 / 2 - log Z: a mixture of Gaussians over the features phi(x).
 
     phi is a residual network without norm layers with ``features`` outputs; the centres mu_y are those
-    of ``max_mahalanobis_centres`` and are never trained. The Gaussians' variance is 1: another one is
-    another ``radius``, since phi may scale. The softmax of log p(x, y) is p(y | x); its logsumexp is
-    log p(x) up to the unknown Z, so it ranks pictures and has no bits per dimension. Unlike JEM's it is
-    bounded: no picture is denser than one whose features lie at a centre. It is a density of pictures
-    with the noise of its training, ``sigma`` in pixel units of [0, 1]; there are no other levels, hence
-    no denoiser. Deterministic: no noise is added at test.
+    of ``max_mahalanobis_centres`` and are not trained. The variance is 1, since another one would be the
+    same as another ``radius``. The logsumexp is log p(x) up to the unknown Z, so it can rank images but not
+    give bits per dimension. Unlike JEM's it is bounded: it is largest where the features are a centre. It is
+    the density of images with Gaussian noise of one level, ``sigma`` in pixel units of [0, 1], so there is
+    no denoiser. Deterministic: no noise is added at test time.
     """
 
     density = "unnormalised"
@@ -72,5 +71,5 @@ class GMMC(Classifier):
         self.register_buffer("centres", centres.float(), persistent=False)
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        # differences and not the square multiplied out, whose terms cancel at the centre itself
+        # not expanded into |phi|^2 - 2 phi . mu + |mu|^2, whose terms cancel near a centre
         return -(self.net(x)[:, None] - self.centres).square().sum(2) / 2

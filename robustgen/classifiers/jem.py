@@ -15,9 +15,9 @@ class JEM(Classifier):
     """p(x, y) = exp f(x)[y] / Z (equation 5 of the paper), so p(y | x) = softmax f(x).
 
     f is a residual network without norm layers, (batch, channels, height, width) -> (batch, classes)
-    in nats; log p(x) = logsumexp f(x) - log Z with Z unknown: it ranks pictures and has no bits per
-    dimension. It is a density of pictures with the noise of its training, ``sigma`` in pixel units
-    of [0, 1]; there are no other levels, hence no denoiser. Deterministic: no noise is added at test.
+    in nats. log p(x) = logsumexp f(x) - log Z with Z unknown, so it can rank images but not give bits per
+    dimension. It is the density of images with Gaussian noise of one level, ``sigma`` in pixel units of
+    [0, 1], so there is no denoiser. Deterministic: no noise is added at test time.
     """
 
     density = "unnormalised"

@@ -1,4 +1,4 @@
-"""A plain residual network for small pictures, from 8x8 grey to 32x32 colour."""
+"""A residual network for small images, from 8x8 grey to 32x32 colour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def choose(kind: str, name: str, table: dict[str, Callable[..., nn.Module]]) -> Callable[..., nn.Module]:
-    """The entry of a table of layers, or an error that lists them."""
+    """``table[name]``, or a UserError that lists the names; ``kind`` says what they are of."""
     if name not in table:
         raise UserError(f"unknown {kind} of a network", expected=", ".join(table), got=name)
     return table[name]
@@ -30,8 +30,8 @@ def choose(kind: str, name: str, table: dict[str, Callable[..., nn.Module]]) -> 
 class Block(nn.Module):
     """Pre-activation residual block (He et al. 2016b): x + conv(act(norm(conv(act(norm(x)))))).
 
-    The second convolution starts at 0, so that the block starts as the identity (Zhang et al. 2019,
-    Fixup): without norm layers a deep network is trainable only so.
+    The second convolution is initialised to 0, so that the block starts as the identity (Zhang et al. 2019,
+    Fixup), without which a deep network without norm layers does not train.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Block(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
-            # averaging, not skipping, pixels: every pixel keeps an equal share in the gradient
-            # an odd last row or column is kept, as the strided convolution keeps it
+            # average pooling, not striding: every pixel has an equal share in the gradient;
+            # ceil_mode keeps an odd last row or column, as the strided convolution does
             pool = nn.AvgPool2d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1))
 
     @property
     def last(self) -> nn.Module:
-        """The convolution that makes the block the identity where it is 0."""
+        """The last convolution; the block is the identity if it is 0."""
         return self.branch[5]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Pictures (batch, channels, height, width) in [0, 1] to (batch, outputs).
+    """Images (batch, channels, height, width) in [0, 1] to (batch, outputs).
 
-    ``width``: channels of the first stage, doubled at every further one; ``blocks``: residual blocks
-    of each stage, where every stage but the first halves the picture; ``pool``: side of the grid of
-    features that the last, linear layer sees (1 is the usual global mean).
+    ``width``: channels of the first stage, doubled in each further one; ``blocks``: residual blocks per
+    stage, each stage after the first at half the resolution; ``pool``: side of the feature grid that the
+    final linear layer sees (1: global average pooling).
     """
 
     def __init__(
@@ -95,5 +95,5 @@ class ResNet(nn.Module):
         self.head = nn.Linear(inputs * pool**2, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        # pixels centred on 0; a constant, not the mean of the data: the box [0, 1] becomes [-1, 1]
+        # [0, 1] to [-1, 1], whatever the mean of the data
         return self.head(self.features(2 * x - 1))

@@ -1,10 +1,10 @@
-"""What the noise-trained networks are made of, and the energy that makes a classifier a denoiser.
+"""Building blocks of noise-conditional networks, and a backbone with an energy whose gradient denoises.
 
-The picture comes in centred and scaled to unit variance, u = (y - m) / sqrt(sigma^2 + sigma_data^2).
-The energy is a sum over scales of inner products <q(h_s), u_s> of features with the downsampled
-picture, so that its gradient in u is q(h_s) itself plus what flows back through the net: a U-Net
-whose decoder is the backward pass. Class logits on pooled features have no such path; alone they
-never learn a score (E|sigma grad + eps|^2 / d stayed at 1.00, the loss of a gradient of 0).
+The input is centred and scaled to unit variance, u = (y - m) / sqrt(sigma^2 + sigma_data^2). The energy is
+a sum over scales of inner products <q(h_s), u_s> of features with the downsampled image, so its gradient
+in u is q(h_s) itself plus what is backpropagated through the network: a U-Net whose decoder is the backward
+pass. Class logits of pooled features have no such path; alone they never learn a score (E|sigma grad +
+eps|^2 / d stayed at 1.00, the loss of a zero gradient).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FREQUENCIES = 8
 
 
 def scale_of(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean picture, and sigma_data: the standard deviation of pixels around it."""
+    """The mean image, and sigma_data, the standard deviation of pixels around it."""
     mean = images.mean(0)
     return mean, (images - mean).square().mean().sqrt()
 
@@ -30,7 +30,7 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # over sigma in [0.01, 1] the slowest angle goes through a third of a turn, the fastest through three
+        # over sigma in [0.01, 1] the lowest frequency covers a third of a turn, the highest three turns
         self.register_buffer("rates", torch.logspace(-1, 2, FREQUENCIES, base=2.0), persistent=False)
         first, second = nn.Linear(2 * FREQUENCIES, EMBEDDING), nn.Linear(EMBEDDING, EMBEDDING)
         self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
@@ -41,10 +41,10 @@ class NoiseEmbedding(nn.Module):
 
 
 class NoiseBlock(nn.Module):
-    """A residual block that the noise level modulates: h + conv(silu((1 + a) * conv(silu(h)) + b)).
+    """A residual block modulated by the noise level: h + conv(silu((1 + a) * conv(silu(h)) + b)).
 
-    SiLU, since a gradient that is a denoiser must itself be differentiable; and no norm layer: group
-    norm gained nothing here and cost a half more time.
+    SiLU, since the gradient of the network is trained and so must be differentiable. No norm layers: group
+    norm gained nothing here and cost half as much time again.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,7 +57,7 @@ class NoiseBlock(nn.Module):
 
     @property
     def last(self) -> nn.Module:
-        """The convolution that makes the block the identity where it is 0."""
+        """The last convolution; the block is the identity if it is 0."""
         return self.second
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class NoiseBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one picture size, after a convolution that sets the number of channels."""
+    """The residual blocks at one resolution, after a convolution that sets the number of channels."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ class Stage(nn.Module):
 
 
 class NoisyBackbone(nn.Module):
-    """Scaled pictures u (batch, channels, height, width) and sigma (batch,) to class logits and an energy.
+    """Scaled images u (batch, channels, height, width) and sigma (batch,) to class logits and an energy.
 
-    ``widths``: channels at each picture size, from the picture's own, halved from one to the next;
-    ``blocks``: residual blocks at each; ``energy``: whether the heads of the energy exist.
+    ``widths``: channels at each resolution, from full size on, each half of the one before; ``blocks``:
+    residual blocks at each; ``energy``: whether the heads of the energy exist.
     """
 
     def __init__(
@@ -104,22 +104,22 @@ class NoisyBackbone(nn.Module):
         self.to_score = nn.ModuleList(nn.Conv2d(w, channels, 3, padding=1) for w in widths if energy)
 
     def forward(self, u: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (batch, classes) and the energy (batch,), which is 0 without its heads."""
+        """Logits (batch, classes) and the energy (batch,), which is 0 without heads."""
         energy = torch.zeros_like(sigma)
         scales = self.scales(u, self.embed(sigma))
         for level, (h, u) in enumerate(scales):
             if len(self.to_score):
-                # a pixel of this level stands for 4^level of the picture's
+                # a pixel at this level stands for 4^level pixels of the image
                 energy = energy + 4**level * (self.to_score[level](F.silu(h)) * u).sum((1, 2, 3))
         return self.head(F.silu(scales[-1][0]).mean((2, 3))), energy
 
     def scales(self, u: Tensor, embedding: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Features and the downsampled picture at each picture size, from the picture's own on."""
-        found = []
+        """Features and the downsampled image at each resolution, from full size on."""
+        outputs = []
         h = u
         for level, stage in enumerate(self.stages):
-            if level:  # by averages: the gradient of a maximum jumps
+            if level:  # average pooling: the gradient of max pooling is discontinuous
                 h, u = F.avg_pool2d(h, 2), F.avg_pool2d(u, 2)
             h = stage(h, embedding)
-            found.append((h, u))
-        return found
+            outputs.append((h, u))
+        return outputs

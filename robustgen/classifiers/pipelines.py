@@ -1,8 +1,8 @@
-"""Diffusion classifiers over pipelines of Hugging Face diffusers: ``diffusers:ID`` or ``diffusers:FOLDER``.
+"""Diffusion classifiers from pipelines of Hugging Face diffusers: ``diffusers:ID`` or ``diffusers:FOLDER``.
 
-Three kinds are understood: a U-Net with class labels on pixels (DDPMPipeline and its kin), DiT with class
-labels on latents, and Stable Diffusion, whose classes are prompts (zero-shot; Li et al. 2023). Each is
-read as a denoiser in the units of its own network, and classified with in diffusion.py.
+Three kinds are supported: a U-Net with class labels on pixels (DDPMPipeline and similar), DiT with class
+labels on latents, and Stable Diffusion with a prompt per class (zero-shot; Li et al. 2023). Each becomes a
+denoiser in the units of its network, for the DiffusionClassifier of diffusion.py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from robustgen.types import ConditionalNoise, Density
 
 PROMPT = "a photo of a {}."
 LEVELS = (0.4, 4.0)
-"""Ends of the noise levels, in standard deviations of the data: those that the digits' classifier uses."""
+"""Lowest and highest noise level, in standard deviations of the data, as in the classifier of the digits."""
 PIXEL_DEVIATION, LATENT_DEVIATION = 0.5, 1.0
-"""What EDM takes for sigma_data of pixels in [-1, 1], and what the scaling factor of latents aims at."""
-AT_ONCE = 64
-"""Pictures in one call of a network: a thousand classes would not fit into memory together."""
+"""sigma_data: EDM's for pixels in [-1, 1], and the one that the scaling factor of latents is chosen for."""
+NETWORK_BATCH = 64
+"""Images per call of the network: all of a thousand classes at once would not fit into memory."""
 
 Condition = Callable[[Tensor], dict[str, Tensor]]
-"""Labels (batch,) to the arguments by which a network learns of them."""
+"""Labels (batch,) to the conditioning arguments of a network's forward."""
 
 
 class PipelineDenoiser(Denoiser):
@@ -39,7 +39,7 @@ class PipelineDenoiser(Denoiser):
 
     z + sigma n = x_t / sqrt(abar_t) at sigma_t^2 = (1 - abar_t) / abar_t (Song et al. 2021, DDIM,
     section 4.3; Karras et al. 2022, table 1). Between two steps t is interpolated in log sigma. ``predicts``
-    is what the network's output is: the noise (epsilon), v = sqrt(abar) n - sqrt(1 - abar) z (v_prediction;
+    says what the network outputs: the noise (epsilon), v = sqrt(abar) n - sqrt(1 - abar) z (v_prediction;
     Salimans and Ho 2022), or z itself (sample).
     """
 
@@ -56,7 +56,7 @@ class PipelineDenoiser(Denoiser):
         self.num_classes = num_classes
         self.input_shape = input_shape
         abar = alphas_cumprod.double()
-        abar = abar[abar > 0]  # a schedule that ends in pure noise has no sigma there
+        abar = abar[abar > 0]  # at pure noise, where a schedule may end, sigma is infinite
         self.register_buffer("log_sigmas", ((1 - abar) / abar).log() / 2)
         low, high = (float(self.log_sigmas[end].exp()) for end in (0, -1))
         self.levels = ConditionalNoise(low, high)
@@ -64,22 +64,22 @@ class PipelineDenoiser(Denoiser):
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         """E[z | x, y]; a label is needed."""
         if y is None:
-            raise UserError("this denoiser has to be told the class", expected="labels (batch,)", got=None)
+            raise UserError("this denoiser needs labels", expected="labels (batch,)", got=None)
         check_noise_level(sigma, self.levels)
-        parts = (part.split(AT_ONCE) for part in (x, per_sample(sigma, x), y))
+        parts = (part.split(NETWORK_BATCH) for part in (x, per_sample(sigma, x), y))
         return torch.cat([self._denoise(*part) for part in zip(*parts, strict=True)])
 
     def _denoise(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         root = (1 + sigma**2).rsqrt()[:, None, None, None]  # sqrt(abar)
         s = sigma[:, None, None, None]
         out = self.network(root * x, timestep=self.time(sigma), **self.condition(y)).sample
-        out = out[:, : x.shape[1]]  # the rest, where there is one, is a learned variance
+        out = out[:, : x.shape[1]]  # further channels are a learned variance
         if self.predicts == "epsilon":
             return x - s * out
         return root**2 * x - s * root * out if self.predicts == "v_prediction" else out
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The step t, a float (batch,), whose noise level is sigma (batch,)."""
+        """The time step t, a float (batch,), whose noise level is sigma (batch,)."""
         wanted = sigma.to(self.log_sigmas).log()
         above = torch.searchsorted(self.log_sigmas, wanted).clamp(1, len(self.log_sigmas) - 1)
         start, end = self.log_sigmas[above - 1], self.log_sigmas[above]
@@ -87,9 +87,9 @@ class PipelineDenoiser(Denoiser):
 
 
 class PipelineClassifier(Classifier):
-    """A diffusion classifier of pictures in [0, 1] that a pipeline's own picture or latent stands for.
+    """A diffusion classifier on the inputs of a pipeline's network, which ``encode`` computes from images.
 
-    ``encode``: pictures to what the network sees. Its log-joint is of that, not of the pictures.
+    Its log p(x, y) is that of the encoded images.
     """
 
     density: Density = "unnormalised"
@@ -111,7 +111,7 @@ class PipelineClassifier(Classifier):
 
 
 class Encode(nn.Module):
-    """Pictures in [0, 1] to the network's size and range [-1, 1]; with a VAE, to the mode of its latents."""
+    """Images in [0, 1] to the network's size and to [-1, 1]; with a VAE, to the mode of its latents."""
 
     def __init__(self, channels: int, size: int, vae: Any = None) -> None:
         super().__init__()
@@ -130,34 +130,35 @@ class Encode(nn.Module):
 
 
 def load(name: str, class_names: Sequence[str], input_shape: tuple[int, int, int]) -> PipelineClassifier:
-    """The classifier over a pipeline: an id of the hub or a local folder.
+    """The classifier of a pipeline, given by its id on the hub or by a local folder.
 
-    ``class_names`` and ``input_shape``: those of the data; a class-conditional network must have as many
-    classes, in the data's order. Only safetensors are read. Raises UserError.
+    ``class_names`` and ``input_shape``: those of the data; a class-conditional network must have the same
+    number of classes, in the same order. Only safetensors are loaded. Raises UserError.
     """
     pipeline = _fetch(name)
     parts, schedule = pipeline.components, pipeline.scheduler
     if not hasattr(schedule, "alphas_cumprod") or schedule.config.prediction_type not in PREDICTIONS:
         raise UserError(
-            f"diffusers:{name} has a noise schedule that cannot be read as a denoiser",
+            f"diffusers:{name} has an unsupported noise schedule",
             expected=f"a schedule of alphas_cumprod whose network predicts one of {', '.join(PREDICTIONS)}",
             got=type(schedule).__name__,
         )
     network = parts.get("unet") or parts.get("transformer")
     vae = parts.get("vae")
-    strange = any(parts.get(part) is not None for part in MORE) or (
+    unsupported = any(parts.get(part) is not None for part in UNSUPPORTED) or (
         network is not None and network.config.get("addition_embed_type")
     )
-    if network is None or strange or not isinstance(network.config.sample_size, int):
+    if network is None or unsupported or not isinstance(network.config.sample_size, int):
         kind = type(pipeline).__name__
         raise UserError(
-            f"diffusers:{name} is no kind of pipeline that is understood", expected=KINDS, got=kind
+            f"diffusers:{name} is a pipeline of an unsupported kind", expected=SUPPORTED, got=kind
         )
     size, channels = network.config.sample_size, network.config.in_channels
     if parts.get("text_encoder") is not None:
-        condition: Condition = Prompted(_read(parts["tokenizer"], parts["text_encoder"], class_names))
+        prompts = _encode_prompts(parts["tokenizer"], parts["text_encoder"], class_names)
+        condition: Condition = PromptCondition(prompts)
     else:
-        condition = _by_label
+        condition = _label_condition
         _check_classes(name, network, class_names)
     encode = Encode(channels, size)
     if vae is not None:
@@ -165,7 +166,7 @@ def load(name: str, class_names: Sequence[str], input_shape: tuple[int, int, int
         encode = Encode(vae.config.in_channels, size * reduction, vae)
     if input_shape[0] not in (1, encode.channels):
         raise UserError(
-            f"diffusers:{name} does not take pictures of these channels",
+            f"diffusers:{name} does not take pictures with this number of channels",
             expected=f"1 or {encode.channels}", got=input_shape[0],
         )  # fmt: skip
     over = PipelineDenoiser(
@@ -177,13 +178,13 @@ def load(name: str, class_names: Sequence[str], input_shape: tuple[int, int, int
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-MORE = ("text_encoder_2", "text_encoder_3", "vqvae", "image_encoder")
-"""Parts by which other pipelines take in more than is given to them here."""
-KINDS = "a U-Net with class labels, DiT, or Stable Diffusion"
+UNSUPPORTED = ("text_encoder_2", "text_encoder_3", "vqvae", "image_encoder")
+"""Components of pipelines that need more inputs than the images and one prompt or label."""
+SUPPORTED = "a U-Net with class labels, DiT, or Stable Diffusion"
 
 
-class Prompted(nn.Module):
-    """The classes by the text encoder's answer to their prompts, (classes, tokens, width)."""
+class PromptCondition(nn.Module):
+    """Conditions on a class by the encoded prompt of its name; ``prompts``: (classes, tokens, width)."""
 
     prompts: Tensor
 
@@ -195,12 +196,12 @@ class Prompted(nn.Module):
         return {"encoder_hidden_states": self.prompts[y]}
 
 
-def _by_label(y: Tensor) -> dict[str, Tensor]:
+def _label_condition(y: Tensor) -> dict[str, Tensor]:
     return {"class_labels": y}
 
 
 @torch.no_grad()
-def _read(tokenizer: Any, encoder: nn.Module, class_names: Sequence[str]) -> Tensor:
+def _encode_prompts(tokenizer: Any, encoder: nn.Module, class_names: Sequence[str]) -> Tensor:
     prompts = [PROMPT.format(name) for name in class_names]
     length = tokenizer.model_max_length
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -208,26 +209,26 @@ def _read(tokenizer: Any, encoder: nn.Module, class_names: Sequence[str]) -> Ten
 
 
 def _check_classes(name: str, network: Any, class_names: Sequence[str]) -> None:
-    """UserError unless the network knows as many classes as the data has; one more may be the null label."""
+    """Raise UserError unless the network has the data's number of classes, or one more, the null label."""
     config = network.config
     known = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
     if known not in (len(class_names), len(class_names) + 1):
         raise UserError(
             f"diffusers:{name} does not fit the data",
             expected=f"a network of {len(class_names)} classes (one more for the null label), or of prompts",
-            got=f"{known} classes" if known else "a network that knows no classes",
+            got=f"{known} classes" if known else "a network without classes",
             remedy="name the data that it was trained on (--data), or another pipeline",
         )
 
 
 def _fetch(name: str) -> Any:
-    with _quiet() as diffusers:
+    with _quiet_diffusers() as diffusers:
         try:
             _refuse_code(name, diffusers)
             return diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True)
         except UserError:
             raise
-        except Exception as error:  # another library's loader: anything may come
+        except Exception as error:  # another library's loader: any exception
             raise UserError(
                 f"diffusers:{name} could not be loaded",
                 expected="an id of the hub, or a folder with a model_index.json and weights as safetensors",
@@ -238,33 +239,32 @@ def _fetch(name: str) -> Any:
 
 
 def _refuse_code(name: str, diffusers: Any) -> None:
-    """A UserError for a pipeline with parts that are none of diffusers or transformers: code of its own.
+    """Raise UserError for a pipeline with components that are not from diffusers or transformers.
 
-    diffusers asks before it runs such code, or imports such a module; which of its releases do is not left
-    to chance.
+    diffusers itself asks before running such code, but not in every release.
     """
     parts = dict(diffusers.DiffusionPipeline.load_config(name))
     named = {part: value[0] for part, value in parts.items() if isinstance(value, list | tuple) and value}
-    strange = [
+    foreign = [
         f"{part}: {library}"
         for part, library in named.items()
         if part == "_class_name"
         or not (library in (None, "diffusers", "transformers") or hasattr(diffusers.pipelines, str(library)))
     ]
-    strange += [str(path) for path in sorted(Path(name).rglob("*.py"))]
-    if strange:
+    foreign += [str(path) for path in sorted(Path(name).rglob("*.py"))]
+    if foreign:
         raise UserError(
-            f"diffusers:{name} brings code of its own, and robustgen runs none of a pipeline",
-            where="model_index.json, and what lies beside it",
-            expected="parts of diffusers and transformers alone",
-            got=", ".join(strange[:4]),
+            f"diffusers:{name} contains code, which robustgen does not run",
+            where="model_index.json, and the files beside it",
+            expected="components of diffusers and transformers alone",
+            got=", ".join(foreign[:4]),
             remedy="if you trust that code, load the pipeline in a file of your own: FILE.py:NAME",
         )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """diffusers, without its progress bars and its advice; UserError where it is not installed."""
+def _quiet_diffusers() -> Iterator[Any]:
+    """The module diffusers, without its progress bars and warnings; UserError if it is not installed."""
     try:
         import diffusers
         import transformers  # noqa: F401 (diffusers reads prompts with it)

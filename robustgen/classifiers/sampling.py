@@ -1,4 +1,4 @@
-"""Pictures from a model: Langevin dynamics on a density, or a denoiser along falling noise levels."""
+"""Samples from a model: Langevin dynamics on a density, or a denoiser along decreasing noise levels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sgld(
     generator: torch.Generator,
     box: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Stochastic gradient Langevin dynamics (Welling and Teh 2011), from ``x`` on; returns x's shape.
+    """Stochastic gradient Langevin dynamics (Welling and Teh 2011), started at ``x``; same shape as ``x``.
 
     x <- x + step_size * grad log p(x) + noise * n, with n standard normal. It samples p exactly in
     the limit of small steps where noise = sqrt(2 step_size); JEM's noise is far smaller, so its
@@ -51,10 +51,10 @@ def sample_joint(
     step_size: float,
     noise: float,
 ) -> Tensor:
-    """Pictures (batch, channels, height, width) in [0, 1] of the classes ``y`` (batch,).
+    """Samples (batch, channels, height, width) in [0, 1] of the classes ``y`` (batch,).
 
-    SGLD on log p(x, y), which is log p(x | y) up to a constant, from uniform noise. Give it the steps
-    of the training's whole chains (about its steps / reinit), not those of one visit.
+    SGLD on log p(x, y), which is log p(x | y) up to a constant, started at uniform noise. ``steps`` should be
+    the length of a whole chain of the training, about its steps / reinit, since chains persist.
     """
     x = torch.rand(len(y), *model.input_shape, generator=generator, device=generator.device)
     return sgld(
@@ -68,30 +68,32 @@ def sample_joint(
     )
 
 
-def guided(model: Classifier | Denoiser, y: Tensor, weight: float = 1.0) -> Callable[[Tensor, float], Tensor]:
-    """The denoiser of classes ``y``, as a map of (x, sigma), for ``sample_denoiser``.
+def classifier_free_guided(
+    model: Classifier | Denoiser, y: Tensor, weight: float = 1.0
+) -> Callable[[Tensor, float], Tensor]:
+    """The denoiser of the classes ``y`` with classifier-free guidance, as a function of (x, sigma).
 
-    A ``weight`` above 1 is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), D(x) +
-    weight (D(x, y) - D(x)): by Tweedie's formula the class's gradient counts that often, so the
-    samples are surer of their class and less diverse than the model's own, which weight 1 gives.
+    D(x) + weight (D(x, y) - D(x)) (Ho and Salimans 2022, arXiv 2207.12598): by Tweedie's formula the gradient
+    of the class is multiplied by ``weight``. Weight 1 samples the model itself; above 1, samples are more
+    typical of their class and less diverse.
     """
     if weight == 1:
         return lambda x, sigma: model.denoise(x, sigma, y)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        without = model.denoise(x, sigma)
-        return without + weight * (model.denoise(x, sigma, y) - without)
+        unconditional = model.denoise(x, sigma)
+        return unconditional + weight * (model.denoise(x, sigma, y) - unconditional)
 
     return denoise
 
 
 def classifier_guided(model: Classifier, y: Tensor, weight: float = 1.0) -> Callable[[Tensor, float], Tensor]:
-    """The denoiser of classes ``y`` by the model's own posterior, as a map of (x, sigma).
+    """The denoiser of the classes ``y`` guided by the model's own posterior, as a function of (x, sigma).
 
-    D(x) + weight sigma^2 grad log p(y | x), with D that of p(x): classifier guidance (Dhariwal and Nichol
-    2021, arXiv 2105.05233), the model being its own classifier of noisy pictures; weight 1 samples its
-    ``log_joint``. Where the class is the joint's alone, as in CDN, this is ``guided``; EGC, which takes a
-    label as well, has two answers.
+    D(x) + weight sigma^2 grad log p(y | x), with D the denoiser of p(x): classifier guidance (Dhariwal and
+    Nichol 2021, arXiv 2105.05233) by the model's own classifier of noisy images; weight 1 samples
+    ``log_joint``. For CDN this equals ``classifier_free_guided``; for EGC, whose denoiser also takes a
+    label, the two differ.
     """
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -116,21 +118,21 @@ def sample_denoiser(
     steps: int = 16,
     burn_in: int = 20,
 ) -> Tensor:
-    """Pictures of x's shape by a denoiser E[x0 | x], from the highest to the lowest of ``levels``.
+    """Samples of x's shape from a denoiser E[x0 | x], from the highest to the lowest of ``levels``.
 
-    ``denoise`` maps noisy pictures and their sigma to clean ones, so by Tweedie's formula the score is
-    (denoise(x, sigma) - x) / sigma^2. At the highest level ``burn_in`` Langevin steps from ``x``, any
-    pictures, forget them: there the density is smooth, but by no means noise alone. Then Heun's method
-    on the probability-flow ODE dx = (x - denoise(x, sigma)) / sigma dsigma (Karras et al. 2022,
-    algorithm 1) over ``steps`` levels with equal ratios; the samples are the last level's denoised
-    pictures, not clipped. burn_in + 2 steps - 1 calls of ``denoise``.
+    ``denoise`` maps noisy images and their sigma to clean ones; by Tweedie's formula the score is
+    (denoise(x, sigma) - x) / sigma^2. First, ``burn_in`` Langevin steps at the highest level, started at any
+    images ``x``: the density is smooth there, but is not yet pure noise, so starting at noise would not do.
+    Then Heun's method on the probability-flow ODE dx = (x - denoise(x, sigma)) / sigma dsigma (Karras
+    et al. 2022, algorithm 1) over ``steps`` levels in geometric progression. Returns the denoised images of
+    the last level, not clipped. Takes burn_in + 2 steps - 1 calls of ``denoise``.
     """
     ratio, share = levels.low / levels.high, torch.linspace(0, 1, steps, dtype=torch.float64)
     sigmas = (levels.high * ratio**share).clamp(levels.low, levels.high).tolist()
     x = x + levels.high * _normal(x, generator)
     for _ in range(burn_in):
         x = x + LANGEVIN_STEP * (denoise(x, levels.high) - x)
-        # the noise that leaves N(0, sigma^2) as it is; the usual sqrt(2 step) would swell it
+        # the amount of noise that leaves N(0, sigma^2) invariant; the usual sqrt(2 step) would widen it
         x = x + levels.high * (1 - (1 - LANGEVIN_STEP) ** 2) ** 0.5 * _normal(x, generator)
     for sigma, lower in pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma

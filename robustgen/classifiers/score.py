@@ -14,24 +14,22 @@ from robustgen.types import ConditionalNoise, Density
 
 
 class ScoreClassifier(Classifier):
-    """log p_sigma(x, c) by the probability-flow ODE of a class-conditional denoiser; classes equally likely.
+    """log p_sigma(x, c) by the probability-flow ODE of a class-conditional denoiser, with equal class priors.
 
-    ``over``: the denoiser. From level sigma to its highest the flow goes in ``steps`` steps of Heun's
-    method in log sigma. The probes of the trace are a part of the model, ``probes`` for each slope, drawn
-    once from ``seed``, the same for all pictures and classes: the classifier is deterministic.
+    ``over``: the denoiser. The flow runs from level sigma to the denoiser's highest, in ``steps`` steps of
+    Heun's method in log sigma. The probes of the trace, ``probes`` for each slope, are part of the model,
+    drawn once from ``seed`` and shared by all images and classes, so the classifier is deterministic.
 
-    A picture is read at the level ``sigma`` (pixel units) where none is given: p_sigma is the density
-    of pictures with noise of that level, and not of clean ones, whose grey levels are discrete and
-    have no density at all.
+    ``sigma`` (pixel units) is the test level: p_sigma is the density of images with noise of that level.
+    Clean images have discrete grey levels and no density at all.
 
-    The prior at the highest level is N(m, high^2 + sigma_data^2) for every class, with the mean
-    picture m and the deviation sigma_data that the denoiser keeps: what the classes differ by at that
-    level is not in it.
+    The prior at the highest level is N(m, high^2 + sigma_data^2) for every class, with the mean image m and
+    the deviation sigma_data of the denoiser; differences between classes at that level are neglected.
 
-    log p is normalised, up to the errors of solver and probes, but as a density of noisy pictures. A
-    report reads it at pictures without that noise, where it is larger than at any that p_sigma is likely
-    to draw, so that bits per dimension of its rows would be the code length of nothing: it is declared
-    ``unnormalised`` here. ``benchmarks/diffusion.py`` measures bits per dimension at noisy pictures.
+    log p is normalised, up to the errors of solver and probes, but as a density of noisy images. A report
+    evaluates it at images without that noise, where it is larger than at any likely sample of p_sigma, so
+    bits per dimension would be meaningless: the density is declared ``unnormalised``.
+    ``benchmarks/diffusion.py`` measures bits per dimension at noisy images.
     """
 
     density: Density = "unnormalised"
@@ -43,8 +41,9 @@ class ScoreClassifier(Classifier):
         super().__init__()
         if steps < 1 or probes < 1:
             raise UserError(
-                "a flow needs steps and probes", expected="1 or more", got=f"steps={steps}, probes={probes}"
-            )
+                "the flow needs steps and probes",
+                expected="1 or more of each", got=f"steps={steps}, probes={probes}",
+            )  # fmt: skip
         check_noise_level(sigma, over.levels)
         self.denoiser = over
         self.num_classes = over.num_classes
@@ -54,7 +53,7 @@ class ScoreClassifier(Classifier):
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (steps, 2, probes, *over.input_shape), generator=generator)
         self.register_buffer("probe_set", 2.0 * signs - 1)
-        # two calls a step and class, each with a backward pass for each of the probes
+        # two calls per step and class, each with a backward pass per probe
         self.calls_per_image = 2 * steps * over.num_classes
 
     def log_joint(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
@@ -62,13 +61,13 @@ class ScoreClassifier(Classifier):
         sigma = self.test_sigma if sigma is None else sigma
         assert sigma is not None
         check_noise_level(sigma, self.noise)
-        every = torch.arange(self.num_classes, device=x.device)
-        labels, levels = every.repeat_interleave(len(x)), per_sample(sigma, x).repeat(len(every))
+        classes = torch.arange(self.num_classes, device=x.device)
+        labels, levels = classes.repeat_interleave(len(x)), per_sample(sigma, x).repeat(len(classes))
         densities = log_density(
             lambda z, s: self.denoiser.denoise(z, s, labels),
-            x.repeat(len(every), 1, 1, 1), levels, self.noise.high, self.log_prior, self.probe_set.to(x),
+            x.repeat(len(classes), 1, 1, 1), levels, self.noise.high, self.log_prior, self.probe_set.to(x),
         )  # fmt: skip
-        return densities.view(len(every), len(x)).T - torch.log(x.new_tensor(self.num_classes))
+        return densities.view(len(classes), len(x)).T - torch.log(x.new_tensor(self.num_classes))
 
     def log_prior(self, x: Tensor) -> Tensor:
         """log p_high(x) in nats, (batch,)."""
@@ -76,6 +75,6 @@ class ScoreClassifier(Classifier):
         return log_gaussian(x, self.denoiser.mean, self.noise.high**2 + self.denoiser.sigma_data**2)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
-        """The denoiser's own; Tweedie's formula on ``log_joint`` is it but for solver, probes and prior."""
+        """The underlying denoiser; Tweedie's formula for ``log_joint`` would approximate it."""
         self.check_sigma(sigma)
         return self.denoiser.denoise(x, sigma, y)

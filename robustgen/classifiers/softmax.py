@@ -1,4 +1,4 @@
-"""Softmax: the discriminative baseline, p(y | x) and nothing else."""
+"""The discriminative baseline: a network trained for p(y | x) alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from robustgen.classifiers.networks import ResNet
 class Softmax(Classifier):
     """p(y | x) = softmax(f(x))[y] for a residual network f.
 
-    f maps (batch, channels, height, width) to (batch, classes). It models no density: log_joint,
-    log_prob and denoise are not offered. ``options`` are those of ``networks.ResNet``.
+    f maps (batch, channels, height, width) to (batch, classes). There is no density, so no log_joint,
+    log_prob or denoise. ``options``: those of ``networks.ResNet``.
     """
 
     def __init__(self, num_classes: int, input_shape: tuple[int, int, int], **options: Any) -> None:
@@ -28,9 +28,9 @@ class Softmax(Classifier):
 
 
 class Mirrored(Classifier):
-    """Mixed into a classifier: the mean logits of a picture and its mirror image, by one network.
+    """Mixin: the mean logits of an image and its mirror image (test-time augmentation).
 
-    In training mode it reads the picture alone: a recipe's ``augment.flip`` mirrors half of them.
+    In training mode only the image itself is used: a recipe's ``augment.flip`` mirrors half of them.
     """
 
     calls_per_image = 2
@@ -42,4 +42,4 @@ class Mirrored(Classifier):
 
 
 class MirroredSoftmax(Mirrored, Softmax):
-    """Softmax of the mean logits of a picture and its mirror image."""
+    """Softmax with the mean logits of an image and its mirror image."""

@@ -1,4 +1,4 @@
-"""Trained models from their folders: a card's architecture with the weights that it names."""
+"""Builds models by architecture name, and loads trained models from the folders of the zoo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from robustgen.classifiers.user import construct, import_file
 from robustgen.config import own_code
 from robustgen.errors import UserError, in_words, unknown_name
 
-# Name in a card to module:class; each is called with num_classes, input_shape and the card's options.
 ARCHITECTURES: dict[str, str] = {
     "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
     "mirrored-softmax": "robustgen.classifiers.softmax:MirroredSoftmax",
@@ -32,12 +31,13 @@ ARCHITECTURES: dict[str, str] = {
     "denoiser": "robustgen.classifiers.denoisers:EDMDenoiser",
     "shared-denoiser": "robustgen.classifiers.denoisers:SharedDenoiser",
 }
+"""``arch`` of a card to module:class; it is called with num_classes, input_shape and the card's options."""
 
-# Those of a card with ``over``: called with the denoiser that it names and the card's options.
 OVER_A_DENOISER: dict[str, str] = {
     "diffusion": "robustgen.classifiers.diffusion:DiffusionClassifier",
     "score": "robustgen.classifiers.score:ScoreClassifier",
 }
+"""``arch`` of a card with ``over``: the class is called with that denoiser and the card's options."""
 
 REMEDY = "fetch the file again, or train anew"
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -47,8 +47,8 @@ BLOCKS = (Block, NoiseBlock)
 def build(
     arch: str, options: dict[str, Any], *, where: object, folder: Path | None = None
 ) -> Classifier | Denoiser:
-    """A model as its options alone make it: a name of ARCHITECTURES or, with the option ``over``, of
-    OVER_A_DENOISER, or ``model.py:NAME`` in ``folder``."""
+    """An untrained model. ``arch``: a key of ARCHITECTURES, a key of OVER_A_DENOISER with the denoiser as the
+    option ``over``, or ``model.py:NAME`` in ``folder``; ``where`` is for the error messages."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     own = own_code(arch)
     if own and folder is not None:
@@ -57,7 +57,7 @@ def build(
     known = ARCHITECTURES | OVER_A_DENOISER
     if arch in OVER_A_DENOISER and "over" not in options:
         raise UserError(
-            f"the architecture {arch!r} has no weights of its own, but stands on a trained denoiser",
+            f"the architecture {arch!r} has no weights of its own: it needs a trained denoiser",
             where=where,
             remedy="name one in the card, such as 'over: denoiser-digits'; there is nothing to train",
         )
@@ -71,7 +71,7 @@ def build(
     except UserError as error:
         error.complete(where=where, remedy="mend the options")
         raise
-    except Exception as error:  # an argument that is not known, of a wrong type, or that torch refuses
+    except Exception as error:  # an unknown or mistyped argument, or one that torch refuses
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
@@ -82,7 +82,7 @@ def build(
 
 
 def _example(arch: str) -> str:
-    """Options that a model of the zoo gives to this architecture."""
+    """Options of a zoo model of this architecture, for an error message."""
     cards = (registry.load_card(folder) for folder in registry.model_folders().values())
     card = max(
         (card for card in cards if card.arch == arch), key=lambda card: len(card.options), default=None
@@ -91,9 +91,9 @@ def _example(arch: str) -> str:
 
 
 def load(folder: Path | str) -> Classifier | Denoiser:
-    """A trained model from its folder, in evaluation mode, float32, without gradients.
+    """A trained model from its folder: evaluation mode, float32, no weight gradients.
 
-    The weights' sha256 and every key and shape are checked; any mismatch is a UserError.
+    Raises UserError if the sha256 of the weights, a key or a shape does not match.
     """
     folder = Path(folder)
     card = registry.load_card(folder)
@@ -105,13 +105,12 @@ def load(folder: Path | str) -> Classifier | Denoiser:
 
 
 def warm_start_weights(model: nn.Module, name: str, *, where: object) -> None:
-    """Start a model from the trained weights of the zoo's model ``name``, each of which must fit into it.
+    """Initialise a model with the trained weights of the zoo model ``name``, each of which must fit.
 
-    What the model has beyond them starts at 0, so that it begins as the network that it continues: an
-    energy whose heads came random would be off by a thousand nats. Layers that normalise keep what they
-    begin with, since a scale of 0 lets nothing through, and so do residual blocks, but for their last
-    convolution: of two layers at 0, one after the other, neither has a gradient. A tensor without a place
-    is a UserError.
+    Parameters that those weights lack start at 0, so that the model computes the same function at first
+    (random heads of an energy would be off by a thousand nats). Norm layers keep their initial values, as
+    a scale of 0 passes nothing on, and so do residual blocks except for their last convolution: of two
+    consecutive layers at 0, neither has a gradient. Raises UserError for a tensor that does not fit.
     """
     own = model.state_dict()
     taken = load(zoo_folder(name, where=where)).state_dict()
@@ -128,17 +127,17 @@ def warm_start_weights(model: nn.Module, name: str, *, where: object) -> None:
     last = {layer.last for layer in layers.values() if isinstance(layer, BLOCKS)}
     kept = _keys({name: layer for name, layer in layers.items() if isinstance(layer, NORMS + BLOCKS)})
     kept -= _keys({name: layer for name, layer in layers.items() if layer in last})
-    begun = {key: value if key in kept else torch.zeros_like(value) for key, value in own.items()}
-    model.load_state_dict(begun | taken)
+    initial = {key: value if key in kept else torch.zeros_like(value) for key, value in own.items()}
+    model.load_state_dict(initial | taken)
 
 
 def _keys(layers: dict[str, nn.Module]) -> set[str]:
-    """What the state_dict of a network calls the tensors of these layers of it."""
+    """The state_dict keys of these layers, given by their names in the network."""
     return {f"{name}.{key}".lstrip(".") for name, layer in layers.items() for key in layer.state_dict()}
 
 
 def zoo_folder(name: str, *, where: object) -> Path:
-    """The folder of the zoo's model ``name``; ``where`` says who names it, should there be none."""
+    """The folder of the zoo model ``name``; ``where`` is for the UserError if there is none."""
     folders = registry.model_folders()
     if name not in folders:
         raise unknown_name("model of the zoo", name, folders, where=where)
@@ -146,11 +145,11 @@ def zoo_folder(name: str, *, where: object) -> Path:
 
 
 def denoiser_folder(name: str, where: Path) -> Path:
-    """The folder of the denoiser that a card stands on."""
+    """The folder of the denoiser that a card names as ``over``."""
     folder = registry.model_folders().get(name)
     if folder is None:
         raise UserError(
-            "the denoiser that this card stands on is not there",
+            "the denoiser of this card is missing",
             where=f"{where}: over",
             expected=f"a folder models/{name}",
             got="no such folder",
@@ -159,7 +158,7 @@ def denoiser_folder(name: str, where: Path) -> Path:
     card = registry.load_card(folder)
     if card.family != "denoiser" or card.over is not None:
         raise UserError(
-            "a card can only stand on a denoiser",
+            "this card names a model that is not a denoiser",
             where=f"{where}: over",
             expected="a model of the family denoiser, with weights of its own",
             got=f"{name}, of the family {card.family}",
@@ -168,7 +167,7 @@ def denoiser_folder(name: str, where: Path) -> Path:
 
 
 def frozen(model: Any) -> Any:
-    """A model as it is judged: evaluation mode, float32, without gradients."""
+    """The model in evaluation mode, in float32, without weight gradients."""
     return model.float().eval().requires_grad_(False)
 
 
@@ -180,7 +179,7 @@ def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            "the weights of this model are not there",
+            "the weights of this model are missing",
             where=path,
             expected="the file that the card names",
             got=error.strerror,
@@ -199,14 +198,14 @@ def _load_weights(model: nn.Module, path: Path, sha256: str) -> None:
         tensors = from_safetensors(content)
     except SafetensorError as error:
         raise UserError(
-            "this is no safetensors file",
+            "this is not a safetensors file",
             where=path,
             expected="tensors as safetensors",
             got=error,
             remedy=REMEDY,
         ) from None
     _check_keys(model, tensors, path)
-    model.load_state_dict(tensors)  # copies, and so casts float16 to the model's float32
+    model.load_state_dict(tensors)  # copies into float32 if the file holds float16
 
 
 def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -222,9 +221,9 @@ def _check_keys(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
                 got=f"shape {found[key]}" if key in found else "no such tensor",
                 remedy="the card's arch and options must be those of the training",
             )
-        finite = bool(own[key].isfinite().all())  # a mask may hold -inf by right
+        finite = bool(own[key].isfinite().all())  # an attention mask may hold -inf
         if finite and tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
             raise UserError(
-                "these weights are no weights", where=f"{path}: {key}", expected="finite numbers",
+                "the weights are not all finite", where=f"{path}: {key}", expected="finite numbers",
                 got="NaN or infinity", remedy=REMEDY,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models from a user's Python file or package; what fails in a file is told by line and message."""
+"""Imports models from a user's Python file or package; errors name the line of the file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from robustgen.errors import UserError, unknown_name
 
 
 def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
-    """The attribute of a Python file, which is run as a module of a name of its own; it is to be a ``kind``.
+    """An attribute of a Python file, imported under a unique module name; ``kind`` is for the error message.
 
-    It runs once a process, and anew where its content has changed; what it imports does not. While
-    it runs, its folder is importable, so that it may import its neighbours.
+    The file runs once per process, and again if its content has changed; the modules that it imports do
+    not. While it runs, its folder is on sys.path, so that it may import the files beside it.
     """
     path = path.resolve()
     module = _imported(path)
@@ -35,29 +35,29 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
 
 
 def local_imports(path: Path) -> list[Path]:
-    """The files in the folder of a user's file, and below it, that it imports, and those that they import.
+    """The files in or below the folder of a user's file that it imports, directly or indirectly.
 
-    Found by what stands in a module, other modules, classes and functions, and by its import statements:
-    a number does not say where it is from. Installed packages are left out.
+    They are found by the modules of the objects in its namespace and by its import statements (a constant
+    does not know its module). Installed packages are left out.
     """
     path = path.resolve()
     module = _imported(path)
-    found, waiting = {path}, [module]
-    while waiting:
-        module = waiting.pop()
-        names = {module.__package__ or "", *map(_home, vars(module).values()), *_imports(module)}
+    found, pending = {path}, [module]
+    while pending:
+        module = pending.pop()
+        names = {module.__package__ or "", *map(_module_name, vars(module).values()), *_imports(module)}
         for name in names & sys.modules.keys():
             file = Path(getattr(sys.modules[name], "__file__", None) or "/")
             installed = bool({"site-packages", "dist-packages"} & {*file.parts})
-            ours = name.partition(".")[0] == "robustgen"  # a user's file may stand in our checkout
+            ours = name.partition(".")[0] == "robustgen"  # the file may lie in a checkout of robustgen
             if file.is_relative_to(path.parent) and not installed and not ours and file not in found:
                 found.add(file)
-                waiting.append(sys.modules[name])
+                pending.append(sys.modules[name])
     return sorted(found - {path})
 
 
 def code_digests(path: Path) -> list[str]:
-    """The sha256 of a user's file and of its ``local_imports``, which are all that it is made of."""
+    """The sha256 of a user's file and of each of its ``local_imports``."""
     try:
         own = hashlib.sha256(path.read_bytes()).hexdigest()
         return [own, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in local_imports(path))]
@@ -68,17 +68,17 @@ def code_digests(path: Path) -> list[str]:
         ) from None  # fmt: skip
 
 
-def _home(value: object) -> str:
-    """The name of the module that a value is, or that made it."""
+def _module_name(value: object) -> str:
+    """The name of a module, or of the module that defines a class or function."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
     return name if isinstance(name, str) else ""
 
 
 def _imports(module: ModuleType) -> Iterator[str]:
-    """The names that its import statements bring: modules, and what is taken from them, which may be one."""
+    """The names in the import statements of a module; ``from a import b`` gives a and a.b."""
     try:
         tree = ast.parse(Path(str(module.__file__)).read_bytes())
-    except (OSError, SyntaxError, ValueError):  # not of Python
+    except (OSError, SyntaxError, ValueError):  # not a Python source file
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def _imports(module: ModuleType) -> Iterator[str]:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module of a file, run if this content of it has not run yet."""
+    """The module of a file; it is executed unless this version of it has been already."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -98,38 +98,43 @@ def _imported(path: Path) -> ModuleType:
         ) from None
     digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:12]
     name = f"robustgen_user_{path.stem}_{digest}"
-    return sys.modules.get(name) or _run(path, content, name)
+    return sys.modules.get(name) or _execute(path, content, name)
 
 
-def _run(path: Path, content: bytes, name: str) -> ModuleType:
-    """The module that this content of the file makes, kept under ``name``."""
+def _execute(path: Path, content: bytes, name: str) -> ModuleType:
+    """Run the content of a file as a module and register it as ``name``."""
     spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and the like look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         with _importable(path.parent):
-            # not by the loader: it would take stale bytecode for a file edited within a second
+            # not by the loader, which would use stale bytecode for a file edited within a second
             exec(compile(content, str(path), "exec"), module.__dict__)
         _check_namesakes(module, path.parent)
-    except (Exception, SystemExit) as error:  # the user's code: anything may come, a parser of arguments too
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the user's code: any exception, SystemExit of an argument parser too
         del sys.modules[name]
         if isinstance(error, ImportError) and "relative import" in str(error):
-            remedy = (
-                "import its neighbours by their names alone, or install its package and name the model as "
-            )
-            remedy += "an entry point of the group robustgen.models"
-            raise user_code_error("this file is part of a package", error, path, remedy=remedy) from None
+            raise user_code_error(
+                "this file is part of a package", error, path,
+                remedy="import the files beside it by their plain names, or install its package and name the "
+                "model as an entry point of the group robustgen.models",
+            ) from None  # fmt: skip
         raise user_code_error("this file cannot be imported", error, path) from None
     return module
 
 
 def _check_namesakes(module: ModuleType, folder: Path) -> None:
-    """UserError where a file imports a neighbour, and Python gave it another file of that name: it has one
-    module a name in a process, be it of another model or of a package."""
-    seen, waiting = {module.__name__}, [module]
-    while waiting:
-        for name in {*_imports(waiting.pop())} & sys.modules.keys() - seen:
+    """Raise UserError if an import of a file beside it gave another, earlier imported, file of that name.
+
+    Python keeps one module per name in a process.
+    """
+    seen, pending = {module.__name__}, [module]
+    while pending:
+        for name in {*_imports(pending.pop())} & sys.modules.keys() - seen:
             seen.add(name)
             place = folder.joinpath(*name.split("."))
             meant = next((p for p in (place / "__init__.py", place.with_suffix(".py")) if p.is_file()), None)
@@ -138,16 +143,16 @@ def _check_namesakes(module: ModuleType, folder: Path) -> None:
                 continue
             if Path(got).resolve() != meant and Path(got).read_bytes() != meant.read_bytes():
                 raise UserError(
-                    f"two files are imported as {name!r}, and a process has room for one",
+                    f"two files are imported as {name!r}, and a process can hold only one of them",
                     where=folder, expected=meant, got=got,
-                    remedy="rename one of them, or measure each model in a report of its own and put these "
-                    "on one page by 'robustgen compare'",
+                    remedy="rename one of them, or make a report for each model and join the reports with "
+                    "'robustgen compare'",
                 )  # fmt: skip
-            waiting.append(sys.modules[name])
+            pending.append(sys.modules[name])
 
 
 def find_entry_point(name: str) -> EntryPoint:
-    """The model that another installed package gives by this name."""
+    """The entry point of the group robustgen.models with this name."""
     points = list(entry_points(group="robustgen.models", name=name))
     if not points:
         raise unknown_name("model", name, {p.name for p in entry_points(group="robustgen.models")})
@@ -155,7 +160,7 @@ def find_entry_point(name: str) -> EntryPoint:
 
 
 def construct(thing: Any, *, where: str, **options: Any) -> Any:
-    """A module from a module, or from a class or function that is called with ``options`` (often none)."""
+    """A torch module: ``thing`` itself, or what the class or function ``thing`` returns for ``options``."""
     path = Path(where.rpartition(":")[0] or where)
     wanted = "a torch.nn.Module, or a class or function that makes one"
     if not isinstance(thing, nn.Module):
@@ -169,7 +174,7 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
         try:
             with _importable(path.parent):
                 thing = thing(**options)
-        except (Exception, SystemExit) as error:  # the user's code: anything may come
+        except (Exception, SystemExit) as error:  # the user's code
             what = f"this model cannot be made{' with ' if options else ''}"
             what += ", ".join(f"{key}={value!r}" for key, value in options.items())
             raise user_code_error(what, error, path, where=where) from None
@@ -182,7 +187,7 @@ def user_code_error(
     what: str, error: Exception | SystemExit, path: Path, *, where: object = None,
     remedy: str = "mend the file; run it with python for the whole traceback",
 ) -> UserError:  # fmt: skip
-    """A UserError for an exception of a user's file, naming the line of that file it came through."""
+    """A UserError for an exception in a user's file, with the line of that file."""
     if isinstance(error, UserError):
         return error
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]

@@ -85,9 +85,7 @@ class Explained(Readout):
                 "sample_id": draws.sample_ids, "sigma": [sigma] * len(x), "dims": [x[0].numel()] * len(x)
             }  # fmt: skip
             shown = {name: columns[name] for name in PICTURES if columns.get(name) is not None}
-            columns |= {
-                name: first_pictures(images, draws, self.pictures) for name, images in shown.items()
-            }
+            columns |= {name: first_pictures(images, draws, self.pictures) for name, images in shown.items()}
             missing = [None] * len(x)
             filled = {f.name: missing if columns.get(f.name) is None else columns[f.name] for f in schema()}
             tables.append(pyarrow.table(filled, schema=schema()))

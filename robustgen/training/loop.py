@@ -177,7 +177,7 @@ class Training:
         ref = FileModel(self.recipe.name, self.code, self.recipe.arch.partition(":")[2])
         classifiers.check_fit(self.model, ref, self.data.class_names, self.data.shape)
         try:
-            classifiers.try_out(copy.deepcopy(self.model).eval(), ref)
+            classifiers.check_logits(copy.deepcopy(self.model).eval(), ref)
         except Exception as error:
             raise self._unfit(FAILS, error) from None
 

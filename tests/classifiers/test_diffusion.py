@@ -219,8 +219,8 @@ def test_damaged_weights_of_the_denoiser_are_found(zoo):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"over": "no-such"}, "the denoiser that this card stands on is not there"),
-        ({"over": "over-tiny"}, "a card can only stand on a denoiser"),
+        ({"over": "no-such"}, "the denoiser of this card is missing"),
+        ({"over": "over-tiny"}, "names a model that is not a denoiser"),
         ({}, "has no weights of its own"),
         ({"over": "base-tiny", "options": {"levls": 3}}, "does not take these options"),
         ({"over": "base-tiny", "arch": "resnet-softmax"}, "does not take these options"),

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.cdn import NoisySoftmax
-from robustgen.classifiers.egc import EGC, pool
+from robustgen.classifiers.egc import EGC, attention_pool
 from robustgen.errors import UnsupportedError
 
 SIGMAS = (0.01, 0.3, 1.0)
@@ -47,9 +47,9 @@ def test_pooling_is_attention_with_the_mean_place_as_query():
     maps = torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(0))
     places = maps.flatten(2).transpose(1, 2)
     expected = functional.scaled_dot_product_attention(places.mean(1, keepdim=True), places, places)
-    torch.testing.assert_close(pool(maps), expected.squeeze(1))
+    torch.testing.assert_close(attention_pool(maps), expected.squeeze(1))
     same = torch.tensor([1.0, -2.0, 0.5, 3.0])
-    torch.testing.assert_close(pool(same.view(1, 4, 1, 1).expand(1, 4, 3, 2)), same[None])
+    torch.testing.assert_close(attention_pool(same.view(1, 4, 1, 1).expand(1, 4, 3, 2)), same[None])
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

@@ -9,7 +9,7 @@ from mixtures import SHAPE, D, mixture, pictures
 from scipy.stats import multivariate_normal
 
 from robustgen.classifiers.likelihood import (
-    every_axis,
+    exact_probes,
     flow,
     log_density,
     log_gaussian,
@@ -61,7 +61,7 @@ def test_adaptive_solver_gives_the_density_of_a_mixture(sigma):
         sigma,
         HIGH,
         of_class(data, 1)[1],
-        probes=every_axis(SHAPE, x),
+        probes=exact_probes(SHAPE, x),
         tolerance=1e-7,
     )
     assert torch.allclose(got, exact(data, x, sigma, 1), atol=1e-5)
@@ -71,7 +71,7 @@ def test_fixed_steps_converge_with_the_square_of_their_length():
     data, x = mixture(), pictures(5)
     sigma = torch.tensor([0.05, 0.1, 0.2, 0.5, 1.0], dtype=torch.float64)  # a level for each picture
     denoise, prior = of_class(data, 0)
-    axes = every_axis(SHAPE, x)
+    axes = exact_probes(SHAPE, x)
 
     def error(steps):
         probes = axes.expand(steps, 2, *axes.shape)
@@ -90,7 +90,7 @@ def test_every_sign_together_makes_the_trace_exact():
     every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=D)), dtype=torch.float64).view(-1, *SHAPE)
     jacobian = torch.autograd.functional.jacobian(lambda z: denoise(z, levels).flatten(1).sum(0), x)
     trace = jacobian.flatten(2).diagonal(dim1=0, dim2=2).sum(1)  # of each picture
-    for probes in (every, every_axis(SHAPE, x)):
+    for probes in (every, exact_probes(SHAPE, x)):
         slope, divergence = flow(denoise, x, levels, probes)
         assert torch.allclose(slope, x - denoise(x, levels))
         assert torch.allclose(divergence, D - trace, atol=1e-10)
@@ -127,7 +127,7 @@ def test_the_gradient_tends_to_the_exact_score():
     data, x = mixture(), pictures(3).requires_grad_()
     denoise, prior = of_class(data, 0)
     sigma = torch.full((3,), 0.3, dtype=torch.float64)
-    axes = every_axis(SHAPE, x)
+    axes = exact_probes(SHAPE, x)
     got = log_density(denoise, x, sigma, HIGH, prior, axes.expand(120, 2, *axes.shape)).sum()
     (gradient,) = torch.autograd.grad(got, x)
     score = (denoise(x, sigma) - x).detach() / 0.3**2  # Tweedie
@@ -157,7 +157,7 @@ def test_what_a_round_prior_costs_on_gaussian_data(high):
     x = (mean + drawn @ basis.T).view(-1, *SHAPE)
     got = reference_log_density(
         denoise, x, sigma, high, lambda z: log_gaussian(z, mean.view(SHAPE), prior_variance),
-        probes=every_axis(SHAPE, x), tolerance=1e-8,
+        probes=exact_probes(SHAPE, x), tolerance=1e-8,
     )  # fmt: skip
     stretch = ((values + high**2) / (values + sigma**2)).sqrt()
     end = (mean + drawn * stretch @ basis.T).view(-1, *SHAPE)

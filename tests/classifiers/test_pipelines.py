@@ -125,7 +125,7 @@ def test_the_posterior_mean_is_the_schedulers_own(predicts, schedule):
         prediction_type=predicts, beta_schedule=schedule, clip_sample=False, variance_type="fixed_small"
     )
     network = unet()
-    condition = pipelines._by_label
+    condition = pipelines._label_condition
     abar = scheduler.alphas_cumprod
     denoiser = PipelineDenoiser(network, abar, predicts, condition, num_classes=3, input_shape=GREY)
     noisy, labels = torch.randn(2, *GREY), torch.tensor([0, 2])
@@ -149,16 +149,18 @@ def test_time_is_interpolated_in_log_sigma():
     assert denoiser.levels.low == pytest.approx(float(sigmas[0]))
     with pytest.raises(UnsupportedError, match="outside the noise levels"):
         denoiser.denoise(torch.rand(1, *GREY), 1e4, torch.tensor([0]))
-    with pytest.raises(UserError, match="told the class"):
+    with pytest.raises(UserError, match="needs labels"):
         denoiser.denoise(torch.rand(1, *GREY), 1.0)
 
 
 def test_large_batches_are_split_without_a_trace(monkeypatch):
     abar = diffusers.DDPMScheduler().alphas_cumprod
-    denoiser = PipelineDenoiser(unet(), abar, "epsilon", pipelines._by_label, num_classes=3, input_shape=GREY)
+    denoiser = PipelineDenoiser(
+        unet(), abar, "epsilon", pipelines._label_condition, num_classes=3, input_shape=GREY
+    )
     x, y = torch.randn(7, *GREY), torch.arange(7) % 3
     whole = denoiser.denoise(x, 0.7, y)
-    monkeypatch.setattr(pipelines, "AT_ONCE", 3)
+    monkeypatch.setattr(pipelines, "NETWORK_BATCH", 3)
     torch.testing.assert_close(denoiser.denoise(x, 0.7, y), whole)
 
 
@@ -215,9 +217,9 @@ def test_prompts_hold_the_names_of_the_classes(tmp_path):
     ("options", "names", "shape", "text"),
     [
         ({"classes": 5}, NAMES, GREY, r"does not fit the data(.|\n)*got: +5 classes"),
-        ({"classes": None}, NAMES, GREY, "a network that knows no classes"),
-        ({"channels": 3}, NAMES, (2, 8, 8), "does not take pictures of these channels"),
-        ({"schedule": "edm"}, NAMES, GREY, "cannot be read as a denoiser"),
+        ({"classes": None}, NAMES, GREY, "a network without classes"),
+        ({"channels": 3}, NAMES, (2, 8, 8), "with this number of channels"),
+        ({"schedule": "edm"}, NAMES, GREY, "unsupported noise schedule"),
     ],
 )
 def test_pipelines_that_do_not_fit(tmp_path, options, names, shape, text):
@@ -232,7 +234,7 @@ def test_a_latent_pipeline_of_another_kind_is_not_taken_for_pixels(tmp_path):
     coder = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=4)
     schedule = diffusers.DDIMScheduler()
     diffusers.LDMPipeline(coder, unet(channels=3), schedule).save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(UserError, match="no kind of pipeline that is understood"):
+    with pytest.raises(UserError, match="a pipeline of an unsupported kind"):
         load_model(f"diffusers:{tmp_path / 'pipeline'}", class_names=NAMES, input_shape=COLOUR)
 
 
@@ -266,7 +268,7 @@ def test_a_pipeline_with_code_of_its_own_is_refused_and_nothing_runs(tmp_path, m
         (tmp_path / "evil_library.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="brings code of its own"):
+    with pytest.raises(UserError, match="contains code, which robustgen does not run"):
         load_model(f"diffusers:{folder}", class_names=NAMES, input_shape=GREY)
     assert not mark.exists()
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from robustgen.classifiers.base import Classifier, Denoiser
-from robustgen.classifiers.sampling import classifier_guided, guided, sample_denoiser, sample_joint, sgld
+from robustgen.classifiers.sampling import (
+    classifier_free_guided,
+    classifier_guided,
+    sample_denoiser,
+    sample_joint,
+    sgld,
+)
 from robustgen.types import ConditionalNoise
 
 LEVELS = ConditionalNoise(0.01, 1.0)
@@ -134,7 +140,9 @@ def test_guidance_counts_the_gradient_of_the_class_so_many_times():
     for weight in (1.0, 2.5):
         target = joint.logsumexp(1) + weight * joint.log_softmax(1)[:, 1]
         (gradient,) = torch.autograd.grad(target.sum(), x, retain_graph=True)
-        assert torch.allclose(guided(Mixture(), y, weight)(x, sigma), x + sigma**2 * gradient, atol=1e-9)
+        assert torch.allclose(
+            classifier_free_guided(Mixture(), y, weight)(x, sigma), x + sigma**2 * gradient, atol=1e-9
+        )
 
 
 class Joint(Classifier):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mixtures import D, mixture, pictures
 
-from robustgen.classifiers.likelihood import every_axis
+from robustgen.classifiers.likelihood import exact_probes
 from robustgen.classifiers.score import ScoreClassifier
 from robustgen.errors import UnsupportedError, UserError
 
@@ -14,7 +14,7 @@ from robustgen.errors import UnsupportedError, UserError
 def fine(data, sigma, steps):
     """Many steps, and the exact trace."""
     model = ScoreClassifier(data, steps=steps, sigma=sigma).double()
-    model.probe_set = every_axis(data.input_shape, data.mean).expand(steps, 2, D, *data.input_shape)
+    model.probe_set = exact_probes(data.input_shape, data.mean).expand(steps, 2, D, *data.input_shape)
     return model
 
 

@@ -161,7 +161,7 @@ def test_options_that_a_users_architecture_refuses_are_named(tmp_path):
 def test_classifier_that_writes_into_its_pictures_is_refused(tmp_path, change):
     text = CLASSIFIER.format(attributes="self.num_classes, self.input_shape = 10, (1, 8, 8)")
     path = write_file(tmp_path, text.replace("return x.", f"return x.{change}."))
-    with pytest.raises(UserError, match="writes into the pictures") as error:
+    with pytest.raises(UserError, match="changes its input in place") as error:
         load_model(f"{path}:Net", **DIGITS)
     assert "x = x - mean" in message(error)
 
