@@ -1,7 +1,6 @@
-"""Training: one loop for every objective, one file an objective.
+"""Training: one loop (loop.py) for all objectives, one file per objective.
 
-An objective is a class named in OBJECTIVES: ``Objective(spec, data)`` with
-``loss(model, x, y, generator)``; see ``Objective`` for the contract.
+A new objective is a subclass of ``Objective`` that is named in OBJECTIVES.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from robustgen.data import Dataset
 
-# By ``kind`` of the recipe's objective; its fields are in recipe.py.
 OBJECTIVES: dict[str, str] = {
     "cross-entropy": "robustgen.training.cross_entropy:CrossEntropy",
     "adversarial": "robustgen.training.adversarial:Adversarial",
@@ -28,16 +26,18 @@ OBJECTIVES: dict[str, str] = {
     "gmmc": "robustgen.training.centres:Gmmc",
     "denoising": "robustgen.training.denoising:Denoising",
 }
+"""``objective.kind`` of a recipe to module:class; the fields of each are in recipe.py."""
 
 
 class Diverged(UserError):
-    """The loss is no number any more, or far from anything useful."""
+    """The loss or the weights are no longer finite, or the loss is beyond recovery."""
 
 
 class Objective:
-    """What a training minimises.
+    """A training objective.
 
-    ``progress`` in [0, 1) is set by the loop before each step, for what changes along the training.
+    ``spec``: the recipe's ``objective``; ``data``: the training split; ``progress``: the completed share of
+    the training, in [0, 1), which the loop sets before each step, for schedules.
     """
 
     progress: float = 0.0
@@ -49,20 +49,20 @@ class Objective:
     def loss(
         self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, a scalar with a graph, and its parts for the curve.
+        """The loss of a batch, a differentiable scalar, and named values for the loss curve.
 
         ``model`` is in training mode; ``x`` (batch, channels, height, width) in [0, 1]; ``y`` (batch,).
-        Every random draw comes from ``generator``, which is seeded by the step: so a training
-        that is resumed makes the draws of one that was never interrupted. May raise Diverged.
+        All random draws come from ``generator``, which is seeded per step, so that a resumed training
+        makes the same draws as an uninterrupted one. May raise Diverged.
         """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What outlives a step, such as a replay buffer; it is part of the checkpoint."""
+        """State that persists between steps, such as a replay buffer, for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
 
 
 def make_objective(spec: Any, data: Dataset) -> Objective:
@@ -72,15 +72,15 @@ def make_objective(spec: Any, data: Dataset) -> Objective:
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
-    """Share of right predictions, for the curve."""
+    """Share of correct predictions, for the loss curve."""
     return float((logits.detach().argmax(1) == y).float().mean())
 
 
 @contextlib.contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Within this block the model is in evaluation mode and only pictures need a gradient.
+    """Within the block the model is in evaluation mode and its weights take no gradient.
 
-    An attack or a sampler so pays for the gradient of its pictures alone.
+    Attacks and samplers need the gradient of their images only.
     """
     training = model.training
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Adversarial training: the loss is taken at perturbed pictures inside the threat's ball.
+"""Adversarial training: the loss at perturbed images inside the ball of a threat model.
 
 PGD-AT (Madry et al. 2018, equation 2.1): min_theta E max_{|d| <= eps} -log p(y | x + d).
 N-FGSM (de Jorge et al. 2022, algorithm 1): one step d = u + eps sign(grad), not projected.
@@ -27,10 +27,10 @@ def projected_ascent(
     step_size: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Projected gradient ascent from a random start; returns pictures in the ball and the box.
+    """Projected gradient ascent from a random start; returns images in the ball and the box.
 
-    ``loss`` maps pictures to a scalar. Steps are the sign of the gradient in Linf, and the gradient
-    scaled to length 1 in L2 and L1.
+    ``loss`` maps images to a scalar. The step direction is the sign of the gradient in Linf, and the
+    gradient normalised in L2 for the norms l2 and l1.
     """
     start = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
     x_adv = threat.project(x, x + threat.eps * start)
@@ -46,7 +46,7 @@ def projected_ascent(
 
 
 class Adversarial(Objective):
-    """PGD-AT, or TRADES where ``spec.beta`` is set. The attack runs in evaluation mode."""
+    """PGD-AT, or TRADES if ``spec.beta`` is set. The attack runs in evaluation mode."""
 
     spec: AdversarialSpec
 
@@ -75,7 +75,7 @@ class Adversarial(Objective):
     def perturb(
         self, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, generator: torch.Generator
     ) -> Tensor:
-        """The inner maximum, found approximately: pictures in the ball of ``threat`` around x."""
+        """Approximate inner maximum: adversarial images in the ball of ``threat`` around x."""
         with frozen_weights(model):
             if self.spec.beta is None:
 
@@ -93,12 +93,11 @@ class Adversarial(Objective):
 
 
 class FastAdversarial(Objective):
-    """N-FGSM: adversarial training for about the price of one extra gradient.
+    """N-FGSM: adversarial training for about the cost of one extra gradient.
 
-    Noise wider than the ball, and no projection, keep the single step from the catastrophic
-    overfitting of plain FGSM (de Jorge et al. 2022, arXiv:2202.01181). The step is taken in
-    evaluation mode. Their code clips the start to the box as well; here the picture is clipped once, after
-    the step.
+    Noise wider than the ball, and no projection, avoid the catastrophic overfitting of FGSM (de Jorge et
+    al. 2022, arXiv:2202.01181). The step is taken in evaluation mode. Unlike in their code, the image is
+    clipped to the box only after the step.
     """
 
     spec: FastAdversarialSpec

@@ -1,4 +1,4 @@
-"""Random changes of training pictures that keep their label, drawn a picture at a time."""
+"""Random augmentation of training images, drawn independently for each image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustgen.training.recipe import Augment
 
 
 def augment(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
-    """Pictures (batch, channels, height, width) in [0, 1], changed as ``spec`` says; same shape and range."""
+    """Augment images (batch, channels, height, width) in [0, 1] as ``spec`` says; same shape and range."""
     before = x
     if spec.flip:
         mirrored = torch.rand(len(x), generator=generator, device=x.device) < 0.5
@@ -42,24 +42,24 @@ def _shift(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
 
 
 def _cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cutout: a grey square around a pixel of each picture; near the border, what of it lies inside."""
+    """Cutout: a grey square around a random pixel of each image, cropped at the border."""
     batch, _, height, width = x.shape
     draw = torch.rand(2, batch, 1, generator=generator, device=x.device)
     rows = torch.arange(height, device=x.device) - (draw[0] * height).long()
     columns = torch.arange(width, device=x.device) - (draw[1] * width).long()
-    before, after = -(side // 2), side - side // 2  # from the drawn pixel, the second exclusive
+    before, after = -(side // 2), side - side // 2  # offsets from the drawn pixel; the second is exclusive
     rows, columns = ((line >= before) & (line < after) for line in (rows, columns))
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], 0.5, x)
 
 
 def _affine(x: Tensor, spec: Augment, generator: torch.Generator) -> Tensor:
-    """Rotation, size and sub-pixel shift in one bilinear resampling; what comes from outside is 0."""
+    """Rotation, scale and sub-pixel shift in one bilinear resampling, with 0 beyond the border."""
     draw = torch.rand(4, len(x), generator=generator, device=x.device) * 2 - 1
     angle, size = draw[0] * math.radians(spec.rotate), 1 + draw[1] * spec.scale
-    # grid_sample's coordinates run from -1 to 1 over the picture
+    # grid_sample's coordinates run from -1 to 1 across the image
     right, down = draw[2] * spec.subpixel * 2 / x.shape[3], draw[3] * spec.subpixel * 2 / x.shape[2]
-    tall = x.shape[2] / x.shape[3]  # in those coordinates a pixel is square only where the picture is
+    aspect = x.shape[2] / x.shape[3]  # in these coordinates pixels are square only if the image is
     turn, side = angle.cos() / size, angle.sin() / size
-    rows = [turn, -side * tall, right, side / tall, turn, down]
+    rows = [turn, -side * aspect, right, side / aspect, turn, down]
     grid = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, padding_mode="zeros", align_corners=False)

@@ -16,17 +16,17 @@ from robustgen.training.sgld import ChainObjective, add_training_noise, check_en
 class Gmmc(ChainObjective):
     """E(x, y) - beta E(sample, y') - cross_entropy log p(y | x), where E(x, y) = |phi(x) - mu_y|^2 / 2.
 
-    - discriminative, beta = 0: every picture is drawn to the centre of its class. Nothing pushes it from
-      the other centres, and nothing need: they are fixed.
-    - with ``cross_entropy``, which is not the paper's, something does. Alone, the pull is a regression on
-      the centres: phi(x) goes to the mean centre, the sum over k of p(k | x) mu_k, so the log-odds are
-      linear in p(k | x), which no temperature makes probabilities.
-    - generative, beta > 0: the samples are SGLD chains of log p(x, y'), a class a place of the replay
-      buffer. With beta = 1 the gradient is that of -log p(x | y); below it some of the pull is left.
+    - discriminative, beta = 0: the features of each image are drawn to the centre of its class. No
+      repulsion from the other centres is needed, as the centres are fixed.
+    - ``cross_entropy``, which is not in the paper, adds a repulsion. The attraction alone is a regression
+      on the centres: phi(x) goes to the mean sum_k p(k | x) mu_k, so the log-odds are linear in p(k | x), and
+      no temperature calibrates them.
+    - generative, beta > 0: the samples are SGLD chains of log p(x, y'), one class for each slot of the
+      replay buffer. At beta = 1 the gradient is that of -log p(x | y); below, some attraction remains.
     - joint: discriminative for the share ``discriminative`` of the training, then generative.
 
-    To the generative loss comes energy_decay E^2 at data and samples, since a square that is pushed away
-    grows without bound. The chains' noise is in pixels, as JEM's; the paper adds it to the centre.
+    The generative loss includes energy_decay E^2 at data and samples, since energies that are pushed up grow
+    without bound. The noise of the chains is in pixels, as in JEM; the paper adds it to the centre.
     """
 
     spec: GmmcSpec
@@ -36,7 +36,7 @@ class Gmmc(ChainObjective):
     ) -> tuple[Tensor, dict[str, float]]:
         if not isinstance(model, GMMC):
             raise UserError(
-                "this objective trains classifiers with fixed centres only",
+                "the objective gmmc trains classifiers with fixed centres only",
                 expected="the architecture gmmc",
                 got=type(model).__name__,
             )
@@ -48,11 +48,11 @@ class Gmmc(ChainObjective):
         if not self.spec.beta or self.progress < self.spec.discriminative:
             return loss, parts
 
-        def log_prob(x: Tensor, places: Tensor) -> Tensor:
-            return _of_class(model.log_joint(x), places % model.num_classes)
+        def log_prob(x: Tensor, slots: Tensor) -> Tensor:
+            return _of_class(model.log_joint(x), slots % model.num_classes)
 
-        samples, places = self.chains.draw(model, log_prob, len(x), generator)
-        sampled = -log_prob(samples, places)
+        samples, slots = self.chains.draw(model, log_prob, len(x), generator)
+        sampled = -log_prob(samples, slots)
         gap = sampled.mean() - energy
         check_energy_gap(gap, self.spec.max_gap)
         decay = self.spec.energy_decay * torch.cat([_of_class(joint, y), sampled]).square().mean()

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one file, replaced as a whole, in the user's cache folder."""
+"""Checkpoints: one file per training, replaced atomically, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ FILE = "checkpoint.pt"
 
 
 def cache_folder(recipe: Recipe, folder: Path) -> Path:
-    """The folder of one training's checkpoints, by all that its recipe and its own code say of the weights.
+    """The folder of a training's checkpoint, named by a hash of everything that decides the weights.
 
-    Another recipe of the same name has another folder, and so has the same recipe beside another
-    ``model.py``, after a file that this one imports from there was changed, or after its warm start was
-    trained anew. ``folder``: where the recipe lies.
+    It differs if the recipe, the ``model.py`` beside it, a file that this imports from there, or the model
+    of its warm start has changed. ``folder``: the folder of the recipe.
     """
     file = recipe.code_file
     code = None if file is None else "".join(code_digests(folder / file))
@@ -37,13 +36,13 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers and strings."""
-    buffer = io.BytesIO()  # torch.save to a file tells a full disk as a RuntimeError without a reason
+    buffer = io.BytesIO()  # torch.save to a full disk raises a RuntimeError without a reason
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def remove(path: Path) -> None:
-    """Take a checkpoint away, where there is one; a disk that is read-only and the like are UserErrors."""
+    """Delete a checkpoint if there is one; UserError if the disk does not allow it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -51,7 +50,7 @@ def remove(path: Path) -> None:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint, or None where there is none; it is read without running code from it."""
+    """The checkpoint, loaded without running code from it; None if there is none."""
     if not path.is_file():
         return None
     try:
@@ -66,10 +65,10 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 class Curve:
-    """The losses of a training, one JSON object a line, beside its checkpoint."""
+    """The loss curve of a training: a file of one JSON object per line, beside the checkpoint."""
 
     def __init__(self, path: Path, upto: int) -> None:
-        """Open the curve and drop the lines after the step ``upto``, which will be done again."""
+        """Open the curve and drop the lines after the step ``upto``, which will be repeated."""
         kept = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""The one training loop: any objective, resumed after a crash as if nothing had happened."""
+"""The training loop for any objective; a resumed training gives the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustgen.training import Diverged, Objective, checkpoint, make_objective, 
 from robustgen.training.augment import augment
 from robustgen.training.recipe import Optimiser, Recipe
 
-LARGEST_LOSS = 1e8  # JEM's own limit; beyond it no training has ever come back
+LARGEST_LOSS = 1e8  # the limit of JEM's code, beyond which no training has recovered
 REMEDY = "a smaller learning rate, a longer warm-up, or clip"
 FAILS = "the network of this recipe fails on its first pictures"
 LOG_EVERY = 10  # steps
@@ -39,47 +39,47 @@ def train(
     fresh: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Train what a recipe describes and write weights.safetensors and card.yaml; returns their folder.
+    """Train the model of a recipe and write weights.safetensors and card.yaml; returns their folder.
 
-    ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>);
-    ``root``: where data sets lie. An unfinished training goes on from its last checkpoint, and ends
-    with the same bits as one that was never interrupted (on the same kind of machine); ``fresh``
-    starts anew. Raises UserError for a wrong recipe, where the loss diverges, and where the disk is full.
+    ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>); ``root``: the
+    folder of the data sets. An unfinished training resumes from its last checkpoint and, on the same kind
+    of machine, gives the same bits as an uninterrupted one; ``fresh`` starts over. Raises UserError for an
+    invalid recipe, a diverged loss, and a full disk.
     """
     recipe_path = Path(recipe_path)
     recipe = strict.read(Recipe, recipe_path)
     folder = Path(out) if out is not None else Path("models") / recipe.name
-    card = publish.draft(recipe, folder)  # a wrong name is said before the work, not after
+    card = publish.draft_card(recipe, folder)  # reports an invalid name before the training
     _check_warm_start(recipe, folder)
     console = console or Console(stderr=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)  # own code may draw where it is imported, which is now
-        files = publish.sources(recipe, recipe_path)  # an edit during the training is not what is trained
+        torch.manual_seed(recipe.seed)  # user code may draw random numbers when imported, here
+        files = publish.source_files(recipe, recipe_path)  # read now: later edits are not what is trained
         if fresh:
             checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
         samples = data.load(recipe.data, "train", root=root)
         torch.set_num_threads(threads_for(samples.shape))
         run = Training(recipe, recipe_path.parent, samples, torch.device(device), console)
-        files = publish.sources(recipe, recipe_path) | files  # and what the code imports while it builds
+        files = publish.source_files(recipe, recipe_path) | files  # with what the code imports lazily
         run.finish()
     card |= {"options": run.options, "provenance": samples.provenance}
     if isinstance(run.trained, Classifier) and run.trained.calls_per_image > 1:
         card["calls"] = run.trained.calls_per_image
     if folder.resolve() == recipe_path.parent.resolve():
         for edited in publish.keep_edits(files, folder):
-            console.print(f"{recipe.name}: what was edited during the training is in {edited}")
+            console.print(f"{recipe.name}: a file was edited during the training; the edit is in {edited}")
     publish.publish(run.trained, card, folder, files, half=recipe.storage == "float16")
     return folder
 
 
 def seeded(device: torch.device, *parts: object) -> torch.Generator:
-    """A generator whose seed is the hash of ``parts``: what a step draws depends on nothing before it."""
+    """A generator seeded with a hash of ``parts``, so that a step's draws do not depend on earlier steps."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def learning_rate(spec: Optimiser, step: int, total: int) -> float:
-    """The rate of a step: linear warm-up, then constant, or half a cosine down to 0."""
+    """The learning rate of a step: linear warm-up, then constant or a half cosine down to 0."""
     if step < spec.warm_up:
         return spec.lr * (step + 1) / spec.warm_up
     if spec.schedule == "constant":
@@ -88,7 +88,7 @@ def learning_rate(spec: Optimiser, step: int, total: int) -> float:
 
 
 def _check_warm_start(recipe: Recipe, folder: Path) -> None:
-    """UserError where a model would start from the weights that it replaces: no run could repeat it."""
+    """Raise UserError if a model would start from the weights that it overwrites: not repeatable."""
     if recipe.warm_start is None:
         return
     where = f"{recipe.name}: warm_start"
@@ -101,18 +101,19 @@ def _check_warm_start(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_augment(recipe: Recipe, shape: tuple[int, int, int]) -> None:
-    """UserError where pictures of this shape have too few pixels to be mirrored so far."""
+    """Raise UserError if the images are too small for the reflection padding of ``augment.shift``."""
     side = min(shape[1:])
     if recipe.augment.fill == "reflect" and recipe.augment.shift >= side:
         raise UserError(
-            "pictures cannot be moved so far and filled by reflection", where=f"{recipe.name}: augment.shift",
+            "the pictures are too small for this shift with fill: reflect",
+            where=f"{recipe.name}: augment.shift",
             expected=f"less than {side}, the side of the pictures", got=recipe.augment.shift,
             remedy="a smaller shift, or fill: zeros",
         )  # fmt: skip
 
 
 class Training:
-    """One training: built from its recipe or from its checkpoint, then finished."""
+    """A training run: set up from its recipe, restored from its checkpoint if there is one, then finished."""
 
     def __init__(
         self, recipe: Recipe, folder: Path, samples: data.Dataset, device: torch.device, console: Console
@@ -123,29 +124,29 @@ class Training:
         self.options = recipe.options | shape
         self.code = None if recipe.code_file is None else (folder / recipe.code_file).resolve()
         _check_augment(recipe, samples.shape)
-        self.low = recipe.precision == "bf16" and native_bfloat16(device)
-        if recipe.precision == "bf16" and not self.low:
-            console.print(f"{recipe.name}: in float32, since this machine has no bfloat16 of its own")
-        self.layout = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
+        self.bfloat16 = recipe.precision == "bf16" and native_bfloat16(device)
+        if recipe.precision == "bf16" and not self.bfloat16:
+            console.print(f"{recipe.name}: in float32, since this machine only emulates bfloat16")
+        self.memory_format = torch.channels_last if recipe.precision == "bf16" else torch.contiguous_format
         try:
             self.assemble(folder)
         except Exception as error:
-            raise self._unfit("the network of this recipe cannot be trained", error) from None
+            raise self._setup_error("the network of this recipe cannot be trained", error) from None
         self.x, self.y = samples.images.to(device), samples.labels.to(device)
         self.total = recipe.total_steps(len(samples))
-        self.done, self.restarts = 0, 0  # steps; times that it went back after the loss diverged
+        self.done, self.restarts = 0, 0  # steps; returns to a checkpoint after divergence
         self.folder = checkpoint.cache_folder(recipe, folder)
         self.file = self.folder / checkpoint.FILE
         remove_stale(self.folder)  # a checkpoint with a replay buffer may take 100 MB
         if self.restore() and self.done < self.total:
             step = f"step {self.done} of {self.total}"
-            console.print(f"{recipe.name}: going on from {step} ({self.file})")
+            console.print(f"{recipe.name}: resumed at {step} ({self.file})")
         elif self.done:
-            console.print(f"{recipe.name}: trained already ({self.file}); --fresh trains anew")
+            console.print(f"{recipe.name}: already trained ({self.file}); --fresh trains it again")
         self.curve = checkpoint.Curve(self.folder / "curve.jsonl", self.done)
 
     def assemble(self, folder: Path) -> None:
-        """Make the network, its average, the optimiser and the objective."""
+        """Create the network, the moving average of its weights, the optimiser and the objective."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         self.model: Any = classifiers.build(recipe.arch, self.options, where=recipe.name, folder=folder)
@@ -159,35 +160,35 @@ class Training:
         self.plain = not isinstance(self.model, Classifier | Denoiser)
         if self.plain:
             self.model = PlainClassifier(self.model, len(self.data.class_names), self.data.shape)
-        # a mask may hold -inf by right, and from its start
+        # only these are averaged and checked; an attention mask may hold -inf
         self.finite = [bool(t.isfinite().all()) for t in _tensors(self.model)]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         publish.to_tensors(self.trained)
         if self.code is not None and not isinstance(self.model, Denoiser):
-            self.try_out()
+            self.check_user_code()
         for model in (self.model, self.average):
             model.to(self.device)
-            model.to(memory_format=self.layout)
+            model.to(memory_format=self.memory_format)
         self.optimiser = make_optimiser(recipe.optimiser, self.model)
         self.objective: Objective = make_objective(recipe.objective, self.data)
 
-    def try_out(self) -> None:
-        """Ask a network of the user's own code about two pictures, as a report will."""
+    def check_user_code(self) -> None:
+        """Check the shapes and the output of a user's network, as a report will."""
         assert self.code is not None
         ref = FileModel(self.recipe.name, self.code, self.recipe.arch.partition(":")[2])
         classifiers.check_fit(self.model, ref, self.data.class_names, self.data.shape)
         try:
             classifiers.check_logits(copy.deepcopy(self.model).eval(), ref)
         except Exception as error:
-            raise self._unfit(FAILS, error) from None
+            raise self._setup_error(FAILS, error) from None
 
     @property
     def trained(self) -> nn.Module:
-        """The network as its architecture builds it, with the averaged weights."""
+        """The network with the averaged weights, without the adapter of a plain module."""
         return self.average.module if self.plain else self.average
 
     def finish(self) -> None:
-        """Run the remaining steps, back to the last checkpoint where the loss diverges."""
+        """Run the remaining steps; return to the last checkpoint if the loss diverges."""
         if self.done == 0:
             self.save()
         with Progress(console=self.console) as progress:
@@ -204,7 +205,7 @@ class Training:
                 except Exception as error:
                     if self.done:
                         raise
-                    raise self._unfit(FAILS, error) from None
+                    raise self._setup_error(FAILS, error) from None
                 if self.done % LOG_EVERY == 0 or self.done == self.total:
                     self.curve.add(self.done, parts)
                 words = ", ".join(f"{key} {value:.4g}" for key, value in parts.items())
@@ -212,12 +213,12 @@ class Training:
                 if saved and not self.console.is_terminal:
                     self.console.print(f"{self.recipe.name}: step {self.done} of {self.total}: {words}")
 
-    def _unfit(self, what: str, error: Exception) -> Exception:
-        """What to say where the network cannot be made, or fails on its first pictures; the error itself
-        where neither the options nor a user's code can be to blame."""
+    def _setup_error(self, what: str, error: Exception) -> Exception:
+        """A UserError for a network that cannot be built or fails on its first batch; ``error`` itself if
+        neither the options nor user code can be the cause."""
         if isinstance(error, UserError):
             return error
-        # what torch raises at a width of 0, it raises at once; a user's code may raise anything
+        # torch raises these for impossible options; user code may raise anything
         if self.code is None and not isinstance(error, RuntimeError | ValueError | IndexError):
             return error
         if self.code is not None:
@@ -234,7 +235,7 @@ class Training:
         """One step of the optimiser; returns the loss and its parts."""
         recipe = self.recipe
         generator = seeded(self.device, recipe.seed, "step", self.done, self.restarts)
-        # dropout and other layers that draw by themselves; not the generator's seed: not the noise again
+        # for dropout and other layers that use the global generator; another seed than ``generator``'s
         layers = seeded(torch.device("cpu"), recipe.seed, "layers", self.done, self.restarts)
         torch.manual_seed(layers.initial_seed())
         rows = self.batch_rows()
@@ -243,8 +244,8 @@ class Training:
             group["lr"] = learning_rate(recipe.optimiser, self.done, self.total)
         self.model.train()
         self.objective.progress = self.done / self.total
-        x = x.contiguous(memory_format=self.layout)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+        x = x.contiguous(memory_format=self.memory_format)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss, parts = self.objective.loss(self.model, x, self.y[rows], generator)
         value = float(loss.detach())
         if not abs(value) <= LARGEST_LOSS:  # true for NaN
@@ -264,15 +265,15 @@ class Training:
         return {"loss": value, **parts}
 
     def batch_rows(self) -> Tensor:
-        """Rows of this step's batch: each epoch is a permutation of its own, cut into full batches."""
-        epoch, place = divmod(self.done, self.recipe.steps_per_epoch(len(self.x)))
+        """Indices of this step's batch: every epoch has its own permutation, cut into full batches."""
+        epoch, batch = divmod(self.done, self.recipe.steps_per_epoch(len(self.x)))
         generator = seeded(torch.device("cpu"), self.recipe.seed, "epoch", epoch)
         order = torch.randperm(len(self.x), generator=generator)
-        return order[place * self.recipe.batch : (place + 1) * self.recipe.batch].to(self.device)
+        return order[batch * self.recipe.batch : (batch + 1) * self.recipe.batch].to(self.device)
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averaged weights; early on the average is short, so that it forgets the start."""
+        """Update the moving average; its decay is smaller early on, to forget the initial weights."""
         decay = min(self.recipe.ema or 0.0, self.done / (self.done + 10))
         for mean, now, finite in zip(_tensors(self.average), _tensors(self.model), self.finite, strict=True):
             if finite and mean.is_floating_point():
@@ -281,7 +282,7 @@ class Training:
                 mean.copy_(now)
 
     def recover(self, error: Diverged) -> None:
-        """Back to the last checkpoint; on from there with other draws while the recipe allows it."""
+        """Return to the last checkpoint, to continue with other draws; raise if no restarts are left."""
         step, restarts = self.done, self.restarts
         self.restore()
         if restarts >= self.recipe.restarts:
@@ -296,7 +297,7 @@ class Training:
         self.console.print(f"{self.recipe.name}: {error.what} at step {step}; back to step {self.done}")
 
     def save(self) -> None:
-        """Write the checkpoint, unless a weight is no number: that is divergence too."""
+        """Write the checkpoint; raise Diverged if a weight is not finite."""
         now = zip(_tensors(self.model), self.finite, strict=True)
         if not all(bool(t.isfinite().all()) for t, finite in now if finite):
             raise Diverged("the weights have diverged", expected="finite numbers", remedy=REMEDY)
@@ -308,17 +309,17 @@ class Training:
         checkpoint.save(self.file, content)
 
     def restore(self) -> bool:
-        """Take the state of the checkpoint; False where there is none."""
+        """Restore the state of the checkpoint; False if there is none."""
         content = checkpoint.load(self.file, self.device)
         if content is None:
             return False
         if content.get("data") != self.data.fingerprint:
             raise UserError(
-                "this training was begun on other data",
+                "the checkpoint of this training was made on other data",
                 where=self.file,
                 expected=f"{self.data.name} with the fingerprint {self.data.fingerprint}",
                 got=content.get("data"),
-                remedy="--fresh starts anew; or name the data root that it was begun with",
+                remedy="--fresh starts over; or name the --data-root that it was started with",
             )
         try:
             self.model.load_state_dict(content["model"])
@@ -337,7 +338,7 @@ class Training:
 
 
 def make_optimiser(spec: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser; weights decay, biases and the scales of norm layers do not."""
+    """The optimiser, with weight decay on matrices but not on biases and the scales of norm layers."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     decays = [(matrices, spec.weight_decay), (vectors, 0.0)]

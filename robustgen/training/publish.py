@@ -1,4 +1,4 @@
-"""What a training leaves behind: a folder with weights, the card that describes them, and the recipe."""
+"""Writes the result of a training: a folder with the weights, their card, the recipe and its code."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
 
-def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The card of a model that is not trained yet; its name is that of its folder."""
+def draft_card(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The card of a model before training, without weights; the model is named after its folder."""
     content = {
         "name": folder.resolve().name,
         **{key: getattr(recipe, key) for key in ("family", "summary", "data", "arch")},
@@ -31,9 +31,9 @@ def draft(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return content
 
 
-def sources(recipe: Recipe, path: Path) -> dict[str, bytes]:
-    """What is published beside the weights: the recipe at ``path``, its own code, and what that imports from
-    its folder, by their places in the model's folder."""
+def source_files(recipe: Recipe, path: Path) -> dict[str, bytes]:
+    """The contents, by path in the model's folder, of the files to publish beside the weights: the recipe
+    at ``path``, its code, and the local imports of that."""
     files = {"recipe.yaml": path}
     if recipe.code_file is not None:
         code = path.parent / recipe.code_file
@@ -46,8 +46,8 @@ def sources(recipe: Recipe, path: Path) -> dict[str, bytes]:
 
 
 def keep_edits(files: dict[str, bytes], folder: Path) -> list[Path]:
-    """Where a model is trained from its own folder: files that were edited since ``files`` were read are
-    kept as NAME.edited, which this returns: they are not what was trained."""
+    """Copy the files in ``folder`` that were edited since ``files`` were read to NAME.edited, before they are
+    overwritten by what was trained; returns the copies."""
     kept = []
     for name, content in files.items():
         file = folder / name
@@ -60,14 +60,14 @@ def keep_edits(files: dict[str, bytes], folder: Path) -> list[Path]:
 def publish(
     model: nn.Module, card: dict[str, Any], folder: Path, files: dict[str, bytes], *, half: bool = False
 ) -> None:
-    """Write weights.safetensors, ``files`` (see ``sources``) and card.yaml, the card last: it describes them.
+    """Write weights.safetensors, ``files`` (see ``source_files``), and the card last.
 
-    ``half`` stores the weights in float16. Claims of an older card are kept where its model is the same,
-    weights, options and code, on the same data, and dropped otherwise.
+    ``half`` stores the weights in float16. The claims of an older card are kept if the model is the same
+    (weights, options, code, data), and dropped otherwise.
     """
     tensors = to_tensors(model)
     if half:
-        tensors = {k: _half(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
+        tensors = {k: _to_float16(k, v, folder) if v.is_floating_point() else v for k, v in tensors.items()}
     weights = to_safetensors(tensors)
     entry = Weights(sha256=hashlib.sha256(weights).hexdigest())
     claims = _claims(folder, card["data"])
@@ -84,20 +84,21 @@ def publish(
 
 
 def to_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model as a safetensors file takes them; what is no tensor is a UserError."""
+    """The state_dict for a safetensors file; UserError for an entry that is not a tensor."""
     state = model.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(
                 "the weights of this network cannot be stored", where=f"state_dict: {key}",
-                expected="tensors alone", got=type(value).__name__, remedy="make it a buffer, or no state",
+                expected="tensors alone", got=type(value).__name__,
+                remedy="make it a buffer, or leave it out of the state",
             )  # fmt: skip
-    # copies: a safetensors file has no tensors that share memory, as tied weights do
+    # copies, since safetensors rejects tensors that share memory, such as tied weights
     return {key: value.contiguous().cpu().clone() for key, value in state.items()}
 
 
 def _claims(folder: Path, data: str) -> list[dict[str, Any]]:
-    """What the card in a folder claims on that data; nothing where there is no card that can be read."""
+    """The claims of the card in a folder if it is of that data; none if there is no readable card."""
     try:
         card = registry.load_card(folder.resolve())
     except UserError:
@@ -106,7 +107,7 @@ def _claims(folder: Path, data: str) -> list[dict[str, Any]]:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """Of the model in a folder as it lies there; None where there is none that can be read."""
+    """The fingerprint of the model in a folder; None if there is no readable one."""
     folder = folder.resolve()
     try:
         return fingerprint_model(ZooModel(folder.name, folder))
@@ -120,7 +121,7 @@ def _write_card(folder: Path, content: dict[str, Any]) -> None:
     write_bytes(folder / "card.yaml", text.encode())
 
 
-def _half(name: str, value: Tensor, folder: Path) -> Tensor:
+def _to_float16(name: str, value: Tensor, folder: Path) -> Tensor:
     stored = value.half()
     if bool((stored.isinf() & value.isfinite()).any()):
         raise UserError(

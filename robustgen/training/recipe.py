@@ -1,4 +1,4 @@
-"""Recipes: what a model is trained on and how, as a file models/<name>/recipe.yaml."""
+"""Recipes, the files models/<name>/recipe.yaml: the data, the network and the training of a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CrossEntropySpec(Strict):
 
 
 class AdversarialSpec(Strict):
-    """PGD-AT, or TRADES where ``beta`` is set; see training/adversarial.py."""
+    """PGD-AT, or TRADES if ``beta`` is set; see training/adversarial.py."""
 
     kind: Literal["adversarial"]
     norm: Norm = "linf"
@@ -43,31 +43,31 @@ class FastAdversarialSpec(Strict):
     eps: Positive
     """In Linf and pixel units; also the size of the step."""
     noise: Positive = 2.0
-    """The random start reaches that many eps, and nothing is projected back to the ball."""
+    """The random start is uniform within this many eps; there is no projection to the ball."""
     warm_up: Share = 0.0
     """Share of the training during which eps grows linearly to its value."""
 
 
 class ChainSpec(Strict):
-    """How samples are drawn while a density is trained on them; see training/sgld.py. Every training picture
-    gets the noise that the model declares (the option ``sigma`` of jem and gmmc)."""
+    """SGLD sampling during the training of a density; see training/sgld.py. Training images get the noise
+    that the model declares (the option ``sigma`` of jem and gmmc)."""
 
     steps: int = Field(default=20, ge=1)
     step_size: Positive = 1.0
     noise: float = Field(default=0.01, ge=0)
-    """Standard deviation of the noise of a step, in pixel units."""
+    """Standard deviation of the noise of an SGLD step, in pixel units."""
     buffer: Count = 10_000
     reinit: Share = 0.05
     max_gap: Positive = 100.0
-    """Largest |log p(data) - log p(samples)| in nats that is not yet called divergence."""
+    """Largest |log p(data) - log p(samples)|, in nats; beyond it the training has diverged."""
     energy_decay: float = Field(default=0.0, ge=0)
-    """Weight of the mean square of the log-density at data and samples, which keeps it near 0."""
+    """Weight of the mean squared log-density at data and samples, which keeps it near 0."""
     discriminative: Share = 0.0
-    """Share of the training, from its start, without samples."""
+    """Share of the training, from its start, that is discriminative, without samples."""
 
 
 class SgldSpec(ChainSpec):
-    """JEM: cross-entropy and maximum likelihood by SGLD samples; see training/sgld.py."""
+    """JEM: cross-entropy, and maximum likelihood with SGLD samples; see training/sgld.py."""
 
     kind: Literal["sgld"]
     weight: Positive = 1.0
@@ -75,29 +75,29 @@ class SgldSpec(ChainSpec):
 
 
 class GmmcSpec(ChainSpec):
-    """GMMC: pictures drawn to the centre of their class, samples pushed from it; see training/centres.py."""
+    """GMMC: images are drawn to the centre of their class, samples pushed away; see training/centres.py."""
 
     kind: Literal["gmmc"]
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of the samples' energy; 0 leaves the discriminative loss alone."""
+    """Weight of the samples' energy; 0 is the discriminative mode."""
     cross_entropy: float = Field(default=0.0, ge=0)
-    """Weight of -log p(y | x), a push from the other classes' centres that the paper's loss has not."""
+    """Weight of -log p(y | x), a repulsion from the other centres that is not in the paper."""
 
 
 class DenoisingSpec(Strict):
-    """Denoising, cross-entropy on noisy pictures, or both, as the model is; see training/denoising.py."""
+    """Denoising, cross-entropy on noisy images, or both, by the model; see training/denoising.py."""
 
     kind: Literal["denoising"]
     weight: float = Field(default=10.0, ge=0)
-    """Weight of denoising score matching against cross-entropy; 0 leaves the latter alone."""
+    """Weight of denoising score matching relative to cross-entropy; 0 is cross-entropy alone."""
     strong: Share = 0.5
-    """Share of noise levels from the strongest tenth to the strongest, the others from all levels."""
+    """Share of noise levels drawn from [high / 10, high]; the others are drawn from all levels."""
     clean: Share = 0.15
-    """Share of pictures without noise: for cross-entropy."""
+    """Share of images without noise, for the cross-entropy."""
     dropped: Share = 0.15
-    """Share of labels that are left out: for a denoiser."""
+    """Share of labels that are dropped, for a denoiser."""
     contrast: float = Field(default=0.0, ge=0)
-    """Weight of telling the classes apart by the errors under each: for a shared-denoiser."""
+    """Weight of the cross-entropy of the denoising errors under each class, for a shared-denoiser."""
 
 
 ObjectiveSpec = Annotated[
@@ -107,7 +107,7 @@ ObjectiveSpec = Annotated[
 
 
 class Optimiser(Strict):
-    """AdamW or SGD with Nesterov momentum 0.9; the rate warms up linearly, then follows the schedule."""
+    """AdamW, or SGD with Nesterov momentum 0.9; linear warm-up of the rate, then ``schedule``."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: Positive
@@ -116,31 +116,30 @@ class Optimiser(Strict):
     warm_up: int = Field(default=0, ge=0)
     """In steps."""
     clip: Positive | None = None
-    """Largest norm of the gradient; a longer one is scaled down to it."""
+    """Largest norm of the gradient (gradient clipping)."""
 
 
 class Augment(Strict):
-    """Random changes of training pictures that keep the label; see training/augment.py."""
+    """Data augmentation; see training/augment.py."""
 
     share: float = Field(default=1.0, ge=0, le=1)
-    """Share of pictures that are changed; the others keep the data's own distribution, as a density needs."""
+    """Share of images that are augmented; a density needs some from the data's own distribution."""
     shift: int = Field(default=0, ge=0)
-    """Whole pixels, either way on each axis; the border is filled by reflection or zeros (``fill``)."""
+    """Largest shift in whole pixels along each axis; the border is filled as ``fill`` says."""
     fill: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
     rotate: float = Field(default=0.0, ge=0)
-    """Degrees, either way."""
+    """Largest rotation, in degrees."""
     scale: Share = 0.0
-    """Share by which the size grows or shrinks at most."""
+    """Largest relative change of size."""
     subpixel: float = Field(default=0.0, ge=0)
-    """Pixels, either way on each axis, by bilinear interpolation."""
+    """Largest shift in pixels along each axis, by bilinear interpolation."""
     cutout: int = Field(default=0, ge=0)
-    """Side of a square around a random pixel that becomes mid-grey, which a ResNet of the zoo sees as 0
-    (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    """Side of a mid-grey square around a random pixel (DeVries and Taylor 2017, arXiv 1708.04552)."""
 
 
 class Recipe(Strict):
-    """Everything that decides a model's weights, and the words of its card."""
+    """Everything that decides a model's weights, and the texts of its card."""
 
     name: Slug
     family: str
@@ -154,19 +153,19 @@ class Recipe(Strict):
     steps: int | None = Field(default=None, gt=0)
     batch: int = Field(default=64, gt=0)
     ema: Share | None = None
-    """Decay of the moving average of the weights, which becomes the model; None means the last weights."""
+    """Decay of the moving average of the weights that becomes the model; None: the last weights."""
     augment: Augment = Augment()
     precision: Precision = "float32"
-    """bf16: autocast, in channels_last; float32 on machines that only emulate it."""
+    """bf16: autocast, in channels_last; falls back to float32 on a machine that only emulates bfloat16."""
     warm_start: Slug | None = None
-    """A model of the zoo whose trained weights the training starts from; the network must hold them all."""
+    """The zoo model whose trained weights initialise the network, which must hold them all."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     restarts: int = Field(default=0, ge=0)
-    """How often a diverged training goes back to its last checkpoint and on, with other draws."""
+    """How often a diverged training returns to its last checkpoint, to continue with other draws."""
     checkpoint_every: int = Field(default=500, gt=0)
     """In steps."""
     storage: Literal["float32", "float16"] = "float32"
-    """Of the weights in their file; what a card claims is measured on the stored ones."""
+    """The dtype of the weights in their file; a card's claims are measured on the stored weights."""
     summary: str
     reference: str = ""
     licence: str = "Apache-2.0"
@@ -187,22 +186,21 @@ class Recipe(Strict):
         return self.epochs * self.steps_per_epoch(samples)
 
     def steps_per_epoch(self, samples: int) -> int:
-        """Full batches only, so that every step sees the same number of pictures."""
+        """The number of full batches; a partial last batch is left out."""
         return max(1, samples // self.batch)
 
     @property
     def code_file(self) -> str | None:
-        """The Python file beside the recipe that ``arch: model.py:NAME`` names; None for a built-in one."""
+        """The Python file beside the recipe that ``arch: model.py:NAME`` names; None if built in."""
         own = own_code(self.arch)
         return own[0] if own else None
 
     def fingerprint(self, code: str | None = None, start: str | None = None) -> str:
-        """sha256 of what decides the weights; ``code`` is the sha256 of ``code_file``.
+        """sha256 of what decides the weights.
 
-        ``start`` is the fingerprint of the model that ``warm_start`` names, as it lies in the zoo now.
-
-        Words are left out, and so is the rhythm of checkpoints, unless there may be ``restarts``:
-        a training that diverged goes back to its last checkpoint.
+        ``code``: the sha256 of ``code_file``; ``start``: the current fingerprint of the ``warm_start`` model.
+        Texts are left out, and so is ``checkpoint_every`` unless there may be ``restarts``, which return
+        to the last checkpoint.
         """
         left_out = {"summary", "reference", "licence", "published", "tried", "storage"}
         if not self.restarts:
@@ -210,7 +208,7 @@ class Recipe(Strict):
         if self.warm_start is None:
             left_out.add("warm_start")
         content = self.model_dump(mode="json", exclude=left_out)
-        if not self.augment.cutout:  # which came later: trainings begun before it go on
+        if not self.augment.cutout:  # a later field: fingerprints from before it stay valid
             del content["augment"]["cutout"]
         outside = {"code": code, "start": start}
         return fingerprint(content | {key: value for key, value in outside.items() if value is not None})

@@ -21,10 +21,10 @@ from robustgen.types import FixedNoise
 
 
 class Chains:
-    """SGLD chains in a replay buffer that all steps share (Tieleman 2008, persistent contrastive divergence).
+    """Persistent SGLD chains in a replay buffer (Tieleman 2008, persistent contrastive divergence).
 
-    A share ``reinit`` of the chains that are drawn starts anew from uniform noise, the rest go on from
-    where they were. ``buffer``: (chains, channels, height, width) in [0, 1].
+    A share ``reinit`` of the chains of a draw restarts from uniform noise; the rest continue.
+    ``buffer``: (chains, channels, height, width) in [0, 1].
     """
 
     def __init__(self, spec: ChainSpec, shape: tuple[int, int, int]) -> None:
@@ -36,7 +36,7 @@ class Chains:
             if not out_of_memory(error):
                 raise
             raise UserError(
-                "the chains of this training do not fit into memory", where="objective.buffer",
+                "the replay buffer does not fit into memory", where="objective.buffer",
                 expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB", got=in_words(error),
                 remedy="a smaller buffer",
             ) from None  # fmt: skip
@@ -48,21 +48,21 @@ class Chains:
         n: int,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """``n`` chains moved on: samples (n, channels, height, width) and their places in the buffer (n,).
+        """Advance ``n`` chains; returns samples (n, channels, height, width) and their buffer slots (n,).
 
-        ``log_prob`` maps samples and places to (n,), in nats; ``model`` is what it calls.
+        ``log_prob`` maps samples and slots to log-densities (n,) in nats; ``model`` is the model it calls.
         """
         self.buffer = self.buffer.to(generator.device)
         device = self.buffer.device
-        # distinct places: of two chains at one place only the later would be kept
-        places = torch.randperm(len(self.buffer), generator=generator, device=device)[:n]
-        start = self.buffer[places]
+        # without replacement: of two chains in one slot only one would be kept
+        slots = torch.randperm(len(self.buffer), generator=generator, device=device)[:n]
+        start = self.buffer[slots]
         fresh = torch.rand(start.shape, generator=generator, device=device)
         renew = torch.rand(len(start), generator=generator, device=device) < self.spec.reinit
         start = torch.where(renew.view(-1, 1, 1, 1), fresh, start)
         with frozen_weights(model):
             samples = sgld(
-                lambda x: log_prob(x, places),
+                lambda x: log_prob(x, slots),
                 start,
                 steps=self.spec.steps,
                 step_size=self.spec.step_size,
@@ -70,21 +70,21 @@ class Chains:
                 generator=generator,
                 box=(0.0, 1.0),
             )
-        self.buffer[places] = samples
-        return samples, places
+        self.buffer[slots] = samples
+        return samples, slots
 
 
 def add_training_noise(model: Classifier, x: Tensor, generator: torch.Generator) -> Tensor:
-    """x with noise of the one level that the model is of, if it is of one."""
+    """x with Gaussian noise of the model's FixedNoise level; unchanged for other models."""
     sigma = model.noise.sigma if isinstance(model.noise, FixedNoise) else 0.0
     return x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def check_energy_gap(gap: Tensor, largest: float) -> None:
-    """Diverged where |log p(data) - log p(samples)| exceeds ``largest`` nats, or is no number."""
+    """Raise Diverged if |log p(data) - log p(samples)| exceeds ``largest`` nats or is NaN."""
     if not abs(float(gap.detach())) <= largest:
         raise Diverged(
-            "the model and its samples have come apart",
+            "the log-densities of data and samples have diverged",
             expected=f"|log p(data) - log p(samples)| up to {largest:g} nats",
             got=f"{float(gap.detach()):g}",
             remedy="a smaller learning rate, more SGLD steps, or energy_decay",
@@ -92,7 +92,7 @@ def check_energy_gap(gap: Tensor, largest: float) -> None:
 
 
 class ChainObjective(Objective):
-    """An objective that needs samples of the model: its chains outlive a step."""
+    """An objective with persistent SGLD chains, which are part of its state."""
 
     def __init__(self, spec: ChainSpec, data: Dataset) -> None:
         super().__init__(spec, data)
@@ -109,7 +109,7 @@ class Sgld(ChainObjective):
     """-log p(y | x) - weight * log p(x), whose gradient needs samples (equation 2 of the paper).
 
     grad -log p(x) = grad [log q(samples) - log q(x)], with q = exp f unnormalised. The likelihood term is
-    left out for the share ``discriminative`` of the training: chains are several times the rest's price.
+    skipped for the share ``discriminative`` of the training, as chains cost several times the rest.
     """
 
     spec: SgldSpec
@@ -119,11 +119,11 @@ class Sgld(ChainObjective):
     ) -> tuple[Tensor, dict[str, float]]:
         x = add_training_noise(model, x, generator)
         generative = self.progress >= self.spec.discriminative
-        pictures = x
+        images = x
         if generative:
             samples, _ = self.chains.draw(model, lambda x, _: model.log_prob(x), len(x), generator)
-            pictures = torch.cat([x, samples])
-        joint = model.log_joint(pictures)
+            images = torch.cat([x, samples])
+        joint = model.log_joint(images)
         logits = joint[: len(x)]
         log_prob = joint.logsumexp(1)
         classification = functional.cross_entropy(logits, y)

@@ -137,7 +137,7 @@ def test_the_buffer_is_part_of_the_state(model, digits):
 
 def test_runaway_samples_are_divergence_and_other_models_are_refused(model, digits):
     x, y = digits.images[:8], digits.labels[:8]
-    with pytest.raises(Diverged, match="come apart"):
+    with pytest.raises(Diverged, match="data and samples have diverged"):
         objective(digits, max_gap=1e-6).loss(model, x, y, generator())
     jem = JEM(10, (1, 8, 8), sigma=0.0, width=4, blocks=(1,))
     with pytest.raises(UserError, match="fixed centres"):

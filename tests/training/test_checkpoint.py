@@ -23,7 +23,7 @@ def test_other_data_under_the_same_recipe_is_refused(tmp_path, cache):
     checkpoint.save(file, content | {"data": "0123456789abcdef"})
     with pytest.raises(UserError) as error:
         train(recipe, tmp_path / "tiny")
-    assert "begun on other data" in str(error.value)
+    assert "made on other data" in str(error.value)
     assert "0123456789abcdef" in str(error.value)
     assert "--fresh" in str(error.value)
     train(recipe, tmp_path / "tiny", fresh=True)

@@ -310,7 +310,7 @@ def test_a_machine_without_bfloat16_trains_in_float32_and_says_so(tmp_path, cach
     console = Console(file=io.StringIO())
     train(write(tmp_path, tiny(precision="bf16", steps=3)), tmp_path / "tiny", console=console)
     assert asked == [False] * 3
-    assert "tiny: in float32, since this machine has no bfloat16 of its own" in console.file.getvalue()
+    assert "tiny: in float32, since this machine only emulates bfloat16" in console.file.getvalue()
 
 
 def begin(folder: Path, recipe: dict[str, object]) -> Training:

@@ -157,7 +157,7 @@ def test_published_folder_loads_as_the_model_that_was_given(tmp_path):
     options = TINY | {"num_classes": 10, "input_shape": [1, 8, 8]}
     model = build("resnet-softmax", options, where="test").eval()
     path, folder = write(tmp_path / "source", tiny(tried=["nothing"])), tmp_path / "my-tiny"
-    card = publish.draft(Recipe(**tiny(tried=["nothing"])), folder)
+    card = publish.draft_card(Recipe(**tiny(tried=["nothing"])), folder)
     files = {"recipe.yaml": path.read_bytes()}
     publish.publish(model, card | {"options": options}, folder, files)
     x = torch.rand(2, 1, 8, 8)

@@ -85,7 +85,7 @@ def test_a_buffer_that_memory_cannot_hold_is_told_in_words():
 def test_model_and_samples_that_come_apart_are_divergence(model):
     digits = load("digits", "train")
     objective = make_objective(spec(max_gap=1e-6), digits)
-    with pytest.raises(Diverged, match="come apart"):
+    with pytest.raises(Diverged, match="data and samples have diverged"):
         objective.loss(model, digits.images[:8], digits.labels[:8], generator())
 
 
