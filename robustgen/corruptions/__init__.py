@@ -1,15 +1,15 @@
 """Common corruptions at five severities (Hendrycks and Dietterich 2019, arXiv:1903.12261).
 
-A type's plain name means formula and constants of CIFAR-10-C, which are several times milder than
-ImageNet-C's; its published files carry no seed, so what is made here is CIFAR-10-C-like, never CIFAR-10-C
-itself (published.py reads that). Two prefixes mean something else, and no name of one is used for another:
+A plain name, such as ``fog``, means the formula and constants of CIFAR-10-C, which are several times milder
+than those of ImageNet-C. The published CIFAR-10-C has no known seed, so the images made here are not the
+published ones (published.py reads those). Two prefixes select other families:
 
-- ``imagenet-constants:fog``: the same formula with ImageNet-C's constants, for pictures of any size;
-- ``imagenet-c:fog``: what the package imagecorruptions makes of pictures of 64 pixels and more.
+- ``imagenet-constants:fog``: the same formula with the constants of ImageNet-C, for images of any size;
+- ``imagenet-c:fog``: the package imagecorruptions, for images of at least 64x64 pixels.
 
-But for the latter, everything is computed on the CPU, and random numbers belong to the sample, so a
-sample's corrupted picture is the same bits in any batch and on any machine. As in the original, the
-outcome is an 8-bit picture, and cut down to its level, not rounded: half a level darker on average.
+Except in the last family, a sample's corrupted image has the same bits in any batch and on any machine: it is
+computed on the CPU, with random draws per sample. As in the original, the result is truncated to 8 bits, not
+rounded, which makes it half a level darker on average.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from robustgen.perturb import Perturbation, Perturbed
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SPATIAL = 28
-"""Kernels, warps and weather are given in pixels of a 32x32 picture; far fewer pixels and they erase it."""
+"""Least side for corruptions with constants in pixels of a 32x32 image; much smaller ones would be erased."""
 REMEDY = imagenet_c.REMEDY
 IMAGENET_C = "imagenet-c"
 TABLES: dict[str, Table] = {"": CIFAR, "imagenet-constants": IMAGENET}
-"""The constants by the prefix of a type's name."""
+"""The constants of a family, by its prefix."""
 BLOCK = 2**17
-"""How many values are corrupted at a time."""
+"""Values to corrupt at a time; few enough for the processor's cache."""
 
 
 @dataclass(frozen=True)
 class CorruptionType:
-    """A type of corruption: its formula and the pictures that it needs.
+    """A type of corruption: its formula and its requirements.
 
-    ``formula`` maps x float64 (batch, channels, height, width) in [0, 1], a constant and the samples'
-    draws to x's shape; ``min_side`` is the least height and width in pixels; ``missing`` says what it
-    needs and this machine lacks.
+    ``formula`` maps x, float64 (batch, channels, height, width) in [0, 1], the constants of a severity and
+    the samples' draws to corrupted images of x's shape; ``min_side``: least height and width in pixels;
+    ``missing``: an error message if a package that it needs is not installed.
     """
 
     summary: str
@@ -56,13 +56,13 @@ class CorruptionType:
     missing: Callable[[], str | None] = lambda: None
 
 
-def _no_frost() -> str | None:
+def _missing_frost() -> str | None:
     if weather.frost_folder() is not None:
         return None
     return f"frost is made from photographs that come with imagecorruptions, which is not installed: {REMEDY}"
 
 
-def _no_opencv() -> str | None:
+def _missing_opencv() -> str | None:
     return (
         None if importlib.util.find_spec("cv2") else f"spatter needs OpenCV, which is not installed: {REMEDY}"
     )
@@ -77,7 +77,7 @@ CORRUPTIONS: dict[str, CorruptionType] = {
     "motion_blur": CorruptionType("a blur along a line", blur.motion_blur, SPATIAL),
     "zoom_blur": CorruptionType("the mean of several zooms", blur.zoom_blur, SPATIAL),
     "snow": CorruptionType("falling snow", weather.snow, SPATIAL),
-    "frost": CorruptionType("photographed frost on the lens", weather.frost, SPATIAL, missing=_no_frost),
+    "frost": CorruptionType("photographed frost on the lens", weather.frost, SPATIAL, missing=_missing_frost),
     "fog": CorruptionType("plasma fog", weather.fog, SPATIAL),
     "brightness": CorruptionType("a higher value in HSV", pixels.brightness),
     "contrast": CorruptionType("towards the mean", pixels.contrast),
@@ -86,14 +86,14 @@ CORRUPTIONS: dict[str, CorruptionType] = {
     "jpeg_compression": CorruptionType("JPEG artefacts", digital.jpeg_compression, SPATIAL),
     "speckle_noise": CorruptionType("normal noise in proportion", pixels.speckle_noise),
     "gaussian_blur": CorruptionType("a normal blur", blur.gaussian_blur, SPATIAL),
-    "spatter": CorruptionType("drops on the lens", weather.spatter, SPATIAL, missing=_no_opencv),
+    "spatter": CorruptionType("drops on the lens", weather.spatter, SPATIAL, missing=_missing_opencv),
     "saturate": CorruptionType("more or less colour", pixels.saturate, needs_colour=True),
 }
 
 
 def refusal(type_: str, shape: tuple[int, ...]) -> str | None:
-    """Why pictures of this shape (channels, height, width) cannot have this corruption; None if they can."""
-    family, kind = _known(type_)
+    """Why images of this shape (channels, height, width) cannot be corrupted by a type; None if they can."""
+    family, kind = _parse_type(type_)
     channels, height, width = shape
     side = imagenet_c.MIN_SIDE if family == IMAGENET_C else kind.min_side
     if min(height, width) < side:
@@ -114,7 +114,7 @@ def refusal(type_: str, shape: tuple[int, ...]) -> str | None:
 
 
 def evaluation_name(type_: str, severity: int) -> str:
-    """The name of a corruption's evaluation.
+    """The name of the evaluation of a corruption.
 
     >>> evaluation_name("imagenet-c:fog", 3)
     'imagenet-c-fog-3'
@@ -128,7 +128,7 @@ class Corruption(Perturbation):
     reference = "Hendrycks and Dietterich 2019, arXiv:1903.12261"
 
     def __init__(self, type_: str, severity: int) -> None:
-        self.family, self.kind = _known(type_)
+        self.family, self.kind = _parse_type(type_)
         if severity not in SEVERITIES:
             raise UserError(f"{type_} has no such severity", expected="1, 2, 3, 4 or 5", got=severity)
         self.type, self.severity = type_, severity
@@ -144,24 +144,23 @@ class Corruption(Perturbation):
                 got=self.name,
                 remedy="leave this type out of the protocol, or take larger pictures",
             )
-        # a few pictures at a time stay in the processor's cache
         block = max(1, BLOCK // max(1, x[:1].numel()))
         parts = zip(x.detach().cpu().split(block), torch.arange(len(x)).split(block), strict=True)
-        made = [self._made(pictures, draws.at(rows)) for pictures, rows in parts]
-        return Perturbed(torch.cat(made).to(x.device))
+        corrupted = [self._corrupt(images, draws.at(rows)) for images, rows in parts]
+        return Perturbed(torch.cat(corrupted).to(x.device))
 
-    def _made(self, x: Tensor, draws: Draws) -> Tensor:
-        """float32 pictures of 8 bits."""
+    def _corrupt(self, x: Tensor, draws: Draws) -> Tensor:
+        """Corrupted images, float32 with 8-bit levels."""
         name = self.type.rpartition(":")[2]
         if self.family == IMAGENET_C:
             return imagenet_c.corrupt(x, name, self.severity, draws)
-        constant = TABLES[self.family][name][self.severity - 1]
-        corrupted = self.kind.formula(x.double(), constant, draws)
-        return corrupted.clamp(0, 1).mul_(255).add_(blur.ROUNDING).floor_().float().div_(255)
+        constants = TABLES[self.family][name][self.severity - 1]
+        corrupted = self.kind.formula(x.double(), constants, draws)
+        return corrupted.clamp(0, 1).mul_(255).add_(blur.FLOAT32_ERROR).floor_().float().div_(255)
 
 
-def _known(type_: str) -> tuple[str, CorruptionType]:
-    """The family of a type (the prefix of its name) and its kind."""
+def _parse_type(type_: str) -> tuple[str, CorruptionType]:
+    """The family (prefix) and the CorruptionType of a name; UserError for an unknown one."""
     family, _, name = type_.rpartition(":")
     if name not in CORRUPTIONS or family not in (*TABLES, IMAGENET_C):
         raise unknown_name(

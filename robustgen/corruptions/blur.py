@@ -1,4 +1,4 @@
-"""Blurs: kernels and shifts in pixels, whatever the picture's size, as in the original."""
+"""Blurs; kernels and shifts are in pixels whatever the size of the image, as in the original."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def gaussian_blur(x: Tensor, sigma: float, draws: Draws) -> Tensor:
-    """By a normal kernel of ``sigma`` pixels."""
+    """Convolution with a Gaussian kernel of ``sigma`` pixels."""
     return torch.from_numpy(smooth(x.numpy(), sigma))
 
 
 def defocus_blur(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """A disk of a radius, its edge smoothed by a normal kernel; mirrored at the border."""
+    """Convolution with a disk of a radius, its edge smoothed by a Gaussian; mirrored at the border."""
     from scipy.fft import irfft2, next_fast_len, rfft2
 
     kernel = disk(*constants)
@@ -32,22 +32,22 @@ def defocus_blur(x: Tensor, constants: tuple[float, float], draws: Draws) -> Ten
     edge = (used, used)
     padded = np.pad(x.numpy().astype(np.float32), ((0, 0), (0, 0), edge, edge), mode="reflect")
     size = [next_fast_len(side, real=True) for side in padded.shape[2:]]
-    # the kernel is symmetric, so that a convolution is what a correlation would be
+    # the kernel is symmetric, so convolution equals correlation
     product = rfft2(padded, size) * rfft2(kernel[middle, middle].astype(np.float32), size)
     blurred = irfft2(product, size)[:, :, 2 * used : 2 * used + height, 2 * used : 2 * used + width]
-    return torch.from_numpy(blurred.astype(np.float64) + FLOAT32 / 255)
+    return torch.from_numpy(blurred.astype(np.float64) + FFT_ERROR / 255)
 
 
 def glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> Tensor:
-    """Blurred, then every pixel but those near the border replaced by one that is up to ``reach`` pixels
-    up or left of it, or less than that down or right, ``passes`` times, and blurred again.
+    """Blur, replace every pixel away from the border by a nearby one ``passes`` times, and blur again.
 
-    The original means to swap the two pixels, but numpy's views make a copy of it in colour pictures.
-    It goes through them from the last to the first, so that what it copies from further on, but for
-    the border, was replaced already: ``source`` follows such copies to where they came from.
+    The nearby pixel is up to ``reach`` pixels up or left, or less than that down or right. The original
+    intends to swap the two pixels, but numpy's views turn the swap into a copy in colour images. It
+    processes pixels from last to first, so a pixel copied from further on, except at the border, has
+    been replaced already: ``source`` follows such chains of copies to their origin.
     """
     sigma, reach, passes = constants
-    pixels = torch.from_numpy(cut(smooth(x.numpy(), sigma)))
+    pixels = torch.from_numpy(truncate_to_8_bits(smooth(x.numpy(), sigma)))
     height, width = x.shape[2:]
     rows = torch.arange(reach + 1, height - reach + 1)
     columns = torch.arange(reach + 1, width - reach + 1)
@@ -69,13 +69,13 @@ def glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> Te
 
 
 def motion_blur(x: Tensor, constants: tuple[int, float], draws: Draws) -> Tensor:
-    """Along a line that is up to 45 degrees steep."""
+    """Blur along a line of a random angle from -45 to 45 degrees."""
     radius, sigma = constants
-    return along_a_line(x, radius, sigma, angles(draws, -45, 45))
+    return directional_blur(x, radius, sigma, angles(draws, -45, 45))
 
 
 def zoom_blur(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """The mean of the picture and of its zooms by 1, 1 + step, 1 + 2 step, ... up to ``largest``."""
+    """The mean of the image and its zooms by 1, 1 + step, 1 + 2 step, ... up to a largest factor."""
     height, width = x.shape[2:]
     mean = _mean_of_zooms(height, width, *constants)
     flat = np.ascontiguousarray(x.numpy().reshape(-1, height * width).T)
@@ -84,10 +84,10 @@ def zoom_blur(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor
 
 @lru_cache(maxsize=16)
 def _mean_of_zooms(height: int, width: int, largest: float, step: float) -> csr_array:
-    """Zoom blur as a matrix (height width, height width): all of it is linear, and most of it 0."""
+    """Zoom blur, which is linear, as a sparse matrix (height * width, height * width)."""
     from scipy.sparse import csr_array, eye_array, kron
 
-    factors = np.arange(1, largest, step)  # rounding lets the largest itself in for some, as in the original
+    factors = np.arange(1, largest, step)  # may include ``largest`` by rounding, as the original does
     total = eye_array(height * width, format="csr")
     for factor in factors:
         down, across = (csr_array(_zoomed(side, float(factor))) for side in (height, width))
@@ -96,9 +96,9 @@ def _mean_of_zooms(height: int, width: int, largest: float, step: float) -> csr_
 
 
 def smooth(x: np.ndarray, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> np.ndarray:
-    """x (..., height, width) filtered by a normal kernel of ``sigma`` pixels, cut at ``truncate`` sigma."""
+    """x (..., height, width) filtered by a Gaussian of ``sigma`` pixels, truncated at ``truncate`` sigma."""
     down, across = (_smoothing(side, sigma, mode, truncate) for side in x.shape[-2:])
-    return down @ x @ across.T  # a product a picture, so its bits do not depend on the batch
+    return down @ x @ across.T  # a matrix product per image, whose bits do not depend on the batch
 
 
 @lru_cache(maxsize=64)
@@ -110,8 +110,7 @@ def _smoothing(side: int, sigma: float, mode: str, truncate: float) -> np.ndarra
 
 
 def disk(radius: float, alias: float) -> np.ndarray:
-    """The kernel of an aperture: a disk of sum 1, smoothed by a normal kernel of 3x3, or of 5x5 from a
-    radius of 8 on."""
+    """A disk-shaped kernel of sum 1, smoothed by a Gaussian of 3x3 pixels, or 5x5 for radii above 8."""
     from scipy.ndimage import correlate1d
 
     side = np.arange(-max(radius, 8), max(radius, 8) + 1)
@@ -128,10 +127,11 @@ def angles(draws: Draws, low: float, high: float) -> Tensor:
     return low + (high - low) * draws.uniform(1)[:, 0].double()
 
 
-def along_a_line(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
-    """ImageMagick's motion blur: the mean, with the weights of half a normal kernel, over 2 radius + 1
-    pixels from each pixel on, in a direction of its sample's; ``degrees`` (batch,), clockwise from the
-    right. Beyond the border the last pixel goes on. Rounded to 8 bits, as it does.
+def directional_blur(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
+    """ImageMagick's motion blur, rounded to 8 bits.
+
+    The mean over 2 radius + 1 pixels, starting at each pixel, with the weights of half a Gaussian, in the
+    direction ``degrees`` (batch,), clockwise from the right. Border pixels are replicated.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -141,7 +141,7 @@ def along_a_line(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tenso
     height, width = x.shape[2:]
     most = [max(0, -int(way.min(initial=0))) for way in (down, right)]
     edges = [(least, max(0, int(way.max(initial=0)))) for least, way in zip(most, (down, right), strict=True)]
-    # channels last, so that what is read at a time lies together
+    # channels last, for contiguous reads
     padded = np.pad(x.permute(0, 2, 3, 1).float().numpy(), ((0, 0), *edges, (0, 0)), mode="edge")
     total = np.zeros((len(x), height, width, x.shape[1]), np.float32)
     shifted = np.empty(total.shape[1:], np.float32)
@@ -153,7 +153,7 @@ def along_a_line(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tenso
 
 
 def zoom(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of x (batch, channels, side, side), enlarged to x's size by linear interpolation."""
+    """The centre of x (batch, channels, side, side), enlarged to x's size by linear interpolation."""
     down, across = (_zoomed(side, factor) for side in x.shape[2:])
     return down @ x @ across.T
 
@@ -170,13 +170,13 @@ def _zoomed(side: int, factor: float) -> np.ndarray:
     return large[first : first + side]
 
 
-def cut(x: np.ndarray) -> np.ndarray:
-    """x cut down to 8-bit levels, which stay in [0, 1]."""
-    return np.floor(np.clip(x, 0, 1) * 255 + ROUNDING) / 255
+def truncate_to_8_bits(x: np.ndarray) -> np.ndarray:
+    """x rounded down to 8-bit levels, in [0, 1]."""
+    return np.floor(np.clip(x, 0, 1) * 255 + FLOAT32_ERROR) / 255
 
 
-FLOAT32 = 1e-3
-"""Levels: more than a transform in float32 is off by; without it, flat areas would be cut a level down."""
+FFT_ERROR = 1e-3
+"""In levels, more than the error of a float32 FFT, by which truncation would darken flat areas by a level."""
 
-ROUNDING = 1e-4
-"""A float32 pixel is off its 8-bit level by up to 2e-5 levels; cutting would take it to the level below."""
+FLOAT32_ERROR = 1e-4
+"""In levels, more than the 2e-5 by which a float32 pixel may lie below its level; added before truncation."""

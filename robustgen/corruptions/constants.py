@@ -1,7 +1,7 @@
-"""What a corruption takes at severities 1 to 5: CIFAR-10-C's numbers, and ImageNet-C's.
+"""The constants of the corruptions at severities 1 to 5, of CIFAR-10-C and of ImageNet-C.
 
 CIFAR-10-C: hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py. ImageNet-C: as imagecorruptions
-1.1.2 has them, whose elastic transform knows no affine map.
+1.1.2 has them, whose elastic transform has no affine map.
 """
 
 from __future__ import annotations

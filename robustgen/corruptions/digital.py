@@ -1,4 +1,4 @@
-"""Warps and compression."""
+"""Pixelation, JPEG compression and elastic warps."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
 
 
 def pixelate(x: Tensor, scale: float, draws: Draws) -> Tensor:
-    """Scaled down and up again, by means over the area of a pixel: as Pillow's BOX filter does it, first
-    along the rows, then along the columns, each time rounded to 8 bits."""
+    """Downscale by ``scale`` and upscale again with Pillow's BOX filter (area means).
+
+    As in Pillow, rows come before columns, and each pass is rounded to 8 bits.
+    """
     height, width = x.shape[2:]
     across, down = _boxes(width, int(width * scale)), _boxes(height, int(height * scale))
     levels = (x.float() * 255).add_(0.5).int().numpy()
-    small = _shrunk(_turned(_shrunk(_turned(levels), across)), down).astype(np.float32)
+    small = _box_means(_transposed(_box_means(_transposed(levels), across)), down).astype(np.float32)
     small /= 255
-    # up again every pixel is one of the small picture's
+    # upscaling copies pixels of the small image
     rows, columns = small.shape[2:]
     places = down.up[:, None] * columns + across.up
     return torch.from_numpy(small.reshape(*x.shape[:2], rows * columns).take(places, axis=2))
 
 
-def _turned(pictures: np.ndarray) -> np.ndarray:
+def _transposed(pictures: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pictures.swapaxes(2, 3))
 
 
 class Boxes(NamedTuple):
-    """Pillow's BOX filter along an axis, down to fewer pixels and back.
+    """Pillow's BOX filter along one axis, downscaling to ``boxes`` pixels, and the way back.
 
     ``pixels`` (most, boxes): the pixels of each box; ``weights`` (most, boxes): their weights in units of
-    2^-22, 0 where a box has fewer; ``up``: the box that each pixel takes its value from on the way up.
+    2^-22, padded with 0; ``up`` (side,): the box that each pixel is copied from in upscaling.
     """
 
     pixels: np.ndarray
@@ -63,7 +65,7 @@ def _boxes(side: int, small: int) -> Boxes:
     return Boxes(pixels.clip(max=side - 1), weights, up.astype(np.intp))
 
 
-def _shrunk(levels: np.ndarray, boxes: Boxes) -> np.ndarray:
+def _box_means(levels: np.ndarray, boxes: Boxes) -> np.ndarray:
     """Means of boxes along the rows (axis 2) of int32 levels, rounded in Pillow's fixed-point arithmetic."""
     sums = np.full(1, 2**21, np.int32)
     for pixels, weights in zip(boxes.pixels, boxes.weights, strict=True):
@@ -76,21 +78,21 @@ def _shrunk(levels: np.ndarray, boxes: Boxes) -> np.ndarray:
 
 
 def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:
-    """Through Pillow's JPEG, which halves the resolution of colour."""
+    """Compression by Pillow's JPEG, with 4:2:0 chroma subsampling."""
     from PIL.Image import open as read
 
-    def change(picture: Image) -> Image:
+    def compress(picture: Image) -> Image:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
         return read(file)
 
-    return _each(x, change)
+    return _with_pillow(x, compress)
 
 
 def elastic_transform(x: Tensor, constants: tuple[float, float, float], draws: Draws) -> Tensor:
-    """A random affine map, then a smooth random shift of pixels; constants are shares of the shorter side.
+    """A random affine map, then a smooth random displacement; constants are shares of the shorter side.
 
-    The affine map moves three corners of a square, a third of the side from the middle.
+    The affine map is given by the random displacement of three points, a third of the side from the centre.
     """
     strength, sigma, move = (share * min(x.shape[2:]) for share in constants)
     height, width = x.shape[2:]
@@ -105,8 +107,8 @@ def elastic_transform(x: Tensor, constants: tuple[float, float, float], draws: D
 
 
 def affine(x: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """x (batch, channels, height, width) under the affine maps that move three points by ``moves``
-    (batch, points, 2), right and down in pixels; mirrored at the border, linear between pixels."""
+    """x (batch, channels, height, width) under affine maps that displace three points by ``moves``
+    (batch, points, 2), in pixels to the right and down; bilinear, mirrored at the border."""
     height, width = x.shape[2:]
     across, down, third = width // 2, height // 2, min(height, width) // 3
     before = np.array(
@@ -123,8 +125,10 @@ def affine(x: np.ndarray, moves: np.ndarray) -> np.ndarray:
 
 
 def bilinear(x: Tensor, rows: Tensor, columns: Tensor, beyond: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """x (batch, channels, height, width) read at places ``rows`` and ``columns`` (batch, height, width),
-    linearly between pixels; ``beyond`` says which pixel stands for an index, and at which side length."""
+    """x (batch, channels, height, width) sampled at ``rows`` and ``columns`` (batch, height, width).
+
+    ``beyond(index, side)`` maps indices beyond the border to pixels.
+    """
     height, width = x.shape[2:]
     top, left = rows.floor(), columns.floor()
     low, beside = (rows - top)[:, None], (columns - left)[:, None]
@@ -141,24 +145,24 @@ def bilinear(x: Tensor, rows: Tensor, columns: Tensor, beyond: Callable[[Tensor,
 
 
 def beyond_mirrored(index: Tensor, side: int) -> Tensor:
-    """... 2 1 [0 1 2 ... n] n-1 ...: the pixel at the border stands there once."""
+    """... 2 1 [0 1 2 ... n] n-1 ...: mirrored without repeating the border pixel."""
     index = index.abs() % (2 * side - 2)
     return index.minimum(2 * side - 2 - index)
 
 
 def beyond_reflected(index: Tensor, side: int) -> Tensor:
-    """... 1 0 [0 1 ... n] n n-1 ...: the pixel at the border stands there twice."""
+    """... 1 0 [0 1 ... n] n n-1 ...: mirrored with the border pixel repeated."""
     index = index % (2 * side)
     return index.minimum(2 * side - 1 - index)
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:
-    """Points (..., 3, 2) with a 1 each."""
+    """Points (..., 3, 2) in homogeneous coordinates, (..., 3, 3)."""
     return np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
 
 
-def _each(x: Tensor, change: Callable[[Image], Image]) -> Tensor:
-    """Pictures through a function of Pillow's, at 8 bits."""
+def _with_pillow(x: Tensor, change: Callable[[Image], Image]) -> Tensor:
+    """Apply ``change`` to each image as an 8-bit Pillow image."""
     from PIL.Image import fromarray
 
     levels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

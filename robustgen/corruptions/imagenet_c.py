@@ -1,8 +1,8 @@
-"""ImageNet-C through the package imagecorruptions, a picture at a time, with draws that belong to the sample.
+"""ImageNet-C by the package imagecorruptions, one image at a time, with random draws per sample.
 
-A copy of its code is loaded under a name of our own, so that nobody else's copy is changed: with a current
-numpy and scikit-image three of its types fail for names that are gone (glass_blur, gaussian_blur, fog), and
-its random numbers come from numpy's global generator, impulse noise's from the system's entropy.
+A private copy of its code is loaded and patched: with current numpy and scikit-image, three of its types
+(glass_blur, gaussian_blur, fog) fail for removed names, and its random numbers come from numpy's global
+generator or, for impulse noise, from the system's entropy.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from torch import Tensor
 from robustgen.draws import Draws
 
 MIN_SIDE = 64
-"""Its constants are for pictures of 224 pixels; of much smaller ones they leave little."""
+"""The constants are for images of 224x224 pixels; much smaller ones would be erased."""
 REMEDY = "pip install 'robustgen[imagecorruptions]'"
 
 
 def missing() -> str | None:
-    """What ImageNet-C needs and this machine lacks."""
-    lacking = [name for name in ("imagecorruptions", "pkg_resources", "cv2", "skimage") if not _there(name)]
+    """An error message that lists the missing packages; None if ImageNet-C can be computed."""
+    lacking = [
+        name for name in ("imagecorruptions", "pkg_resources", "cv2", "skimage") if not _installed(name)
+    ]
     return f"ImageNet-C needs {', '.join(lacking)}, which is not installed: {REMEDY}" if lacking else None
 
 
-def _there(name: str) -> bool:
+def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
 def corrupt(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
-    """x (batch, 3, height, width) in [0, 1], taken as 8-bit pictures, under a type at a severity."""
+    """x (batch, 3, height, width) in [0, 1], rounded to 8 bits and corrupted by the type ``name``."""
     from PIL.Image import fromarray
 
     levels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -47,15 +49,15 @@ def corrupt(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
 
 
 def seeded_package(numbers: Any) -> Any:
-    """The package's code, which draws from these numbers (those of numpy.random)."""
-    code = _loaded()
+    """The patched package, drawing from ``numbers`` (with the interface of numpy.random)."""
+    code = _load()
     code.np.random = numbers
     code.sk.util.rng = np.random.default_rng(numbers.randint(2**31))
     return code
 
 
 @cache
-def _loaded() -> Any:
+def _load() -> Any:
     import skimage.color
     import skimage.filters
     import skimage.util
@@ -80,7 +82,7 @@ def _loaded() -> Any:
 
 
 class _Numpy:
-    """numpy with a name that is gone, and with random numbers that can be replaced."""
+    """numpy with the removed name float_ and a replaceable ``random``."""
 
     float_ = np.float64
     random: Any = None
@@ -90,7 +92,7 @@ class _Numpy:
 
 
 def gaussian(image: np.ndarray, sigma: Any, multichannel: bool = False, **options: Any) -> np.ndarray:
-    """scikit-image's filter, which the argument ``multichannel`` has left."""
+    """scikit-image's Gaussian filter with its former argument ``multichannel``."""
     from skimage import filters
 
     return filters.gaussian(image, sigma, channel_axis=-1 if multichannel else None, **options)

@@ -1,7 +1,7 @@
-"""Noise and colour: corruptions that look at one pixel, or at the mean of a picture.
+"""Noise and colour: corruptions of each pixel by itself, or relative to the mean of the image.
 
-As everywhere in this package: x float64 (batch, channels, height, width) in [0, 1], the constant of a
-severity, and the samples' draws; the result may leave [0, 1].
+As for all formulas of this package, x is float64 (batch, channels, height, width) in [0, 1], and the result
+may leave [0, 1].
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.corruptions.blur import ROUNDING as CUT
+from robustgen.corruptions.blur import FLOAT32_ERROR
 from robustgen.draws import Draws
 
 
 def gaussian_noise(x: Tensor, sigma: float, draws: Draws) -> Tensor:
-    """Plus normal noise of one sigma."""
+    """Additive Gaussian noise."""
     return _noisy(x, torch.tensor(sigma, dtype=x.dtype), draws)
 
 
 def speckle_noise(x: Tensor, sigma: float, draws: Draws) -> Tensor:
-    """Plus normal noise whose sigma is a share of the value."""
+    """Additive Gaussian noise with a standard deviation of ``sigma`` times the pixel value."""
     return _noisy(x, x * sigma, draws)
 
 
 def _noisy(x: Tensor, scale: Tensor, draws: Draws) -> Tensor:
-    """x + scale n with normal n, to the 8-bit level that it is cut down to.
+    """x + scale n with standard normal n, truncated to 8-bit levels.
 
-    The level needs no more than the first 16 bits of a uniform draw, but for one in fifty: it is the
-    same at both ends of the interval of n that these bits leave. Only where it is not, n is computed
-    as ``Draws.normal`` does, which takes three times as long as all the rest.
+    For 49 of 50 values, the first 16 bits of the uniform draw determine the level: it is the same at both
+    ends of the interval of n that they leave. Only for the others n is computed as by ``Draws.normal``,
+    which takes three times as long as all the rest.
     """
     from scipy.special import ndtri
 
@@ -44,19 +44,19 @@ def _noisy(x: Tensor, scale: Tensor, draws: Draws) -> Tensor:
     for level, slack in ((low, -ROUNDED), (high, ROUNDED)):
         level *= size255
         level += base
-        level += np.float32(CUT + slack)
+        level += np.float32(FLOAT32_ERROR + slack)
         np.floor(level, out=level)
     open_ = np.flatnonzero(low != high)
     n = ndtri(u.ravel()[open_] + 2.0**-54).astype(np.float32)
     wide = np.broadcast_to(size, pixels.shape)
-    low.ravel()[open_] = np.floor((pixels.ravel()[open_] + wide.reshape(-1)[open_] * n) * 255 + CUT)
+    low.ravel()[open_] = np.floor((pixels.ravel()[open_] + wide.reshape(-1)[open_] * n) * 255 + FLOAT32_ERROR)
     low /= 255
     return torch.from_numpy(low)
 
 
 @cache
 def _ends() -> np.ndarray:
-    """The n between neighbouring parts of (0, 1), float32 (PARTS + 1,); 100 stands for infinity."""
+    """Normal quantiles of 0, 1 / PARTS, ..., 1, float32 (PARTS + 1,), with 100 for infinity."""
     from scipy.special import ndtri
 
     return ndtri(np.arange(PARTS + 1) / PARTS).clip(-100, 100).astype(np.float32)
@@ -64,14 +64,14 @@ def _ends() -> np.ndarray:
 
 PARTS = 2**16
 ROUNDED = 1e-3
-"""Levels: more than float32 numbers and arithmetic are off by, at up to 2,000 levels."""
+"""In levels, more than the error of float32 arithmetic at up to 2,000 levels."""
 
 
 def shot_noise(x: Tensor, photons: float, draws: Draws) -> Tensor:
-    """Poisson(photons x) / photons, by the inverse distribution function of one uniform draw a pixel."""
+    """Poisson(photons x) / photons, by inverse transform sampling with one uniform draw per value."""
     from scipy.stats import poisson
 
-    # Draws lie on a grid of 2^-24 that holds 0, whose quantile would be -1: half a step up.
+    # Draws are multiples of 2^-24, including 0, whose quantile would be -1: shift by half a step.
     u = draws.uniform(*x.shape[1:]).double().numpy().ravel() + 2.0**-25
     pixels = x.numpy().ravel()
     level = np.rint(pixels * 255).astype(np.intp)
@@ -85,7 +85,7 @@ def shot_noise(x: Tensor, photons: float, draws: Draws) -> Tensor:
 
 
 def _quantiles(level: np.ndarray, u: np.ndarray, reached: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """The first count whose distribution function reaches ``u``; tables as ``_poisson`` makes them."""
+    """The least count whose distribution function reaches ``u``; ``reached`` and ``least``: see _poisson."""
     place = (u * GUIDES).astype(np.intp)
     place += level * (GUIDES + 1)
     counts = np.take(least, place)
@@ -102,8 +102,8 @@ def _quantiles(level: np.ndarray, u: np.ndarray, reached: np.ndarray, least: np.
 
 @lru_cache(maxsize=16)
 def _poisson(photons: float, values: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution functions of Poisson(photons value), (256, counts), and the quantiles of 0,
-    1 / GUIDES, 2 / GUIDES, ..., 1, (256, GUIDES + 1), for 256 float64 values."""
+    """For 256 float64 values: the distribution functions of Poisson(photons value), (256, counts), and the
+    quantiles of 0, 1 / GUIDES, ..., 1, (256, GUIDES + 1), at which a search starts."""
     from scipy.special import pdtr
 
     means = np.frombuffer(values)[:, None] * photons
@@ -114,25 +114,25 @@ def _poisson(photons: float, values: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 GUIDES = 1024
-"""How many parts of [0, 1) a search for a quantile begins in."""
+"""Number of equal parts of [0, 1) in the guide table of the Poisson quantiles."""
 
 
 def impulse_noise(x: Tensor, amount: float, draws: Draws) -> Tensor:
-    """Salt and pepper: this share of the values, channel by channel, becomes 0 or 1."""
+    """Salt and pepper: the share ``amount`` of the values, per channel, becomes 0 or 1."""
     hit, salt = draws.uniform(*x.shape[1:]) < amount, draws.uniform(*x.shape[1:]) < 0.5
     return torch.where(hit, salt.double(), x)
 
 
 def contrast(x: Tensor, factor: float, draws: Draws) -> Tensor:
-    """Towards the mean of each channel."""
+    """Contraction towards the mean of each channel."""
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * factor + mean
 
 
 def brightness(x: Tensor, shift: float, draws: Draws) -> Tensor:
-    """V + shift in HSV, hue and saturation kept: every channel times the ratio of the two V.
+    """V + shift in HSV at constant hue and saturation: all channels are scaled by the ratio of the two V.
 
-    A grey picture has no hue, and its value is V. Black is grey, so it takes the new value.
+    For a grey image, V is the value itself. Black becomes grey.
     """
     value = x.amax(1, keepdim=True)
     shifted = (value + shift).clamp(0, 1)
@@ -140,10 +140,10 @@ def brightness(x: Tensor, shift: float, draws: Draws) -> Tensor:
 
 
 def saturate(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """S times and plus a constant in HSV, hue and value kept.
+    """S * factor + shift in HSV at constant hue and value.
 
-    A channel is V (1 - S f), where the hue alone decides f. The hue of grey is 0 by convention, so
-    that grey turns red where the constant that is added is not 0, as it does in the original.
+    A channel is V (1 - S f), where f depends on the hue alone. The hue of grey is 0, which is red, by
+    convention, so grey turns reddish if shift is not 0, as in the original.
     """
     factor, shift = constants
     value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""The published CIFAR-10-C, from its files in the data root: what has no seed is read, not made again.
+"""The published CIFAR-10-C (https://zenodo.org/records/2535967), read from its files in the data root.
 
-<type>.npy holds 5 blocks of the test split, by severity, as uint8 (5 n, height, width, 3); labels.npy the
-labels of the blocks (https://zenodo.org/records/2535967).
+<type>.npy holds the corrupted test split at severities 1 to 5, uint8 (5 n, height, width, 3); labels.npy the
+labels of all five.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ MD5 = {
     "speckle_noise": "ef00b87611792b00df09c0b0237a1e30",
     "zoom_blur": "6ea8e63f1c5cdee1517533840641641b",
 }
-"""Of the files as they were published."""
+"""md5 of the published files, by name."""
 
 
 class PublishedFile(NamedTuple):
-    """The file of a type, or why the published pictures cannot be used (None: they are not at hand)."""
+    """The published file of a type. None without a ``reason``: it is not in the data root; with one: it does
+    not fit the data."""
 
     file: Path | None
     reason: str | None = None
 
 
 def find_published(type_: str, root: Path, labels: Tensor) -> PublishedFile:
-    """The published file of a type for the test split with these labels (n,).
+    """The published file of a type, for the test split with these labels (n,).
 
-    A file whose md5 is not the published one is a UserError.
+    UserError if the md5 of a file is not the published one.
     """
     folder = root / FOLDER
     file, named = folder / f"{type_}.npy", folder / "labels.npy"
@@ -78,7 +79,7 @@ def find_published(type_: str, root: Path, labels: Tensor) -> PublishedFile:
 
 
 class PublishedCorruption(Perturbation):
-    """A block of a published file: the pictures of a type at a severity, by sample id."""
+    """The published images of a type at a severity, by sample id."""
 
     reference = "Hendrycks and Dietterich 2019, arXiv:1903.12261; CIFAR-10-C as published"
 
@@ -91,7 +92,7 @@ class PublishedCorruption(Perturbation):
         expected = tuple(x.shape[i] for i in (2, 3, 1))
         if pictures.shape[1:] != expected or pictures.dtype != np.uint8:
             raise UserError(
-                "the published pictures are none of this data",
+                "the published pictures do not fit this data set",
                 where=self.file,
                 expected=f"uint8 pictures of shape {expected}",
                 got=f"{pictures.dtype} of shape {pictures.shape[1:]}",
@@ -103,8 +104,10 @@ class PublishedCorruption(Perturbation):
 
 @cache
 def check_md5(file: Path) -> None:
-    """Raise UserError unless the file's md5 is the published one; what was checked once is remembered by
-    size and time of change in the user's cache folder."""
+    """Raise UserError unless the file's md5 is the published one.
+
+    Results are cached, by size and modification time, in the user's cache folder.
+    """
     status = file.stat()
     key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
     memory = cache_folder() / "md5.json"
@@ -115,7 +118,7 @@ def check_md5(file: Path) -> None:
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
             memory.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        except OSError:  # a machine without a home: it is computed again next time
+        except OSError:  # no writable cache folder: computed again next time
             pass
     if known[key] != MD5[file.stem]:
         raise UserError(
@@ -123,7 +126,7 @@ def check_md5(file: Path) -> None:
             where=file,
             expected=f"md5 {MD5[file.stem]}",
             got=known[key],
-            remedy=f"fetch it again from https://zenodo.org/records/2535967, or take away {FOLDER}",
+            remedy=f"fetch it again from https://zenodo.org/records/2535967, or remove {FOLDER}",
         )
 
 

@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.corruptions.blur import along_a_line, angles, cut, smooth, zoom
+from robustgen.corruptions.blur import angles, directional_blur, smooth, truncate_to_8_bits, zoom
 from robustgen.draws import Draws
 
 FROSTS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-"""There is a sixth, which the original never draws."""
+"""The photographs; there is a sixth, which the original never draws."""
 SHRUNK = 0.2  # the scale of the photographs of frost in CIFAR-10-C
 LUMA = (0.299, 0.587, 0.114)
 WATER, MUD = (175, 238, 238), (63, 42, 20)
 
 
 def snow(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
-    """Flakes, driven down and to the side, over a whitened picture; the same flakes turned half round."""
+    """Motion-blurred flakes over a whitened image, added once as they are and once rotated by 180 degrees."""
     mean, spread, size, threshold, radius, sigma, kept = constants
     flakes = mean + spread * draws.normal(1, *x.shape[2:]).double().numpy()
     flakes = zoom(flakes, size)
-    layer = torch.from_numpy(cut(np.where(flakes < threshold, 0, flakes)))
-    layer = along_a_line(layer, int(radius), sigma, angles(draws, -135, -45))
+    layer = torch.from_numpy(truncate_to_8_bits(np.where(flakes < threshold, 0, flakes)))
+    layer = directional_blur(layer, int(radius), sigma, angles(draws, -135, -45))
     white = (1.5 * grey(x) + 0.5).maximum(x)
     return kept * x + (1 - kept) * white + layer + layer.rot90(2, (2, 3))
 
 
 def frost(x: Tensor, constants: tuple[float, float, float], draws: Draws) -> Tensor:
-    """A part of a photograph of frost, scaled, laid over the picture."""
+    """A random crop of a scaled photograph of frost, added to the image."""
     kept, weight, scale = constants
     height, width = x.shape[2:]
     pictures = frost_pictures(scale)
@@ -52,10 +52,7 @@ def frost(x: Tensor, constants: tuple[float, float, float], draws: Draws) -> Ten
 
 @cache
 def frost_pictures(scale: float = SHRUNK) -> list[Tensor]:
-    """The photographs (3, height, width), float64 in [0, 1], scaled.
-
-    They lie in the folder of an installed imagecorruptions, which is found without running it.
-    """
+    """The photographs of an installed imagecorruptions (3, height, width), float64 in [0, 1], scaled."""
     from PIL import Image
 
     folder = frost_folder()
@@ -64,7 +61,7 @@ def frost_pictures(scale: float = SHRUNK) -> list[Tensor]:
     for name in FROSTS:
         pixels = np.asarray(Image.open(folder / name).convert("RGB"))
         if scale == SHRUNK:
-            # Linear interpolation at an odd scale, without smoothing, takes the middle pixel of each square.
+            # Linear interpolation at 1 / 5, without smoothing, takes the middle pixel of each 5x5 square.
             step = round(1 / scale)
             small = pixels[step // 2 :: step, step // 2 :: step]
         else:
@@ -77,13 +74,13 @@ def frost_pictures(scale: float = SHRUNK) -> list[Tensor]:
 
 
 def frost_size(scale: float) -> tuple[int, int]:
-    """The height and width that every scaled photograph has at least."""
+    """The least height and the least width of the scaled photographs."""
     heights, widths = zip(*(picture.shape[1:] for picture in frost_pictures(scale)), strict=True)
     return min(heights), min(widths)
 
 
 def frost_folder() -> Path | None:
-    """Where the photographs of frost lie; None where imagecorruptions is not installed."""
+    """The folder of the photographs of frost; None if imagecorruptions is not installed."""
     package = importlib.util.find_spec("imagecorruptions")
     if package is None or package.origin is None:
         return None
@@ -92,7 +89,7 @@ def frost_folder() -> Path | None:
 
 
 def fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """Plasma added, and the picture's highest value kept where it was."""
+    """Plasma clouds added, then scaled so that the image's maximum is kept."""
     strength, decay = constants
     height, width = x.shape[2:]
     side = 1 << (max(height, width) - 1).bit_length()
@@ -102,9 +99,10 @@ def fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
 
 
 def plasma(draws: Draws, side: int, decay: float) -> Tensor:
-    """Clouds (batch, side, side) from 0 to 1 by the diamond-square algorithm on a torus; ``side`` is a
-    power of two. Each new point is the mean of four neighbours and a random share of a wobble, which
-    falls by ``decay`` from one size to the next.
+    """Clouds (batch, side, side) in [0, 1] by the diamond-square algorithm on a torus.
+
+    ``side`` is a power of two. Each new point is the mean of four neighbours plus noise, whose amplitude
+    ``wobble`` is divided by ``decay`` at each scale.
     """
     clouds = torch.zeros(len(draws), side, side, dtype=torch.float64)
     step, wobble = side, 100.0
@@ -141,8 +139,10 @@ def spatter(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
 
 
 def water(liquid: np.ndarray) -> np.ndarray:
-    """How bright drops shine, from 0 to 1, by 8-bit levels of the liquid (height, width): lit from one
-    side, by the distance to their edges. 0 everywhere where there is no drop."""
+    """Brightness of drops in [0, 1], given 8-bit levels of the liquid (height, width).
+
+    Drops are lit from one side, by the distance to their edges; 0 without drops.
+    """
     import cv2
 
     edges = 255 - cv2.Canny(liquid, 50, 150)
@@ -154,13 +154,13 @@ def water(liquid: np.ndarray) -> np.ndarray:
 
 
 def grey(x: Tensor) -> Tensor:
-    """The luma (batch, 1, height, width) of colour pictures; grey ones as they are."""
+    """The luma (batch, 1, height, width) of colour images; grey ones as they are."""
     if x.shape[1] == 1:
         return x
     return (x * torch.tensor(LUMA, dtype=x.dtype).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def colour(levels: tuple[int, int, int], like: Tensor) -> Tensor:
-    """A colour (1, 3, 1, 1) from 8-bit levels; its luma for grey pictures."""
+    """A colour (1, 3, 1, 1) from 8-bit levels; its luma if ``like`` is grey."""
     one = torch.tensor(levels, dtype=like.dtype).view(1, 3, 1, 1) / 255
     return one if like.shape[1] == 3 else grey(one)

@@ -1,10 +1,9 @@
-"""Data sets by name: ``load(name, split)`` is the one way in.
+"""Data sets by name: ``load(name, split)``; out-of-distribution sets by ``load_foreign(name, familiar)``.
 
-Splits are train, calibration and test; calibration samples are neither training nor test samples.
-Foreign sets (letters, photos, textures) have only a test split. Any set may be foreign to another:
-``load_foreign(name, familiar)`` brings it to that one's shape and through its codec, and makes the sets
-that are made of it (noise, turned pictures). ``NAME:CLASSES`` is a set without its other classes, which are
-then foreign to it.
+Splits are train, calibration and test; the calibration split is cut from the training data. Foreign sets
+(letters, photos, textures) have only a test split. Any set may be foreign to another: ``load_foreign``
+converts it to the shape and the codec of the familiar set, or derives it from that (noise, rotations).
+``NAME:CLASSES`` is a set restricted to some classes; the remaining ones are then foreign to it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
 
 
 def data_root(root: Path | str | None = None) -> Path:
-    """Where data sets lie: the argument, else ROBUSTGEN_DATA, else the user's cache folder."""
+    """The folder of the data sets: the argument, else ROBUSTGEN_DATA, else the user's cache folder."""
     if root is None:
         root = os.environ.get("ROBUSTGEN_DATA") or None
     if root is not None:
@@ -45,7 +44,7 @@ def data_root(root: Path | str | None = None) -> Path:
     return cache_folder() / "data"
 
 
-OWN = "NAME:CLASSES, imagefolder:PATH, FILE.npz, or FILE.parquet"
+USER_DATA = "NAME:CLASSES, imagefolder:PATH, FILE.npz, or FILE.parquet"
 
 
 def load(
@@ -55,11 +54,11 @@ def load(
     shape: tuple[int, int, int] | None = None,
     root: Path | str | None = None,
 ) -> Dataset:
-    """A split of a data set by name, ``imagefolder:PATH``, ``FILE.npz`` or ``FILE.parquet``.
+    """A split of a data set, given by name, ``imagefolder:PATH``, ``FILE.npz`` or ``FILE.parquet``.
 
-    ``NAME:CLASSES``, such as digits:0-7, has these classes alone. ``shape`` brings foreign pictures to
-    (channels, height, width). Raises UserError where the name is not known, the files are absent and
-    cannot be downloaded, or there is no such split or class.
+    ``NAME:CLASSES``, such as digits:0-7, is restricted to these classes. ``shape``: (channels, height, width)
+    to convert the images to. Raises UserError if the name is unknown, if the files are missing and cannot
+    be downloaded, and if there is no such split or class.
     """
     if name.startswith("imagefolder:"):
         dataset = files.image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), split)
@@ -77,48 +76,49 @@ def load(
         dataset = classes.keep_classes(load(whole, split, root=root), chosen)
     elif name in (*DERIVED, HELD_OUT):
         raise UserError(
-            f"{name!r} is made for another data set and is none by itself", got=name,
+            f"{name!r} is derived from another data set and cannot be loaded by itself", got=name,
             remedy="name it among a protocol's foreign sets",
         )  # fmt: skip
     else:
-        raise unknown_name("data set", name, SOURCES, also=OWN)
+        raise unknown_name("data set", name, SOURCES, also=USER_DATA)
     return replace(dataset.reshaped(shape) if shape else dataset, source=name)
 
 
 def load_foreign(name: str, familiar: Dataset, root: Path | str | None = None) -> Foreign:
-    """A foreign set for the ``familiar`` test split, in its shape and through its codec, and as it was.
+    """A foreign (out-of-distribution) set for the ``familiar`` test split, matched to its shape and codec.
 
-    ``name``: as for ``load``, one of DERIVED, or HELD_OUT; pictures of files come in a fixed random order.
-    Raises UserError as ``load`` does.
+    ``name``: as for ``load``, a key of DERIVED, or HELD_OUT. The images of a user's files come in a fixed
+    random order. Raises UserError as ``load`` does.
     """
     if name == HELD_OUT:
         whole, _, chosen = familiar.source.partition(":")
         if not holds_out(familiar):
             raise UserError(
-                f"{familiar.name!r} leaves no class out", where=HELD_OUT, got=familiar.source,
+                f"{familiar.name!r} has all of its classes, so none is held out",
+                where=HELD_OUT, got=familiar.source,
                 remedy="name the classes to keep, such as digits:0-7",
             )  # fmt: skip
         return matched(classes.held_out_classes(load(whole, "test", root=root), chosen), familiar)
     if name in DERIVED:
         return matched(derive(name, familiar), familiar)
     if name not in SOURCES and ":" not in name and not name.endswith((".npz", ".parquet")):
-        raise unknown_name("data set", name, [*SOURCES, *DERIVED, HELD_OUT], also=OWN)
-    if name not in SOURCES:  # a folder of classes is sorted by them, and a run may take the first n
+        raise unknown_name("data set", name, [*SOURCES, *DERIVED, HELD_OUT], also=USER_DATA)
+    if name not in SOURCES:  # shuffled: folders are sorted by class, and a run may take the first n
         return matched(load(name, "test", root=root).shuffled(), familiar)
-    # letters and photos are drawn in the shape that is asked for
+    # letters and photos are rendered in the requested shape
     shape = familiar.shape if SOURCES[name].foreign else None
     return matched(load(name, "test", shape=shape, root=root), familiar)
 
 
 def holds_out(dataset: Dataset) -> bool:
-    """Whether a data set is some of the classes of a named one."""
+    """Whether a data set is a named one restricted to some of its classes (``NAME:CLASSES``)."""
     whole, _, chosen = dataset.source.partition(":")
     return bool(chosen) and whole in SOURCES
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a named data set is loaded: (split, wanted shape, data root) -> Dataset."""
+    """A named data set: ``load(split, shape or None, data root)``; ``foreign``: it has only a test split."""
 
     load: Callable[[Split, tuple[int, int, int] | None, Path], Dataset]
     summary: str

@@ -1,4 +1,4 @@
-"""Data sets that need no files of their own: installed packages carry them."""
+"""Data sets that are bundled with installed packages (scikit-learn, matplotlib)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustgen.types import UNLABELLED, Split
 
 
 def digits(split: Split, shape: Any, root: Path) -> Dataset:
-    """scikit-learn's handwritten digits at their native 8x8, split into 1,197 / 200 / 400."""
+    """scikit-learn's handwritten digits, 8x8: 1,197 training, 200 calibration and 400 test images."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -32,12 +32,12 @@ FONTS = (
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol"),
 )
 LETTERS = "ACEFHJKLMNPRTUVWXYdfhkmnprtw"
-"""Without those that could pass for a digit: B D G I O Q S Z a b e g i j l o q s y z, and without c u v x,
-which are their capitals once more."""
+"""Without letters that resemble a digit (B D G I O Q S Z a b e g i j l o q s y z), and without c u v x, which
+repeat their capitals."""
 
 
 def letters(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dataset:
-    """Letters that are drawn large from matplotlib's fonts, cropped to their ink and scaled down."""
+    """Letters rendered in matplotlib's fonts, cropped to their bounding box and scaled down."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
@@ -63,7 +63,7 @@ def letters(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dat
 
 
 def photos(split: Split, shape: tuple[int, int, int] | None, root: Path) -> Dataset:
-    """Windows of the two photographs that scikit-learn carries, scaled down to the shape."""
+    """Crops of the two photographs in scikit-learn, scaled down to ``shape``."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 

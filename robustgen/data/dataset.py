@@ -1,4 +1,4 @@
-"""A split of a data set: pictures with labels, a fingerprint and a line that says where they come from."""
+"""The type of a data set's split, and the checks of images and labels that it is made from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from robustgen.data.codec import Jpeg
 from robustgen.errors import UnknownNameError, UserError
 from robustgen.types import UNLABELLED
 
-SPLIT_SEED = 0  # of every split that is ours to make; changing it changes every fingerprint
-MOST_CLASSES = 100_000  # above it, what is called a label is something else
+SPLIT_SEED = 0  # of all splits and orders made here; changing it changes every fingerprint
+MOST_CLASSES = 100_000  # larger integers are not class labels
 
 
 @dataclass(frozen=True)
 class Dataset:
     """One split of a data set.
 
-    ``images`` float32 (n, channels, height, width) in [0, 1]; ``labels`` int64 (n,), -1 where there
-    is none; ``sample_ids`` int64 (n,), a sample's place in the whole split; ``fingerprint``: sha256
-    over pixels and labels, 16 hex digits; ``provenance``: a line for the report.
+    ``images``: float32 (n, channels, height, width) in [0, 1]; ``labels``: int64 (n,), -1 for an unlabelled
+    sample; ``sample_ids``: int64 (n,), the index of a sample in the whole split; ``fingerprint``: sha256 of
+    pixels and labels, 16 hex digits; ``provenance``: a description for the report.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Dataset:
     fingerprint: str
     provenance: str
     source: str = ""
-    """What ``load`` was asked for; it differs from the name for imagefolder:PATH and files."""
+    """The name given to ``load``; it differs from ``name`` for imagefolder:PATH and files."""
     codec: Jpeg | None = None
-    """The lossy codec that all of its pictures came through, where there is one and it is known."""
+    """The lossy codec that all images passed through; None if there is none, or it is unknown."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,17 +56,17 @@ class Dataset:
         )
 
     def shuffled(self) -> Dataset:
-        """The same pictures in another order, random and always the same."""
+        """The same images in a fixed random order."""
         order = np.random.RandomState(SPLIT_SEED).permutation(len(self))
         names = self.class_names
         mixed = make(self.name, self.images[order], self.labels[order], names, f"{self.provenance} Shuffled.")
         return replace(mixed, source=self.source, codec=self.codec)
 
     def reshaped(self, shape: tuple[int, int, int]) -> Dataset:
-        """The same pictures in another shape: grey or colour, resized with antialiasing.
+        """The same images converted to ``shape``: grey or colour, resized with antialiasing.
 
-        What shrinks to both sides is averaged over areas, which blurs less than a linear filter does:
-        blur is something that a foreign set could be told by. The codec is no longer theirs.
+        Downscaling averages over areas, which blurs less than a linear filter: blur could give a foreign
+        set away. The result has no codec.
         """
         if self.shape == shape:
             return self
@@ -98,10 +98,10 @@ def make(
     *,
     where: object = None,
 ) -> Dataset:
-    """A Dataset from pictures (n, channels, height, width), uint8 or float in [0, 1], checked.
+    """A Dataset from images (n, channels, height, width), uint8 or float in [0, 1], and labels, checked.
 
-    ``labels``: integers (n,), each the place of its class in ``class_names``; where there are no
-    classes (a foreign set), all are -1. ``where``, the file, is for the messages. Raises UserError.
+    ``labels``: integers (n,), indices into ``class_names``, or all -1 without classes (a foreign set).
+    ``where``: the file, for error messages. Raises UserError.
     """
     pictures = _pictures(name, images, where)
     numbers = _labels(name, labels, len(pictures), len(class_names), where)
@@ -112,10 +112,10 @@ def make(
 
 
 def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
-    """Pictures as float32 in [0, 1]."""
+    """Images as float32 in [0, 1]; UserError for other content."""
     given = given if isinstance(given, Tensor) else np.asarray(given)
     wrong = UserError(
-        f"data set {name!r}: these are no pictures",
+        f"data set {name!r}: the array does not hold pictures",
         where=where,
         expected="uint8 or float, shape (n, channels, height, width), none of them 0",
         got=f"{given.dtype}, shape {tuple(given.shape)}",
@@ -124,7 +124,7 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "uf":
             raise wrong
-        given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))  # torch knows no other order
+        given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))  # torch requires native byte order
     images = torch.as_tensor(given)
     if images.dtype == torch.uint8:
         images = images.float() / 255
@@ -144,7 +144,7 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
 
 
 def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, where: object) -> Tensor:
-    """Labels as int64 (pictures,): 0 to classes - 1, or -1 throughout where there are no classes."""
+    """Labels as int64 (pictures,): 0 to classes - 1, or all -1 if there are no classes."""
     array = np.asarray(given)
     if pictures == 0:
         raise UserError(
@@ -152,7 +152,7 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
         )
     if array.ndim and len(array) != pictures:
         raise UserError(
-            f"data set {name!r}: as many labels as pictures are needed",
+            f"data set {name!r}: the numbers of labels and pictures differ",
             where=where,
             expected=f"labels of shape ({pictures},)",
             got=f"{pictures} pictures, labels of shape {array.shape}",
@@ -160,7 +160,7 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
         )
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(
-            f"data set {name!r}: labels must be integers, one a picture",
+            f"data set {name!r}: labels must be integers, one per picture",
             where=where,
             expected=f"an integer type, shape ({pictures},)",
             got=f"{array.dtype}, shape {array.shape}",
@@ -182,7 +182,7 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
 
 
 def numbered(labels: np.ndarray) -> list[str]:
-    """Class names "0", "1", ... up to the largest label; none where these are no labels of classes."""
+    """Class names "0", "1", ... up to the largest label; empty if these are not class labels."""
     if labels.dtype.kind not in "iu" or not labels.size:
         return []
     return [str(k) for k in range(min(int(labels.max()) + 1, MOST_CLASSES))]
@@ -191,7 +191,7 @@ def numbered(labels: np.ndarray) -> list[str]:
 def check_classes(
     name: str, split: str, strange: Sequence[str], class_names: Sequence[str], where: object
 ) -> None:
-    """UnknownNameError where a split has ``strange`` classes, which are not among the test split's."""
+    """Raise UnknownNameError if a split has classes, ``strange``, that the test split lacks."""
     if strange:
         raise UnknownNameError(
             f"data set {name!r}: the {split} split has classes that the test split lacks",
@@ -207,7 +207,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def no_split(name: str, split: str, expected: str | None = None) -> UserError:
-    """The error for a split that a data set does not have; ``expected``: where a user's own would lie."""
+    """The error for a missing split; ``expected``: where a user's own data set would have it."""
     named = "name a data set that has one ('robustgen list data')"
     return UserError(
         f"data set {name!r} has no {split} split", where=name, expected=expected or "another data set",

@@ -1,4 +1,4 @@
-"""Data sets in files: torchvision's formats, Hugging Face image parquet, and the user's own."""
+"""Data sets in files: torchvision's formats, Hugging Face image parquet, and a user's own files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robustgen.types import Split
 
 @contextmanager
 def _reading(what: str, where: object, expected: str, remedy: str | None = None) -> Iterator[None]:
-    """Turns whatever a wrong or damaged file makes a library raise into one message."""
+    """Turn any exception of a library that reads an invalid or damaged file into one UserError."""
     try:
         yield
     except UserError:
@@ -38,7 +38,7 @@ def _must_exist(path: Path) -> None:
 
 
 def from_torchvision(name: str, split: Split, root: Path) -> Dataset:
-    """mnist, cifar10, cifar100 or svhn, in torchvision's own format; downloaded where that is possible."""
+    """mnist, cifar10, cifar100 or svhn in torchvision's format; downloaded if missing."""
     from torchvision import datasets
 
     # calibration is cut from the training part
@@ -73,11 +73,11 @@ def _torchvision(name: str, root: Path) -> AbstractContextManager[None]:
 
 
 def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
-    """A data set of torchvision, from its files or, where they are not there, downloaded."""
+    """A data set of torchvision, from its files or, if they are missing, downloaded."""
     with _torchvision(name, root):
         try:
             return maker(False)
-        except RuntimeError as error:  # torchvision's word for files that are absent, among others
+        except RuntimeError as error:  # torchvision raises this for missing files, among others
             if not str(error).startswith("Dataset not found"):
                 raise
     try:
@@ -85,7 +85,7 @@ def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
         return maker(True)
     except Exception as error:
         raise UserError(
-            f"data set {name!r} is not there and could not be downloaded",
+            f"data set {name!r} was not found and could not be downloaded",
             where=root,
             got=in_words(error),
             remedy="put its files there as torchvision expects them, or name another --data-root",
@@ -93,7 +93,7 @@ def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
 
 
 def _part_of_training(split: Split, n: int) -> np.ndarray:
-    """Which rows of the published training or test part a split takes: a tenth is calibration."""
+    """The rows of the published test or training part that form a split; a tenth of the latter calibrates."""
     if split == "test":
         return np.arange(n)
     order = np.random.RandomState(SPLIT_SEED).permutation(n)
@@ -101,7 +101,7 @@ def _part_of_training(split: Split, n: int) -> np.ndarray:
 
 
 def cifar10(split: Split, shape: Any, root: Path) -> Dataset:
-    """CIFAR-10 in torchvision's format where it is there, else from parquet, else downloaded."""
+    """CIFAR-10 from torchvision's format if present, else from parquet, else downloaded."""
     parquet = root / "cifar10" / f"{'test' if split == 'test' else 'train'}.parquet"
     if parquet.is_file() and not (root / "cifar-10-batches-py").is_dir():
         return _parquet("cifar10", parquet, split)
@@ -109,7 +109,7 @@ def cifar10(split: Split, shape: Any, root: Path) -> Dataset:
 
 
 def textures(split: Split, shape: Any, root: Path) -> Dataset:
-    """Describable Textures, from parquet where it is there, else through torchvision's DTD."""
+    """Describable Textures from parquet if present, else through torchvision's DTD."""
     parquet = root / "textures" / "test.parquet"
     if parquet.is_file():
         return _parquet("textures", parquet, split)
@@ -122,14 +122,15 @@ def textures(split: Split, shape: Any, root: Path) -> Dataset:
         pairs = [(np.asarray(p.convert("RGB").resize(size, Image.Resampling.BOX)), y) for p, y in source]
         images, labels = (np.stack(part) for part in zip(*pairs, strict=True))
     provenance = "DTD test split, scaled to 64x64."
-    images = images.transpose(0, 3, 1, 2)  # sorted by class, and a run may take the first n
+    images = images.transpose(0, 3, 1, 2)
+    # shuffled: the files are sorted by class, and a run may take the first n
     return make("textures", images, labels, source.classes, provenance, where=root).shuffled()
 
 
 def _parquet(name: str, path: Path, split: Split) -> Dataset:
     import pyarrow.parquet as pq
 
-    what = f"data set {name!r}: this is no Hugging Face image parquet"
+    what = f"data set {name!r}: this is not a Hugging Face image parquet"
     expected = "the columns img or image {bytes, path}, and label; pictures of one size"
     with _reading(what, path, expected, "fetch the file again"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -151,7 +152,7 @@ def _parquet(name: str, path: Path, split: Split) -> Dataset:
 
 
 def _shared(codecs: Iterable[Jpeg | None]) -> Jpeg | None:
-    """The codec that all have, or None."""
+    """The common codec of all images, or None."""
     different = set(codecs)
     return different.pop() if len(different) == 1 else None
 
@@ -162,11 +163,11 @@ def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str, Jpeg | None]:
 
 
 def _pixels(file: Any) -> tuple[np.ndarray, str, Jpeg | None]:
-    """A picture's values (height, width, 3), its format in words, and its codec where that is lossy."""
+    """The pixels (height, width, 3) of an image file, its format in words, and its codec if lossy."""
     from PIL import Image
 
     with Image.open(file) as picture:
-        if picture.mode.startswith(("I", "F")):  # Pillow would clip them
+        if picture.mode.startswith(("I", "F")):  # Pillow would clip the values
             raise ValueError(f"its values have more than 8 bits (mode {picture.mode})")
         codec = codec_of(picture)
         words = f"JPEG (quality {codec.quality})" if codec else str(picture.format)
@@ -188,22 +189,22 @@ def _class_names(table: Any, labels: np.ndarray) -> list[str]:
 
 
 def image_folder(path: Path, split: Split) -> Dataset:
-    """A folder of pictures, one folder a class; or PATH/test, and beside it PATH/train and
-    PATH/calibration, whose classes and channels are the test split's."""
+    """A folder with one subfolder per class, or with such folders as PATH/test, PATH/train and
+    PATH/calibration; classes and channels are those of the test split."""
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import find_classes
 
     _must_exist(path)
     test = path / "test" if (path / "test").is_dir() else path
     if test == path:
-        _no_splits(path)
+        _check_no_splits(path)
     folder = test if split == "test" else path / split
     if split != "test" and (test == path or not folder.is_dir()):
         raise no_split(f"imagefolder:{path}", split, f"{path / split}/CLASS/ beside {path / 'test'}/CLASS/")
     name = path.resolve().name
     expected, remedy = "one folder a class, with pictures in it", "mend the folder: PATH/CLASS/PICTURE.png"
-    with _reading("this is no folder of pictures", folder, expected, remedy):
-        source = ImageFolder(str(folder), loader=_own_picture)
+    with _reading("this is not a folder of pictures by class", folder, expected, remedy):
+        source = ImageFolder(str(folder), loader=_read_picture)
         class_names, _ = find_classes(str(test))
         strange = [name for name in source.classes if name not in class_names]
         check_classes(name, split, strange, class_names, folder)
@@ -218,15 +219,15 @@ def image_folder(path: Path, split: Split) -> Dataset:
             got=", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes)[:4]),
             remedy="resize them first",
         )
-    tested = () if split == "test" else ImageFolder(str(test), loader=_own_picture)
+    tested = () if split == "test" else ImageFolder(str(test), loader=_read_picture)
     images = _grey_where_grey(np.stack(pictures).transpose(0, 3, 1, 2), (found[0] for found, _ in tested))
     labels = [class_names.index(source.classes[k]) for k in source.targets]
     dataset = make(name, images, np.asarray(labels), class_names, f"Image folder, {split}.", where=folder)
     return replace(dataset, codec=_shared(codec for *_, codec in decoded))
 
 
-def _no_splits(path: Path) -> None:
-    """Splits are not taken for classes: a class holds pictures, a split holds folders."""
+def _check_no_splits(path: Path) -> None:
+    """Raise UserError if the subfolders are splits, which hold folders, rather than classes."""
     names = ("train", "calibration", "val")
     found = [
         name for name in names if (path / name).is_dir() and any(p.is_dir() for p in (path / name).iterdir())
@@ -241,14 +242,14 @@ def _no_splits(path: Path) -> None:
         )
 
 
-def _own_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
+def _read_picture(path: str) -> tuple[np.ndarray, str, Jpeg | None]:
     expected, remedy = "a picture of 8 bits a value that Pillow reads", "mend this file, or take it away"
     with _reading("cannot decode the picture", path, expected, remedy):
         return _pixels(path)
 
 
 def parquet(path: Path, split: Split) -> Dataset:
-    """A Hugging Face image parquet; of a file named test.parquet the other splits are cut from the
+    """A Hugging Face image parquet; for a file named test.parquet the other splits are cut from the
     train.parquet beside it."""
     _must_exist(path)
     train = path.with_name("train.parquet")
@@ -278,14 +279,14 @@ def _pictures_of_test(name: str, path: Path) -> Iterator[Any]:
 
 
 def _grey_where_grey(images: Any, tested: Iterable[Any] = ()) -> Any:
-    """One channel of grey pictures that were opened as colour, unless one of the test split's, ``tested``
-    (height, width, 3), has colours: a grey split has the test split's channels."""
+    """One channel if all images are grey, including those of the test split, ``tested`` (height, width, 3)
+    each: all splits have the channels of the test split."""
     grey = (images == images[:, :1]).all() and all((picture == picture[..., :1]).all() for picture in tested)
     return images[:, :1] if grey else images
 
 
 def npz(path: Path, split: Split) -> Dataset:
-    """An .npz with images and labels, and train_images, calibration_labels, ... for the other splits."""
+    """An .npz with the arrays images and labels, and train_images, train_labels, ... for other splits."""
     _must_exist(path)
     prefix = "" if split == "test" else f"{split}_"
     expected = "an .npz with the arrays images and labels (and train_images, calibration_images, ...)"

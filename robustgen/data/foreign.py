@@ -1,8 +1,7 @@
-"""Foreign pictures as they are compared with a familiar set: of its size, through its codec; and foreign
-sets that are made for it.
+"""Foreign (out-of-distribution) sets, matched in shape and codec to a familiar set or derived from it.
 
-What a picture owes to its file format says nothing of a model. So a foreign set goes through the
-familiar set's codec, and the raw one stands beside it.
+A model should not be credited with detecting file formats, so a foreign set is passed through the familiar
+set's codec; the unmatched one is kept for comparison.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from robustgen.data.dataset import SPLIT_SEED, Dataset, make
 from robustgen.errors import UserError
 from robustgen.types import UNLABELLED
 
-MOST = 2000  # pictures of a set that can be as large as one likes
+MOST = 2000  # images of a derived set
 
 
 class Foreign(NamedTuple):
-    """``matched``: in size and codec, the one to read; ``raw``: in size alone, where that differs."""
+    """``matched``: the set in the familiar shape and codec; ``raw``: in the shape alone, if that differs."""
 
     matched: Dataset
     raw: Dataset | None
 
 
 def matched(foreign: Dataset, familiar: Dataset) -> Foreign:
-    """A foreign set in the familiar set's size, and through its codec where that has one.
+    """A foreign set in the familiar set's shape, and passed through its codec if there is one.
 
-    Pictures that came through the very same codec, at this size, are left as they are.
+    Images of this shape that came from the same codec are left unchanged.
     """
     raw = foreign.reshaped(familiar.shape)
     codec = familiar.codec
@@ -45,14 +44,14 @@ def matched(foreign: Dataset, familiar: Dataset) -> Foreign:
 
 @dataclass(frozen=True)
 class Derived:
-    """A foreign set that is made for a familiar one: ``pictures(familiar, rng)``, and what they are."""
+    """A foreign set that is computed from a familiar one by ``pictures(familiar, rng)``."""
 
     pictures: Callable[[Dataset, np.random.RandomState], Tensor]
     summary: str
 
 
 def derive(name: str, familiar: Dataset) -> Dataset:
-    """A set of DERIVED for a familiar data set; UserError where that does not allow it."""
+    """The set DERIVED[name] for a familiar data set; UserError if that does not allow it."""
     kind = DERIVED[name]
     images = kind.pictures(familiar, np.random.RandomState(SPLIT_SEED))
     words = f"{kind.summary[0].upper()}{kind.summary[1:]}, made for {familiar.name}: {len(images)} pictures."
@@ -61,12 +60,12 @@ def derive(name: str, familiar: Dataset) -> Dataset:
 
 
 def _interpolated(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
-    """(x_i + x_j) / 2 for i in order and a random j of another class (JEM's interpolation)."""
+    """(x_i + x_j) / 2 for each i and a random j of another class (as in JEM)."""
     labels = familiar.labels.numpy()
     if len(np.unique(labels)) < 2:
         raise UserError("there are no pairs of different classes", where="interpolated", got=familiar.name)
     others = np.array([rng.choice(np.flatnonzero(labels != label)) for label in labels[:MOST]])
-    return _levels((familiar.images[:MOST] + familiar.images[others]) / 2)
+    return _to_8_bits((familiar.images[:MOST] + familiar.images[others]) / 2)
 
 
 def _uniform(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
@@ -74,10 +73,10 @@ def _uniform(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
 
 
 def _gaussian(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
-    """Of the familiar set's mean and deviation in each channel, so that brightness alone does not tell."""
+    """With the familiar set's mean and deviation per channel, so that brightness does not give it away."""
     mean, deviation = (part.view(-1, 1, 1) for part in _moments(familiar.images))
     noise = torch.from_numpy(rng.standard_normal((MOST, *familiar.shape)).astype(np.float32))
-    return _levels((mean + deviation * noise).clamp(0, 1))
+    return _to_8_bits((mean + deviation * noise).clamp(0, 1))
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +84,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _constant(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
-    """Of grey there are 256; of colours, as many as there is room for."""
+    """All 256 grey levels, or random colours."""
     channels, height, width = familiar.shape
     if channels == 1:
         levels = rng.permutation(256)[:, None]
@@ -109,7 +108,7 @@ def _inverted(familiar: Dataset, rng: np.random.RandomState) -> Tensor:
     return 1 - familiar.images[:MOST]
 
 
-def _levels(images: Tensor) -> Tensor:
+def _to_8_bits(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
@@ -121,4 +120,4 @@ DERIVED: dict[str, Derived] = {
     "turned": Derived(_turned, "the test pictures turned by 90 degrees; a round shape stays what it was"),
     "inverted": Derived(_inverted, "the test pictures as negatives"),
 }
-"""Foreign sets that need no files: any data set has them."""
+"""Foreign sets that are computed from the familiar set, so that any data set has them."""

@@ -1,7 +1,7 @@
-"""Readouts of class gradients: what they are worth, and what they say of an attack.
+"""Readouts of class gradients: how well they guide a denoiser, and what they tell about an attack.
 
-``guidance``: what grad log p(label | noisy picture) adds to a reference denoiser; ``sweep``: the same
-over many noise levels, beside the cross-entropy; ``explained``: the nearest wrong picture, in terms of
+``guidance``: by how much grad log p(label | noisy image) improves a reference denoiser; ``sweep``: the same
+over many noise levels, with the cross-entropy; ``explained``: the nearest adversarial image, in terms of
 the reference's class-conditional denoisers and of the model's gradients.
 """
 

@@ -1,9 +1,10 @@
-"""The readout of an attack in terms of denoisers: what the nearest wrong picture is made of.
+"""The readout of an adversarial perturbation in terms of class-conditional denoisers.
 
-With y = x + sigma n, the way from class c to class k is D(y, k) - D(y, c) in terms of class-conditional
-denoisers, and sigma^2 grad [log p(k | y) - log p(c | y)] in terms of a model's gradients: for the true
-posterior the two are one. So an attack that follows what the data say of the classes lies in the span of
-the reference's differences; how much of it does is compared with a random span of that dimension.
+With y = x + sigma n, the direction from class c to class k is D(y, k) - D(y, c) for class-conditional
+denoisers, and sigma^2 grad [log p(k | y) - log p(c | y)] for a model's gradients; for the true posterior the
+two are equal. So the perturbation of a model that follows the class structure of the data lies in the span
+of the reference's differences; its share in that span is compared with that in a random span of the same
+dimension.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from robustgen.gradients.guidance import (
     denoise_in_batches,
     first_pictures,
     squared_norms,
+    with_nulls,
     within_levels,
 )
 from robustgen.gradients.nearest import Nearest, nearest_wrong
@@ -34,18 +36,18 @@ if TYPE_CHECKING:
 
     from robustgen.draws import Draws
 
-INTEGRATED = (DiffusionClassifier, PipelineClassifier, ScoreClassifier)
-"""Their margin integrates over noise levels, so that no gradient at one level is its slope; and a search
-for the nearest wrong picture takes thousands of passes of a network that they call a hundred times."""
+INTEGRATE_OVER_SIGMA = (DiffusionClassifier, PipelineClassifier, ScoreClassifier)
+"""Classifiers whose margin integrates over noise levels, so that it is not the slope of the gradient at one
+level, and for which a search of the nearest adversarial image is too expensive."""
 PICTURES = ("noisy", "reference", "perturbation", "right", "other", "own_right", "own_other")
 
 
 class Explained(Readout):
-    """Reads out the nearest wrong picture, one row a (sample, sigma).
+    """The nearest adversarial image and its relation to denoisers, one row per (sample, sigma).
 
-    ``sigmas``: noise levels in pixel units; ``reference``: a denoiser that knows labels; ``pictures``:
-    samples of a smaller id than this also get their pictures stored; ``steps`` of the search;
-    ``numbers``: what the reference calls the classes, where these are not its first ones.
+    ``sigmas``: noise levels in pixel units; ``reference``: a class-conditional denoiser; ``pictures``: images
+    are stored for samples with an id below this; ``steps``: iterations of the search; ``numbers``: the
+    reference's labels of the classes, if not 0, 1, ...
     """
 
     name = "explained"
@@ -63,39 +65,39 @@ class Explained(Readout):
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
         """x (batch, channels, height, width) in [0, 1], labels y (batch,). Columns: ``schema()``.
 
-        ``other_label`` is the class of the nearest wrong picture; where none was sought (INTEGRATED) or
-        found, the likeliest wrong class. Of the pictures, ``right`` and ``other`` are sigma^2 grad log p
-        of the label and of that class, ``own_right`` and ``own_other`` D(y, class) - D(y). ``share`` and
-        ``random_share`` are of squared length. ``agreement_dot``, ``gradient_square`` and
-        ``difference_square`` compare sigma^2 grad log p(label | y) with D(y, label) - D(y) of the
-        model's own denoiser, where that is another branch of it than the logits.
+        ``other_label``: the class of the nearest adversarial image or, if none was searched
+        (INTEGRATE_OVER_SIGMA) or found, the most likely wrong class. Images: ``right`` and ``other`` are
+        sigma^2 grad log p of the label and of that class, ``own_right`` and ``own_other`` are D(y, class) -
+        D(y) of the model's own denoiser. ``share`` and ``random_share`` are of the squared norm.
+        ``agreement_dot``, ``gradient_square`` and ``difference_square`` compare sigma^2 grad log p(label | y)
+        with D(y, label) - D(y) of the model's own denoiser, unless the two are equal by construction.
         """
         import pyarrow
 
         self.reference.to(x.device)
         found = None
-        if not isinstance(unwrapped(model), INTEGRATED):
+        if not isinstance(unwrapped(model), INTEGRATE_OVER_SIGMA):
             found = nearest_wrong(model, x, y, self.steps)
         random = draws.normal(model.num_classes - 1, x[0].numel()).double()
         tables = [schema().empty_table()]
         for sigma in self.sigmas:
             noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
-            columns = self._at(sigma, model, x, y, noisy, found, random)
+            columns = self._columns(sigma, model, x, y, noisy, found, random)
             columns |= {
                 "sample_id": draws.sample_ids, "sigma": [sigma] * len(x), "dims": [x[0].numel()] * len(x)
             }  # fmt: skip
-            shown = {name: columns[name] for name in PICTURES if columns.get(name) is not None}
-            columns |= {name: first_pictures(images, draws, self.pictures) for name, images in shown.items()}
-            missing = [None] * len(x)
-            filled = {f.name: missing if columns.get(f.name) is None else columns[f.name] for f in schema()}
-            tables.append(pyarrow.table(filled, schema=schema()))
+            pictures = {name: columns[name] for name in PICTURES if columns.get(name) is not None}
+            columns |= {
+                name: first_pictures(images, draws, self.pictures) for name, images in pictures.items()
+            }
+            tables.append(with_nulls(columns, schema(), len(x)))
         return pyarrow.concat_tables(tables)
 
-    def _at(
+    def _columns(
         self, sigma: float, model: Classifier, x: Tensor, y: Tensor, noisy: Tensor, found: Nearest | None,
         random: Tensor,
     ) -> dict[str, Any]:  # fmt: skip
-        other = _other(model, x, y, found)
+        other = _other_label(model, x, y, found)
         reference = denoise_in_batches(self.reference, noisy, sigma, model)
         columns: dict[str, Any] = {"other_label": other.tolist(), "noisy": noisy, "reference": reference}
         if found is not None:
@@ -148,7 +150,7 @@ class Explained(Readout):
 
 
 def schema() -> pyarrow.Schema:
-    """Columns of the readout's table; pictures are flattened (channels, height, width), distances in L2."""
+    """Columns of the table; images are flattened (channels, height, width), distances are in L2."""
     import pyarrow
 
     number, picture = pyarrow.float64(), pyarrow.list_(pyarrow.float32())
@@ -165,16 +167,16 @@ def schema() -> pyarrow.Schema:
 
 
 def share_in_span(vectors: Tensor, span: Tensor) -> Tensor:
-    """Which share of the squared length of ``vectors`` (batch, pixels) lies in the span of the rows of
-    ``span`` (batch, rows, pixels), (batch,); NaN for a vector of length 0. All float64."""
-    _, sizes, basis = torch.linalg.svd(span, full_matrices=False)
-    along = (basis @ vectors[:, :, None])[:, :, 0].square()
-    along = along * (sizes > 1e-9 * sizes[:, :1])
-    return along.sum(1) / vectors.square().sum(1)
+    """The share of the squared norm of ``vectors`` (batch, pixels) in the span of the rows of ``span``
+    (batch, rows, pixels), (batch,); NaN for a zero vector. All float64."""
+    _, singular_values, basis = torch.linalg.svd(span, full_matrices=False)
+    coordinates = (basis @ vectors[:, :, None])[:, :, 0].square()
+    coordinates = coordinates * (singular_values > 1e-9 * singular_values[:, :1])
+    return coordinates.sum(1) / vectors.square().sum(1)
 
 
 def own_denoiser(model: Classifier) -> Denoiser | None:
-    """The denoiser that a model has or stands on, which knows labels; None where there is none."""
+    """The class-conditional denoiser of a model, or the one that it is built on; None if there is none."""
     inner = unwrapped(model)
     if isinstance(inner, DiffusionClassifier):
         return inner.denoiser
@@ -182,14 +184,14 @@ def own_denoiser(model: Classifier) -> Denoiser | None:
 
 
 def denoiser_follows_from_logits(model: Classifier) -> bool:
-    """Whether the denoiser is the gradient of the joint density whose softmax the logits are: then the
-    two agree for any weights whatever, and nothing is measured by it."""
+    """Whether the denoiser is, by Tweedie's formula, the gradient of the joint density that the logits are
+    the softmax of: the two then agree for any weights, and comparing them measures nothing."""
     inner = unwrapped(model)
     return not isinstance(inner, DiffusionClassifier) and type(inner).denoise is Classifier.denoise
 
 
 class _OwnDenoiser(Denoiser):
-    """A classifier's own denoiser."""
+    """The denoiser of a classifier, as a Denoiser."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -199,8 +201,8 @@ class _OwnDenoiser(Denoiser):
         return self.model.denoise(x, sigma, y)
 
 
-def _other(model: Classifier, x: Tensor, y: Tensor, found: Nearest | None) -> Tensor:
-    """The class that an attack leads to, (batch,)."""
+def _other_label(model: Classifier, x: Tensor, y: Tensor, found: Nearest | None) -> Tensor:
+    """The class of the nearest adversarial image or, without one, the most likely wrong class, (batch,)."""
     with torch.no_grad():
         likeliest = model.logits(x).scatter(1, y[:, None], -torch.inf).argmax(1)
     return likeliest if found is None else torch.where(found.distance > 0, found.label, likeliest)

@@ -1,19 +1,19 @@
-"""The readout of class gradients: what grad log p(label | noisy picture) is worth, sigma by sigma.
+"""The readout of guidance: by how much grad log p(label | noisy image) improves a denoiser, at each sigma.
 
-With y = x + sigma n and one separately trained reference denoiser D_ref, Tweedie's formula and Bayes'
-rule say that E[x | y, label] = E[x | y] + sigma^2 grad log p(label | y). So a classifier's gradient
-is worth as much as it lowers the error of the reference:
+With y = x + sigma n and a separately trained reference denoiser D_ref, Tweedie's formula and Bayes' rule give
+E[x | y, label] = E[x | y] + sigma^2 grad log p(label | y). So a classifier's gradient is judged by how much
+it lowers the error of the reference:
 
-    guidance gain G = E|x - D_ref(y)|^2 - E|x - D_ref(y) - sigma^2 grad log p(label | y)|^2,
+    guidance gain G = E|x - D_ref(y)|^2 - E|x - D_ref(y) - sigma^2 grad log p(label | y)|^2.
 
-which only the true posterior's gradient maximises where D_ref is the posterior mean. The table holds
-the two errors of each sample; the gain and its interval are metrics over it.
+If D_ref is the posterior mean, only the gradient of the true posterior maximises G. The table holds both
+errors of each sample; the gain and its interval are metrics over it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 
 
 class Guidance(Readout):
-    """Reads out guidance and denoising errors, one row a (sample, sigma).
+    """Guidance and denoising errors, one row per (sample, sigma).
 
     ``sigmas``: noise levels in pixel units; ``reference``: the denoiser that the gradients guide;
-    ``wiener``: the bar that a denoiser must pass; ``pictures``: samples of a smaller id than this
-    also get their pictures stored, at the middle noise level: a page shows no other, and on colour
-    pictures they are nearly all that rows weigh.
+    ``wiener``: the baseline for denoising; ``pictures``: images are stored for samples with an id below this,
+    and only at the middle noise level, which the page shows, since they take most of the space.
     """
 
     name = "guidance"
@@ -45,32 +44,30 @@ class Guidance(Readout):
         self.reference = reference
         self.wiener = wiener
         self.pictures = pictures
-        self.shown = sorted(self.sigmas)[len(self.sigmas) // 2] if self.sigmas else None
+        self.pictured_sigma = sorted(self.sigmas)[len(self.sigmas) // 2] if self.sigmas else None
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        """Errors are squared distances |x - estimate|^2, summed over the ``dims`` pixels.
+        """A table with the columns of ``schema()``; errors are |x - estimate|^2, summed over ``dims`` pixels.
 
-        ``x`` (batch, channels, height, width) in [0, 1]; ``y`` labels (batch,). The noise comes
-        from ``draws``, anew at each sigma, and noisy pictures are not clipped: that would no longer
-        be Gaussian noise. Columns: ``schema()``.
+        ``x`` (batch, channels, height, width) in [0, 1]; ``y`` labels (batch,). New noise is drawn for each
+        sigma, and noisy images are not clipped, which would make the noise non-Gaussian.
         """
         import pyarrow
 
         for denoiser in (self.reference, self.wiener):
             denoiser.to(x.device)
-        tables = [self._at(sigma, model, x, y, draws) for sigma in self.sigmas]
+        tables = [self._table(sigma, model, x, y, draws) for sigma in self.sigmas]
         return pyarrow.concat_tables(tables) if tables else schema().empty_table()
 
-    def _at(self, sigma: float, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        import pyarrow
+    def _table(self, sigma: float, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
 
         noisy = x + sigma * draws.normal(*x.shape[1:]).to(x)
         reference = denoise_in_batches(self.reference, noisy, sigma, model)
-        modelled = isinstance(model.noise, ConditionalNoise) and sigma in model.noise
+        in_levels = isinstance(model.noise, ConditionalNoise) and sigma in model.noise
         guidance = own = None
         if within_levels(model, sigma):
             guidance = sigma**2 * class_gradient(model, noisy, y, sigma)
-        if modelled and "denoise" in model.supports:
+        if in_levels and "denoise" in model.supports:
             own = model.denoise(noisy, sigma)
         columns = {
             "sample_id": draws.sample_ids,
@@ -82,24 +79,33 @@ class Guidance(Readout):
             "guidance_norm": None if guidance is None else [s**0.5 for s in squared_norms(guidance)],
             "dims": [x[0].numel()] * len(x),
         }
-        if sigma == self.shown:
-            shown = {"noisy": noisy, "reference": reference}
-            shown |= {} if guidance is None else {"guidance": guidance}
-            columns |= {name: first_pictures(found, draws, self.pictures) for name, found in shown.items()}
-        nothing = [None] * len(x)
-        filled = {name: nothing if columns.get(name) is None else columns[name] for name in schema().names}
-        return pyarrow.table(filled, schema=schema())
+        if sigma == self.pictured_sigma:
+            pictures = {"noisy": noisy, "reference": reference}
+            pictures |= {} if guidance is None else {"guidance": guidance}
+            columns |= {
+                name: first_pictures(images, draws, self.pictures) for name, images in pictures.items()
+            }
+        return with_nulls(columns, schema(), len(x))
 
 
-def first_pictures(pictures: Tensor, draws: Draws, most: int) -> list[list[float] | None]:
-    """Pictures, flattened, of the samples whose ids are below ``most``, and None of the others."""
+def with_nulls(columns: dict[str, Any], layout: pyarrow.Schema, rows: int) -> pyarrow.Table:
+    """A table of this schema; columns that are missing or None are filled with nulls."""
+    import pyarrow
+
+    nulls = [None] * rows
+    filled = {name: nulls if columns.get(name) is None else columns[name] for name in layout.names}
+    return pyarrow.table(filled, schema=layout)
+
+
+def first_pictures(images: Tensor, draws: Draws, most: int) -> list[list[float] | None]:
+    """The flattened images of samples with an id below ``most``; None for the others."""
     kept = (draws.sample_ids < most).tolist()
-    flat = pictures.detach().flatten(1).float().cpu()
+    flat = images.detach().flatten(1).float().cpu()
     return [row.tolist() if keep else None for row, keep in zip(flat, kept, strict=True)]
 
 
 def schema() -> pyarrow.Schema:
-    """Columns of the readout's table; pictures are flattened (channels, height, width)."""
+    """Columns of the table; images are flattened (channels, height, width)."""
     import pyarrow
 
     error, picture = pyarrow.float64(), pyarrow.list_(pyarrow.float32())
@@ -121,18 +127,12 @@ def schema() -> pyarrow.Schema:
 
 
 def class_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """grad_x log p(y | x), x's shape, at the model's noise level ``sigma`` where it has levels.
-
-    A model that is not conditional on noise is asked for the noisy picture as for any other.
-    """
+    """grad_x log p(y | x), same shape as ``x``; ``sigma`` is passed to noise-conditional models only."""
     return log_prob_and_gradient(model, x, y, sigma)[1]
 
 
 def log_prob_and_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """log p(y | x) (batch,) in nats, and ``class_gradient``.
-
-    Where nothing leads from the logits back to the pixels, the gradient is 0.
-    """
+    """log p(y | x) (batch,) in nats, and ``class_gradient``, which is 0 if the logits have no gradient."""
     level = sigma if isinstance(model.noise, ConditionalNoise) else None
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -144,14 +144,14 @@ def log_prob_and_gradient(model: Classifier, x: Tensor, y: Tensor, sigma: float)
 
 
 def within_levels(model: Classifier, sigma: float) -> bool:
-    """Whether the model can be asked at a noise level: any, if it is not conditional on noise."""
+    """Whether the model can be evaluated at a noise level; always if it is not noise-conditional."""
     return not isinstance(model.noise, ConditionalNoise) or sigma in model.noise
 
 
 def denoise_in_batches(
     denoiser: Denoiser, x: Tensor, sigma: float, model: Classifier, y: Tensor | None = None
 ) -> Tensor:
-    """The denoiser at one batch size only, as FixedBatch calls ``model``: kernels differ by size."""
+    """Denoise at the batch size of ``model``, padded as by FixedBatch, since kernels depend on the size."""
     batch = model.batch if isinstance(model, FixedBatch) else max(1, len(x))
     missing = -len(x) % batch
     padded = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
@@ -164,7 +164,7 @@ def denoise_in_batches(
 
 
 def squared_norms(difference: Tensor) -> list[float]:
-    """The squared length of each row of (batch, ...)."""
-    # one row at a time in numpy, whose order of summation depends on the row's length alone
+    """The squared L2 norm of each row of (batch, ...)."""
+    # row by row in numpy, whose order of summation depends only on the length of the row
     rows = difference.detach().flatten(1).double().cpu().numpy()
     return [float((row * row).sum()) for row in rows]

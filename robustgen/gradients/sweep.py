@@ -1,11 +1,11 @@
-"""The readout behind gradient efficiency: guidance gain and cross-entropy over many noise levels.
+"""The readout for gradient efficiency: guidance gain and cross-entropy over many noise levels.
 
-For the true posterior the two are one (I-MMSE, Guo, Shamai and Verdu 2005): with gamma = 1 / sigma^2,
-I(x; y) - I(x; y | label) is the label's information I(label; y), so that along gamma
+For the true posterior, each determines the other (I-MMSE, Guo, Shamai and Verdu 2005): with gamma = 1 /
+sigma^2, I(x; y) - I(x; y | label) is the information about the label, I(label; y), so that
 
     d(-E[-log p(label | y)]) / d gamma = G / 2,
 
-G being the guidance gain in squared pixels, summed over the picture: see guidance.py.
+where G is the guidance gain in squared pixel units, summed over the image: see guidance.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class Sweep(Readout):
-    """Reads out errors and cross-entropy, one row a (sample, sigma).
+    """Errors and cross-entropy, one row per (sample, sigma).
 
-    ``sigmas``: noise levels in pixel units; one draw of noise a sample serves all of them, so that
-    what differs from level to level is the level alone. ``reference``: see Guidance.
+    ``sigmas``: noise levels in pixel units, all with the same noise sample, so that differences between
+    levels are due to the level alone; ``reference``: see Guidance.
     """
 
     name = "sweep"
@@ -44,8 +44,8 @@ class Sweep(Readout):
         self.reference = reference
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        """x (batch, channels, height, width) in [0, 1], labels y (batch,); levels outside the model's own
-        are left out."""
+        """x (batch, channels, height, width) in [0, 1], labels y (batch,); levels that the model does not
+        support are left out."""
         import pyarrow
 
         self.reference.to(x.device)

@@ -48,7 +48,7 @@ def test_defocus_blur_is_opencvs_filter_with_its_own_kernel(severity: int) -> No
     ours = blur.defocus_blur(PHOTOS.double(), (radius, alias), Draws(0, "none", torch.arange(6)))
     for found, one in zip(ours.numpy(), PHOTOS.double().numpy(), strict=True):
         expected = cv2.filter2D(one.transpose(1, 2, 0), -1, kernel)
-        exact = found.transpose(1, 2, 0) - blur.FLOAT32 / 255
+        exact = found.transpose(1, 2, 0) - blur.FFT_ERROR / 255
         np.testing.assert_allclose(exact, expected, atol=1e-6)  # the kernel is float32
 
 
@@ -57,7 +57,7 @@ def test_motion_blur_of_a_dot_is_half_a_normal_kernel_along_its_line(degrees: fl
     radius, sigma = 6, 2.0
     dot = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
     dot[0, 0, 16, 16] = 1
-    out = blur.along_a_line(dot, radius, sigma, torch.tensor([degrees]).double())[0, 0].numpy()
+    out = blur.directional_blur(dot, radius, sigma, torch.tensor([degrees]).double())[0, 0].numpy()
     weights = np.exp(-0.5 * (np.arange(13) / sigma) ** 2)
     weights /= weights.sum()
     expected = np.zeros((32, 32))

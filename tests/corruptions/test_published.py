@@ -61,7 +61,7 @@ def test_a_block_is_a_severity_in_test_order(root: Path) -> None:
         block = np.load(file)[(severity - 1) * N : severity * N]
         np.testing.assert_array_equal((found * 255).round().numpy(), block[[4, 1]].transpose(0, 3, 1, 2))
         assert found.dtype == torch.float32
-    with pytest.raises(UserError, match="none of this data"):
+    with pytest.raises(UserError, match="do not fit this data set"):
         PublishedCorruption(file, 1)(Classifier(), x[:, :, :28, :28], ids, Draws(0, "fog", ids))
 
 

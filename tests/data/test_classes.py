@@ -33,15 +33,15 @@ def test_every_split_keeps_the_same_classes() -> None:
 
 @pytest.mark.parametrize("chosen", ["0-9", "3", "", "8-12", "a", "0-", "-1", "5-2", "0;1", "0-99999"])
 def test_what_are_no_classes_is_said(chosen: str) -> None:
-    with pytest.raises(UserError, match="not some of the classes of 'digits'") as raised:
+    with pytest.raises(UserError, match="not a selection of the classes of 'digits'") as raised:
         data.load(f"digits:{chosen}")
     assert "0 to 9" in str(raised.value)
 
 
 def test_sets_without_classes_have_none_to_choose_from(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not some of the classes of 'letters'"):
+    with pytest.raises(UserError, match="not a selection of the classes of 'letters'"):
         data.load("letters:0-1")
-    with pytest.raises(UserError, match="leaves no class out"):
+    with pytest.raises(UserError, match="none is held out"):
         data.load_foreign("held-out", data.load("digits"))
     with pytest.raises(UserError, match="no data set named"):
         data.load("digit:0-7")

@@ -27,17 +27,17 @@ def photo(channels: int = 3, side: int = 32) -> Tensor:
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_a_pictures_file_says_its_codec(quality: int, sampling: str) -> None:
     file = io.BytesIO()
-    Image.fromarray(codec.as_bytes(photo())[0]).save(file, "JPEG", quality=quality, subsampling=sampling)
+    Image.fromarray(codec.to_uint8(photo())[0]).save(file, "JPEG", quality=quality, subsampling=sampling)
     with Image.open(file) as picture:
         assert codec.codec_of(picture) == Jpeg(quality, sampling)
     file = io.BytesIO()
-    Image.fromarray(codec.as_bytes(photo())[0]).save(file, "PNG")
+    Image.fromarray(codec.to_uint8(photo())[0]).save(file, "PNG")
     with Image.open(file) as picture:
         assert codec.codec_of(picture) is None
 
 
 def test_several_jpegs_in_one_file_are_no_lossless_picture() -> None:
-    file, pictures = io.BytesIO(), [Image.fromarray(one) for one in codec.as_bytes(photo())]
+    file, pictures = io.BytesIO(), [Image.fromarray(one) for one in codec.to_uint8(photo())]
     pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:], quality=80, subsampling="4:2:0")
     with Image.open(file) as picture:
         assert picture.format == "MPO"

@@ -276,7 +276,7 @@ def test_cifar10_from_parquet_says_when_it_is_a_jpeg_copy(tmp_path: Path):
 def test_a_parquet_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "cifar10").mkdir()
     pq.write_table(pa.table({"x": [1]}), tmp_path / "cifar10" / "test.parquet")
-    with pytest.raises(UserError, match="no Hugging Face image parquet"):
+    with pytest.raises(UserError, match="not a Hugging Face image parquet"):
         data.load("cifar10", root=tmp_path)
 
 

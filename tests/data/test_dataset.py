@@ -63,5 +63,5 @@ def test_every_integer_type_of_labels_gives_the_same_data_set(kind):
     ],
 )
 def test_what_holds_no_pictures_is_told(pictures):
-    with pytest.raises(UserError, match="these are no pictures"):
+    with pytest.raises(UserError, match="does not hold pictures"):
         data.make("x", pictures, np.zeros(4, np.int64), ["a"], "")

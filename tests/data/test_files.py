@@ -59,7 +59,7 @@ def test_npy_under_the_name_of_an_npz(tmp_path: Path):
         (np.zeros((4, 1), np.int64), "labels must be integers"),
         (np.array([0, -1, 1, 0]), "label is out of range"),
         (np.full(4, 2**63, np.uint64), "label is out of range"),
-        (np.zeros(3, np.int64), "as many labels as pictures"),
+        (np.zeros(3, np.int64), "numbers of labels and pictures differ"),
     ],
 )
 def test_npz_with_wrong_labels(tmp_path: Path, labels: np.ndarray, part: str):

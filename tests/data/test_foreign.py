@@ -80,7 +80,7 @@ def test_what_a_set_does_not_allow_is_refused_in_words() -> None:
     one = data.make("one", np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, int), ["a"], "")
     with pytest.raises(UserError, match="no pairs"):
         data.load_foreign("interpolated", one)
-    with pytest.raises(UserError, match="made for another data set"):
+    with pytest.raises(UserError, match="derived from another data set"):
         data.load("turned")
     with pytest.raises(UserError, match="did you mean turned"):
         data.load_foreign("turnd", data.load("digits"))
@@ -102,7 +102,7 @@ def test_what_came_through_the_same_codec_is_left_alone(tmp_path: Path) -> None:
     for kind, quality in (("same", 60), ("other", 90)):
         folder = tmp_path / kind / "x"
         folder.mkdir(parents=True)
-        for i, pixels in enumerate(codec.as_bytes(coloured(25).images)):
+        for i, pixels in enumerate(codec.to_uint8(coloured(25).images)):
             Image.fromarray(pixels).save(folder / f"{i:02}.jpg", quality=quality, subsampling="4:2:0")
     same = data.load_foreign(f"imagefolder:{tmp_path / 'same'}", familiar)
     assert same.matched.codec == Jpeg(60)

@@ -14,7 +14,12 @@ from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.pipelines import PipelineClassifier
 from robustgen.draws import Draws
 from robustgen.gradients import Explained
-from robustgen.gradients.explained import INTEGRATED, denoiser_follows_from_logits, schema, share_in_span
+from robustgen.gradients.explained import (
+    INTEGRATE_OVER_SIGMA,
+    denoiser_follows_from_logits,
+    schema,
+    share_in_span,
+)
 from robustgen.types import ConditionalNoise
 
 
@@ -119,7 +124,7 @@ def test_a_margin_that_integrates_over_noise_has_no_radius():
     table = Explained((0.3,), denoiser, 2)(model, x, y, Draws(0, "explained", torch.arange(3))).to_pandas()
     assert table[["first_order", "distance", "share", "perturbation"]].isna().all().all()
     assert table["agreement_dot"].notna().all()
-    assert issubclass(PipelineClassifier, INTEGRATED)
+    assert issubclass(PipelineClassifier, INTEGRATE_OVER_SIGMA)
     assert [v is not None for v in table["own_right"]] == [True, True, False]
 
 
