@@ -11,7 +11,7 @@ from torch import Tensor
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.errors import UserError
-from robustgen.perturb import Attack, verify
+from robustgen.perturb import Attack, enforce_budget
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
@@ -45,7 +45,7 @@ def robust_curve(
     ``make``: an attack for a threat, such as ``autoattack.AutoAttack``. A picture that broke a sample
     at one radius lies in every larger ball, so the sample counts as broken there and is not attacked
     again: the curve falls by construction, and costs little more than its largest radius. Every
-    picture passes ``perturb.verify`` and a fresh forward. Raises UserError for no radii, and for a
+    picture passes ``perturb.enforce_budget`` and a fresh forward. Raises UserError for no radii, and for a
     stochastic model, whose verdicts take several draws.
     """
     if not epsilons:
@@ -65,7 +65,7 @@ def robust_curve(
         if len(left):
             with serving(model, left):
                 attacked = make(threat)(model, x[left], y[left], draws.at(left, place)).images
-            attacked = verify(threat, x[left], attacked).images
+            attacked = enforce_budget(threat, x[left], attacked).images
             with torch.no_grad():
                 broken = model.logits(attacked).argmax(1) != y[left]
             found[left[broken]] = attacked[broken]

@@ -122,8 +122,8 @@ def test_pictures_that_are_no_numbers_are_said_of_their_rows(file: Path) -> None
     model.begin(4)
     found = attack(model, X, Y, Draws(0, "test", torch.arange(4)))
     assert torch.equal(found.images, X)
-    assert found.strayed is not None
-    assert found.strayed.tolist() == [True, True, True, False]  # the last was wrong from the start
+    assert found.out_of_budget is not None
+    assert found.out_of_budget.tolist() == [True, True, True, False]  # the last was wrong from the start
 
 
 def test_an_attack_leaves_the_model_in_eval_mode(file: Path) -> None:

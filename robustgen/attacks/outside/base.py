@@ -18,7 +18,7 @@ from robustgen.attacks.victims import said
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UserError
-from robustgen.perturb import Attack, Perturbed, verify
+from robustgen.perturb import Attack, Perturbed, enforce_budget
 from robustgen.registry import slug
 from robustgen.threat import ThreatModel
 
@@ -72,9 +72,9 @@ class OutsideAttack(Attack):
             finite = images.isfinite().flatten(1).all(1)
             images, near = self._within(clean, torch.where(finite.view(-1, 1, 1, 1), images, clean))
             found.judge(model, left, images, said(model, images), labels)
-        strayed = torch.zeros_like(found.broken)
-        strayed[left] = (~near & self.bounded) | ~finite
-        return Perturbed(found.images, strayed=strayed)
+        out_of_budget = torch.zeros_like(found.broken)
+        out_of_budget[left] = (~near & self.bounded) | ~finite
+        return Perturbed(found.images, out_of_budget=out_of_budget)
 
     def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
         try:
@@ -93,7 +93,7 @@ class OutsideAttack(Attack):
         were, (batch,)."""
         beyond = max(self.threat.eps * ROUNDING, self.threat.slack(x[0].numel()))
         near = self.threat.distance(x, images) <= self.threat.eps + beyond
-        return torch.where(near.view(-1, 1, 1, 1), verify(self.threat, x, images).images, x), near
+        return torch.where(near.view(-1, 1, 1, 1), enforce_budget(self.threat, x, images).images, x), near
 
 
 class Asked(nn.Module):

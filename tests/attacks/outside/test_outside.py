@@ -79,9 +79,9 @@ def test_a_picture_beyond_eps_is_no_success(softmax: FixedBatch, digits: Dataset
     assert within.sum() > 10
     assert (fooled & (distance > 0.9)).sum() > 10, "the premise: many are found, but too far away"
     attack = outside.build("foolbox:L2CarliniWagnerAttack", threat, options)
-    found, _, strayed = attack(softmax, x, y, Draws(0, "test", digits.sample_ids[:64]))
-    assert strayed is not None
-    assert not strayed.any(), "it knows of no budget that it could leave"
+    found, _, out_of_budget = attack(softmax, x, y, Draws(0, "test", digits.sample_ids[:64]))
+    assert out_of_budget is not None
+    assert not out_of_budget.any(), "it knows of no budget that it could leave"
     assert torch.equal(found[~within], x[~within])
     assert torch.equal(found[within & (distance > 0)], raw[within & (distance > 0)])
     assert torch.equal(broken(softmax, found, digits), within | broken(softmax, x, digits))
@@ -107,10 +107,10 @@ def test_what_lies_beyond_eps_is_not_drawn_back(softmax: FixedBatch, digits: Dat
     drawn_back = softmax(threat.project(part[0], far)).argmax(1) != part[1]
     assert drawn_back.sum() > 5, "the premise: projected, they would pass for successes"
     softmax.begin(len(far))
-    found, _, strayed = attack(softmax, *part, Draws(0, "test", torch.arange(len(far))))
+    found, _, out_of_budget = attack(softmax, *part, Draws(0, "test", torch.arange(len(far))))
     assert torch.equal(found, part[0])
-    assert strayed is not None
-    assert torch.equal(strayed, threat.distance(part[0], far) > 0.6)
+    assert out_of_budget is not None
+    assert torch.equal(out_of_budget, threat.distance(part[0], far) > 0.6)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_rounding_alone_is_no_step_out_of_a_small_ball(levels: float, softmax: F
     softmax.begin(64)
     y = softmax(x).argmax(1)
     attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), Options())
-    _, _, strayed = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
-    assert strayed is not None
-    assert not strayed.any()
+    _, _, out_of_budget = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
+    assert out_of_budget is not None
+    assert not out_of_budget.any()
 
 
 def test_a_model_that_seeds_the_generators_does_not_set_the_attacks_draws_back() -> None:
