@@ -61,11 +61,11 @@ class Attack(Perturbation):
     """A perturbation that searches within ``threat`` for an image that the model misclassifies.
 
     Its output is never trusted: ``enforce_budget`` projects it, and the model is asked again.
-    ``names``: its stages in order, as they appear in ``broken_by``. ``thorough``: whether every part of the
-    search runs to its end.
+    ``stage_names``: its stages in order, as they appear in ``broken_by``. ``thorough``: whether every part
+    of the search runs to its end.
     """
 
-    names: tuple[str, ...] = ()
+    stage_names: tuple[str, ...] = ()
     thorough: bool = True
 
     def __init__(self, threat: ThreatModel) -> None:
@@ -73,7 +73,7 @@ class Attack(Perturbation):
 
     def detail(self) -> dict[str, Any]:
         """The attack's entry in run.json. Stored rows are reused only where it is the same."""
-        stages = self.names if len(self.names) > 1 else ()  # a single attack is no cascade
+        stages = self.stage_names if len(self.stage_names) > 1 else ()  # a single attack is no cascade
         return {
             "attack": self.name, "norm": self.threat.norm, "eps": self.threat.eps, "cascade": [*stages],
         }  # fmt: skip

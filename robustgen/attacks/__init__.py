@@ -53,9 +53,9 @@ ATTACKS: dict[str, Entry] = {
 def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
     """The attack that a protocol asks for; an unknown name or option is a UserError that lists them."""
     if ".py:" in spec.attack:
-        from robustgen.attacks.own import OwnAttack
+        from robustgen.attacks.user_attack import UserAttack
 
-        return OwnAttack(spec.attack, threat, spec.options)
+        return UserAttack(spec.attack, threat, spec.options)
     if ":" in spec.attack:
         return outside.build(spec.attack, threat, spec.options)
     if spec.attack not in ATTACKS:

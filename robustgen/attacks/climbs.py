@@ -16,7 +16,7 @@ from robustgen.attacks.apgd import apgd, checkpoint_intervals
 from robustgen.attacks.ball import DUAL
 from robustgen.attacks.probes import zeros
 from robustgen.attacks.search import Start
-from robustgen.attacks.victims import usual_view
+from robustgen.attacks.victim import default_victim
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws
 from robustgen.perturb import Readout
@@ -48,7 +48,7 @@ class Climbs(Readout):
         self.every = every
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        """Climb from pictures x (batch, ...) with labels y; columns as in ``schema()``."""
+        """APGDState from pictures x (batch, ...) with labels y; columns as in ``schema()``."""
         import pyarrow
 
         some = torch.from_numpy(draws.sample_ids % self.every == 0).nonzero().squeeze(1)
@@ -96,22 +96,22 @@ def _one(
     model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatModel, job: int
 ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
     """Loss, shares of zeros and promise at each checkpoint, of the first start alone; who is broken."""
-    search, victim = apgd(threat, "ce", n_iter=STEPS, shrinking=False), usual_view(model)
+    search, victim = apgd(threat, "ce", n_iter=STEPS, shrinking=False), default_victim(model)
     rows = torch.arange(len(x), device=x.device)
     jobs = torch.full_like(rows, job)
     state = search.begin(Start(rows, x, y, x.new_empty(len(x), 0), jobs), draws.at(rows, jobs))
-    broken = torch.zeros_like(state.over)
+    broken = torch.zeros_like(state.done)
     facts: list[tuple[Tensor, ...]] = []
     for step in range(STEPS + 1):
-        answer = search.ask(victim, state)
-        loss, gradient = answer.ascent
+        answer = search.query(victim, state)
+        loss, gradient = answer.loss_and_gradient
         broken = broken | (answer.logits.argmax(1) != y)
         if job == 0 and step in CHECKPOINTS:
             slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[threat.norm], dim=1)
             spread = (answer.logits.amax(1) - answer.logits.amin(1)).clamp_min(1e-12)
             _, of_ce = victim.gradient(
                 state.point, lambda logits: functional.cross_entropy(logits, y, reduction="none")
-            ).ascent
+            ).loss_and_gradient
             facts.append((loss, zeros(of_ce), zeros(gradient), threat.eps * slope / spread))
-        search.step(state, answer)
+        search.update(state, answer)
     return facts, broken

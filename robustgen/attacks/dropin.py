@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, Parts
-from robustgen.audit import AUDIT, audited
+from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, AutoAttackParts
+from robustgen.audit import AUDIT, audited_indices
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.classifiers.quick import need_bfloat16, quick_copy
 from robustgen.draws import Draws
@@ -119,16 +119,16 @@ class AutoAttack:
         broken = torch.tensor([name is not None for name in broken_by], device=right.device)
         left = int((broken | right).sum())
         self.console.print(f"clean accuracy: {left / n:.2%} (n = {n})")
-        for name in dict.fromkeys(self.attack.names):
+        for name in dict.fromkeys(self.attack.stage_names):
             left -= broken_by.count(name)
             self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
         if self.low or not (self.attack.thorough or model.stochastic):
             found = broken_by.count(AUDIT)
-            checked = len(audited(left))
+            checked = len(audited_indices(left))
             self.console.print(f"audit in full and in float32: {found} of {checked} survivors broken")
 
 
-class _Versions(Parts):
+class _Versions(AutoAttackParts):
     """The parts of a version, or those that a user lists, thorough since no audit may be among them."""
 
     def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:

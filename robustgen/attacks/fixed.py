@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustgen.attacks.ball import random_point, steepest
 from robustgen.attacks.losses import log_odds
-from robustgen.attacks.victims import usual_view
+from robustgen.attacks.victim import default_victim
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
@@ -24,7 +24,7 @@ Objective = Literal["label", "energy", "msp"]
 STEPS = 20
 
 
-class Fixed(Attack):
+class FixedSteps(Attack):
     """Steepest ascent of an objective by ``steps`` steps of 2.5 eps / steps from one random start.
 
     ``objective``: ``label``, the odds against the label; ``energy``, logsumexp of the logits, and
@@ -53,14 +53,14 @@ class Fixed(Attack):
         return score if self.foreign else -score
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        victim = usual_view(model)
+        victim = default_victim(model)
         best = x.clone()
         with torch.no_grad():
-            height = victim.value(victim.see(x), lambda logits: self.loss(logits, y))
+            height = victim.loss_of(victim.output(x), lambda logits: self.loss(logits, y))
         point = random_point(self.threat, x, draws)
         size = 2.5 * self.threat.eps / self.steps
         for step in range(self.steps + 1):
-            loss, gradient = victim.gradient(point, lambda logits: self.loss(logits, y)).ascent
+            loss, gradient = victim.gradient(point, lambda logits: self.loss(logits, y)).loss_and_gradient
             better = loss > height
             best[better], height = point[better], torch.maximum(height, loss)
             if step < self.steps:

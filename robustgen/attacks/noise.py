@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen import strict
 from robustgen.attacks.ball import random_point
-from robustgen.attacks.options import Options
+from robustgen.attacks.options import AttackOptions
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
@@ -31,7 +30,7 @@ class RandomNoise(Attack):
                 remedy="take the noise evaluation out, or name another norm",
             )  # fmt: skip
         super().__init__(threat)
-        self.name = strict.validate(Options, options, where="options of the attack 'noise'").mark("noise")
+        self.name = AttackOptions.validated(options, "noise").attack_name("noise")
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         return Perturbed(random_point(self.threat, x, draws))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.fab import BETA, behind_boundary, nearest_boundary
+from robustgen.attacks.fab import BETA, beyond_boundary, nearest_boundary
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier
 
@@ -37,10 +37,10 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     x (batch, channels, height, width) in [0, 1], y labels (batch,). Costs about 2 (classes - 1) passes
     an iteration.
     """
-    victim = Victim(model, low=False)
+    victim = Victim(model, bf16_gradients=False)
     victim.fast = model  # what is measured does not depend on whether a run has a quick copy
     first = nearest_boundary(victim, x, y, "l2")
-    loss, gradient = first.ascent
+    loss, gradient = first.loss_and_gradient
     slope = gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
     radius = -loss.double() / slope
     right = first.logits.argmax(1) == y
@@ -50,7 +50,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     best, distance = x.clone(), torch.where(right, torch.inf, 0.0).to(x)
     point, answer = x.clone(), first
     for _ in range(steps):
-        point = behind_boundary(x, point, point, answer, "l2", (0.0, 1.0))
+        point = beyond_boundary(x, point, point, answer, "l2", (0.0, 1.0))
         wrong = victim.logits(point).logits.argmax(1) != y
         far = (point - x).flatten(1).norm(dim=1)
         nearer = wrong & (far < distance)

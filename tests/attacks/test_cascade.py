@@ -13,7 +13,7 @@ from torch import Tensor
 from robustgen.attacks import build
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.autoattack import AutoAttack, SquareAttack
-from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited
+from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited_indices
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
@@ -36,11 +36,11 @@ class Up(Search[State]):
         self.drawn = draws.uniform(4)
         return State(**start.fields(), point=start.x + self.much)
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def query(self, victim: Victim, state: State) -> Answer:
         return victim.logits(state.point)
 
-    def step(self, state: State, answer: Answer) -> None:
-        state.over = torch.ones_like(state.over)
+    def update(self, state: State, answer: Answer) -> None:
+        state.done = torch.ones_like(state.done)
 
 
 class Grey(Classifier):
@@ -177,7 +177,7 @@ def test_a_slope_that_is_no_number_at_some_pixels_leaves_the_others(attack: str,
 
 @pytest.mark.parametrize("survivors", [*range(70), 1000])
 def test_every_8th_survivor_is_audited_and_4_at_least(survivors: int) -> None:
-    chosen = audited(survivors)
+    chosen = audited_indices(survivors)
     assert len(chosen) == min(survivors, max(4, math.ceil(survivors / 8)))
     assert chosen == sorted(set(chosen))
     assert all(0 <= i < survivors for i in chosen)
@@ -226,7 +226,7 @@ def test_the_audit_breaks_what_low_gradients_missed_and_says_so() -> None:
     assert AUDIT not in names[False]
     survivors = [i for i, name in enumerate(names[True]) if name in (None, AUDIT)]
     assert len(survivors) > 8
-    examined = [survivors[k] for k in audited(len(survivors))]
+    examined = [survivors[k] for k in audited_indices(len(survivors))]
     assert [i for i, name in enumerate(names[True]) if name == AUDIT] == examined
 
 
@@ -249,7 +249,7 @@ def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -
     for low, thorough in ((True, True), (True, False), (False, False)):
         again = calls(low, thorough)
         most = again.min()
-        assert (again > most).nonzero().squeeze(1).tolist() == audited(40)
+        assert (again > most).nonzero().squeeze(1).tolist() == audited_indices(40)
 
 
 def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_stage_did() -> None:
@@ -261,7 +261,7 @@ def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_s
             self.name = name
 
         def logits(self, x: Tensor) -> Answer:
-            seen.append((self.name, self.low))
+            seen.append((self.name, self.bf16_gradients))
             return super().logits(x)
 
     stages = [

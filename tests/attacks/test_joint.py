@@ -14,8 +14,8 @@ from robustgen.attacks.autoattack import STANDARD, AutoAttack
 from robustgen.attacks.joint import ADAPTIVE, JointAdaptive, noise_size
 from robustgen.attacks.losses import margin
 from robustgen.attacks.search import run
-from robustgen.attacks.victim import Victim
-from robustgen.attacks.victims import Averaged, Smoothed
+from robustgen.attacks.substitute_gradients import Smoothed
+from robustgen.attacks.victim import EOT, Victim
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.data import Dataset
 from robustgen.draws import Draws
@@ -147,7 +147,7 @@ def test_the_margin_breaks_what_the_cross_entropy_cannot() -> None:
     distance = net.distances(x, y, DUAL["linf"])
     threat = ThreatModel("linf", float(distance[blind].median()))
     plain = apgd(threat, "ce", n_iter=20)
-    plain.loss, plain.zero = cross_entropy, 0.0
+    plain.loss, plain.initial_loss = cross_entropy, 0.0
     draws = Draws(0, "test", torch.arange(64))
     by_cross_entropy = run(plain, Victim(model), x, y, draws).broken
     stages = {s.name: s for s in JointAdaptive(threat, n_iter=20).stages(model)}
@@ -170,7 +170,7 @@ def test_every_stage_sees_a_stochastic_model_through_its_mean(trained: FixedBatc
     for stage in JointAdaptive(THREAT).stages(masked):
         view = stage.victim(masked)
         point = getattr(view, "point", view)
-        assert isinstance(point, Averaged)
+        assert isinstance(point, EOT)
         assert point.m == 16
 
 

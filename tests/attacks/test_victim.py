@@ -35,7 +35,7 @@ def net() -> PlainClassifier:
     return PlainClassifier(module, 10, (1, 8, 8)).eval().requires_grad_(False)
 
 
-def test_gives_loss_and_gradient_by_autograd(net: PlainClassifier) -> None:
+def test_gives_ascent_by_autograd(net: PlainClassifier) -> None:
     x, y = torch.rand(5, 1, 8, 8), torch.arange(5)
     answer = Victim(net).gradient(x, lambda z: log_odds(z, y))
     point = x.clone().requires_grad_()
@@ -56,7 +56,7 @@ def test_of_a_model_without_gradient_words_are_said(net: PlainClassifier) -> Non
             return net.logits(x).detach()
 
     victim = Victim(PlainClassifier(Cut(), 10, (1, 8, 8)))
-    with pytest.raises(UserError, match="nothing leads from the model's logits back"):
+    with pytest.raises(UserError, match="do not depend differentiably on its input"):
         victim.gradient(torch.rand(2, 1, 8, 8), lambda z: z[:, 0])
 
 
@@ -96,7 +96,7 @@ def test_low_gradients_where_the_run_has_them_and_nobody_says_otherwise(
     model = FixedBatch(net, 6, quick=quick_copy(net, x), low=low)
     model.begin(6)
     exact = Victim(FixedBatch(net, 6, quick=quick_copy(net, x))).gradient(x, lambda z: log_odds(z, y))
-    answer = Victim(model, low=given).gradient(x, lambda z: log_odds(z, y))
+    answer = Victim(model, bf16_gradients=given).gradient(x, lambda z: log_odds(z, y))
     assert torch.equal(answer.logits, exact.logits)
     assert torch.equal(answer.loss, exact.loss)
     assert torch.equal(answer.gradient, exact.gradient) != rough

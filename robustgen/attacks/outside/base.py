@@ -12,9 +12,8 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from robustgen import strict
-from robustgen.attacks.options import Options
-from robustgen.attacks.search import Found
-from robustgen.attacks.victims import said
+from robustgen.attacks.options import AttackOptions
+from robustgen.attacks.progress import Progress
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UserError
@@ -43,10 +42,10 @@ class OutsideAttack(Attack):
     seeded_by_chunk = True
     bounded = True
 
-    def __init__(self, title: str, threat: ThreatModel, options: Options) -> None:
+    def __init__(self, title: str, threat: ThreatModel, options: AttackOptions) -> None:
         super().__init__(threat)
         self.title = title
-        self.given = options.model_dump(exclude_unset=True)
+        self.options = options.model_dump(exclude_unset=True)
         changed = options.model_dump(exclude_defaults=True)
         self.name = "-".join(
             [slug(title), *(slug(f"{key}{_short(value)}") for key, value in changed.items())]
@@ -54,37 +53,39 @@ class OutsideAttack(Attack):
 
     def detail(self) -> dict[str, Any]:
         # the name has the options in short, so that two values may share it
-        return super().detail() | ({"options": self.given} if self.given else {})
+        return super().detail() | ({"options": self.options} if self.options else {})
 
     @abstractmethod
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the outside attack makes of pictures x (batch, ...) that a net takes for their labels y."""
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        seed, found = draws.integer(), Found.nothing(x)
-        left = found.standing(model, x, y, said(model, x)).nonzero().squeeze(1)
-        if len(left) == 0:
-            return Perturbed(found.images)
-        clean, labels = x[left], y[left]
-        with serving(model, left), forked_generators(seed, x.device):
-            images = self._seek(Asked(model, x.device), clean.clamp(*self.threat.box), labels, seed)
-            images = images.detach()
+        seed = draws.integer()
+        progress = Progress(model, x, y)
+        rows = progress.remaining()
+        if len(rows) == 0:
+            return Perturbed(progress.images)
+        clean = x[rows]
+        with forked_generators(seed, x.device):
+            with serving(model, rows):
+                module = ClassifierModule(model, x.device)
+                images = self._generate(module, clean.clamp(*self.threat.box), y[rows], seed).detach()
             finite = images.isfinite().flatten(1).all(1)
             images, near = self._within(clean, torch.where(finite.view(-1, 1, 1, 1), images, clean))
-            found.judge(model, left, images, said(model, images), labels)
-        out_of_budget = torch.zeros_like(found.broken)
-        out_of_budget[left] = (~near & self.bounded) | ~finite
-        return Perturbed(found.images, out_of_budget=out_of_budget)
+            progress.judge(rows, images, self.name)
+        out_of_budget = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        out_of_budget[rows] = (~near & self.bounded) | ~finite
+        return Perturbed(progress.images, out_of_budget=out_of_budget)
 
-    def _seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def _generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         try:
-            return self.seek(model, x, y, seed)
+            return self.generate(model, x, y, seed)
         except UserError:
             raise
         except Exception as error:  # it may fail in its own way over an option, a shape, a start not found
             raise UserError(
                 f"{self.title} failed: {type(error).__name__}: {error}",
-                where=f"options {self.given}" if self.given else "its default options",
+                where=f"options {self.options}" if self.options else "its default options",
                 remedy="the words are the outside package's; other options, or another attack, may do",
             ) from error
 
@@ -96,7 +97,7 @@ class OutsideAttack(Attack):
         return torch.where(near.view(-1, 1, 1, 1), enforce_budget(self.threat, x, images).images, x), near
 
 
-class Asked(nn.Module):
+class ClassifierModule(nn.Module):
     """A classifier as outside attacks want it: a module with parameters, which they ask for its device."""
 
     def __init__(self, model: Classifier, device: torch.device) -> None:
@@ -133,7 +134,7 @@ COUNTS = YAML | {int: Annotated[int, Field(gt=0)]}
 def options_of(
     outside: Callable[..., Any], ours: Collection[str], title: str, given: Mapping[str, Any],
     kinds: Mapping[Any, Any] = COUNTS,
-) -> Options:  # fmt: skip
+) -> AttackOptions:  # fmt: skip
     """Options of an outside class or function, validated by its signature; ``ours`` are set by the threat or
     the run, ``kinds`` says what each type takes.
 
@@ -144,8 +145,8 @@ def options_of(
         kind = _kind(parameter, kinds)
         if kind is not None and name not in ours:
             fields[name] = (kind, ... if parameter.default is parameter.empty else parameter.default)
-    model = create_model("OutsideOptions", __base__=Options, **fields)
-    return strict.validate(model, dict(given), where=f"options of the attack {title!r}")
+    model = create_model("OutsideOptions", __base__=AttackOptions, **fields)
+    return model.validated(given, title)
 
 
 # torchattacks writes no types: its defaults give them, but for these, whose defaults are whole numbers.

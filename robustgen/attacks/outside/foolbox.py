@@ -11,7 +11,7 @@ import foolbox
 from foolbox.attacks.base import FixedEpsilonAttack
 from torch import Tensor
 
-from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
+from robustgen.attacks.outside.base import ClassifierModule, OutsideAttack, options_of
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
 
@@ -30,7 +30,7 @@ class FoolboxAttack(OutsideAttack):
         ours = {"distance": getattr(foolbox.distances, threat.norm), "constraint": threat.norm}
         taken = inspect.signature(kind).parameters
         try:
-            self.attack = kind(**{key: ours[key] for key in ours if key in taken}, **self.given)
+            self.attack = kind(**{key: ours[key] for key in ours if key in taken}, **self.options)
         except ValueError as error:
             raise UserError("foolbox does not take these options", where=title, got=error) from None
         except ModuleNotFoundError as error:  # Brendel and Bethge's attacks need numba
@@ -40,7 +40,7 @@ class FoolboxAttack(OutsideAttack):
         self.bounded = isinstance(self.attack, FixedEpsilonAttack)
         self.reference = f"foolbox {version('foolbox')}, {attack}"
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         outside = foolbox.PyTorchModel(model, bounds=self.threat.box, device=x.device)
         raw, clipped, _ = self.attack(outside, x, y, epsilons=self.threat.eps)
         found: Tensor = clipped if self.bounded else raw

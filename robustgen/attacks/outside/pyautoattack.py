@@ -23,11 +23,9 @@ from pyautoattack.square import SquareAttack
 from pydantic import Field
 from torch import Tensor
 
-from robustgen import strict
-from robustgen.attacks.autoattack import STANDARD, QueryBudget, TargetBudget, target_classes
-from robustgen.attacks.options import Options
-from robustgen.attacks.search import Found, Remaining
-from robustgen.attacks.victims import said
+from robustgen.attacks.autoattack import STANDARD, QueryBudget, TargetedBudget, count_targets
+from robustgen.attacks.options import AttackOptions
+from robustgen.attacks.progress import Progress
 from robustgen.classifiers.base import Classifier, serving
 from robustgen.draws import Draws, forked_generators
 from robustgen.errors import UnsupportedError
@@ -39,7 +37,7 @@ from robustgen.threat import ThreatModel
 _SILENT = logging.Logger("pyautoattack", level=logging.CRITICAL)
 
 
-class ReferenceBudget(Options):
+class ReferenceBudget(AttackOptions):
     """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
     at (None: 9, in L1 5 for APGD-T; never more than there are), and Square's queries."""
 
@@ -48,17 +46,17 @@ class ReferenceBudget(Options):
     n_queries: int = Field(default=5000, gt=0)
 
 
-class ReferenceIterBudget(Options):
+class ReferenceUntargetedBudget(AttackOptions):
     """The budget of APGD-CE."""
 
     n_iter: int = Field(default=100, gt=0)
 
 
-VERSIONS: dict[str, tuple[tuple[str, ...], type[Options]]] = {
+VERSIONS: dict[str, tuple[tuple[str, ...], type[AttackOptions]]] = {
     "standard": (STANDARD, ReferenceBudget),
-    "apgd-ce": (("apgd-ce",), ReferenceIterBudget),
-    "apgd-t": (("apgd-t",), TargetBudget),
-    "fab-t": (("fab-t",), TargetBudget),
+    "apgd-ce": (("apgd-ce",), ReferenceUntargetedBudget),
+    "apgd-t": (("apgd-t",), TargetedBudget),
+    "fab-t": (("fab-t",), TargetedBudget),
     "square": (("square",), QueryBudget),
 }
 """The standard version, and each of its parts alone: stages in order, and the options that it takes."""
@@ -78,31 +76,31 @@ class ReferenceCascade(Attack):
 
     def __init__(self, version: str, threat: ThreatModel, /, **options: Any) -> None:
         super().__init__(threat)
-        self.names, takes = VERSIONS[version]
+        self.stage_names, takes = VERSIONS[version]
         title = f"pyautoattack:{version}"
-        given = strict.validate(takes, options, where=f"options of the attack {title!r}")
-        self.name = given.mark(slug(title))
-        self.options = ReferenceBudget(**given.model_dump())
+        given = takes.validated(options, title)
+        self.name = given.attack_name(slug(title))
+        self.budget = ReferenceBudget(**given.model_dump())
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         self._check(model, x)
         seed = draws.integer()
-        found = Found.nothing(x)
-        remaining = Remaining(found.standing(model, x, y, said(model, x)))
-        for stage in self.names:
-            left = remaining.rows()
-            if len(left) == 0:
+        progress = Progress(model, x, y)
+        for stage in self.stage_names:
+            rows = progress.remaining()
+            if len(rows) == 0:
                 break
             # Upstream seeds every part with the same number, and so do we.
-            with forked_generators(seed, x.device), serving(model, left):
-                x_adv = PARTS[stage](model, self.threat, self.options, seed)(x[left].clone(), y[left].clone())
-                broken = found.judge(model, left, x_adv.detach(), said(model, x_adv), y[left])
-            remaining.fell(broken, stage, found)
-        return Perturbed(found.images, remaining.broken_by)
+            with forked_generators(seed, x.device):
+                with serving(model, rows):
+                    attack = PARTS[stage](model, self.threat, self.budget, seed)
+                    x_adv = attack(x[rows].clone(), y[rows].clone()).detach()
+                progress.judge(rows, x_adv, stage)
+        return Perturbed(progress.images, progress.broken_by)
 
     def _check(self, model: Classifier, x: Tensor) -> None:
-        # Square's first stripes in L2 and L1 are a fifth of a picture's side wide.
-        if "square" in self.names and self.threat.norm != "linf" and min(x.shape[2:]) < 5:
+        # Square's first stripes in L2 and L1 are a fifth of an image's side wide.
+        if "square" in self.stage_names and self.threat.norm != "linf" and min(x.shape[2:]) < 5:
             raise UnsupportedError(
                 f"Square in {self.threat.norm} needs pictures of at least 5x5 pixels",
                 where=f"the attack {self.name!r}",
@@ -144,7 +142,7 @@ def _apgd_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, see
     attack = kind(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
         use_largereps=l1, logger=_SILENT,
-        n_target_classes=target_classes(budget.n_target_classes, model.num_classes, 5 if l1 else 9),
+        n_target_classes=count_targets(budget.n_target_classes, model.num_classes, 5 if l1 else 9),
     )  # fmt: skip
     return attack.perturb
 
@@ -152,7 +150,7 @@ def _apgd_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, see
 def _fab_t(model: Classifier, threat: ThreatModel, budget: ReferenceBudget, seed: int) -> Part:
     attack = FABAttack_PT(
         model, n_iter=budget.n_iter, norm=NORMS[threat.norm], n_restarts=1, eps=threat.eps, seed=seed,
-        targeted=True, n_target_classes=target_classes(budget.n_target_classes, model.num_classes, 9),
+        targeted=True, n_target_classes=count_targets(budget.n_target_classes, model.num_classes, 9),
     )  # fmt: skip
     return attack.perturb
 

@@ -10,7 +10,7 @@ from typing import Any
 import torchattacks
 from torch import Tensor
 
-from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
+from robustgen.attacks.outside.base import ClassifierModule, OutsideAttack, options_of
 from robustgen.threat import ThreatModel
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -30,11 +30,11 @@ class TorchAttack(OutsideAttack):
         super().__init__(title, threat, options_of(self.kind, OURS, title, options))
         self.reference = f"torchattacks {version('torchattacks')}, {attack}"
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         ours: dict[str, Any] = dict.fromkeys(BUDGETS, self.threat.eps)
         ours |= {"norm": NORMS[self.threat.norm], "seed": seed, "n_classes": model.num_classes}
         taken = inspect.signature(self.kind).parameters
-        attack = self.kind(model, **{key: ours[key] for key in ours if key in taken}, **self.given)
+        attack = self.kind(model, **{key: ours[key] for key in ours if key in taken}, **self.options)
         images: Tensor = attack(x, y)
         return images
 

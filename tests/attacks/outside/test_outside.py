@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from robustgen import load_model
 from robustgen.attacks import outside
-from robustgen.attacks.options import Options
+from robustgen.attacks.options import AttackOptions
 from robustgen.attacks.outside import names
-from robustgen.attacks.outside.base import Asked, OutsideAttack
+from robustgen.attacks.outside.base import ClassifierModule, OutsideAttack
 from robustgen.attacks.pgd import PGD
 from robustgen.classifiers.base import FixedBatch, PlainClassifier
 from robustgen.data import Dataset
@@ -92,7 +92,7 @@ class TooFar(OutsideAttack):
 
     near: Tensor
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         return x + 3 * (self.near - x)
 
 
@@ -101,9 +101,9 @@ def test_what_lies_beyond_eps_is_not_drawn_back(softmax: FixedBatch, digits: Dat
     near = run(PGD(threat, steps=20), softmax, digits)
     hit = broken(softmax, near, digits) & ~broken(softmax, digits.images[:64], digits)
     part = digits.images[:64][hit], digits.labels[:64][hit]
-    attack = TooFar("test:TooFar", threat, Options())
+    attack = TooFar("test:TooFar", threat, AttackOptions())
     attack.near = near[hit]
-    far = attack.seek(Asked(softmax, torch.device("cpu")), *part, 0)
+    far = attack.generate(ClassifierModule(softmax, torch.device("cpu")), *part, 0)
     drawn_back = softmax(threat.project(part[0], far)).argmax(1) != part[1]
     assert drawn_back.sum() > 5, "the premise: projected, they would pass for successes"
     softmax.begin(len(far))
@@ -305,7 +305,7 @@ def test_the_list_costs_no_heavy_import() -> None:
 class Corner(OutsideAttack):
     """A corner of the ball, cut off at the box, as torchattacks ends."""
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         sign = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
         return (x + self.threat.eps * (2 * sign.float() - 1)).clamp(0, 1)
 
@@ -315,7 +315,7 @@ def test_rounding_alone_is_no_step_out_of_a_small_ball(levels: float, softmax: F
     x = torch.rand(64, 1, 8, 8)
     softmax.begin(64)
     y = softmax(x).argmax(1)
-    attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), Options())
+    attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), AttackOptions())
     _, _, out_of_budget = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
     assert out_of_budget is not None
     assert not out_of_budget.any()
@@ -327,7 +327,10 @@ def test_a_model_that_seeds_the_generators_does_not_set_the_attacks_draws_back()
             torch.manual_seed(0)
             return x.flatten(1)[:, :10]
 
-    asked, x = Asked(PlainClassifier(Seeds(), 10, (1, 8, 8)), torch.device("cpu")), torch.rand(2, 1, 8, 8)
+    asked, x = (
+        ClassifierModule(PlainClassifier(Seeds(), 10, (1, 8, 8)), torch.device("cpu")),
+        torch.rand(2, 1, 8, 8),
+    )
     drawn = []
     for _ in range(3):
         asked(x)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.attacks.outside.base import YAML, Asked, OutsideAttack, options_of
+from robustgen.attacks.outside.base import YAML, ClassifierModule, OutsideAttack, options_of
 from robustgen.classifiers.user import digests, failure, import_file
 from robustgen.errors import UserError
 from robustgen.strict import fingerprint
@@ -23,7 +23,7 @@ from robustgen.threat import ThreatModel
 OURS = ("model", "x", "y", "threat")
 
 
-class OwnAttack(OutsideAttack):
+class UserAttack(OutsideAttack):
     """A function of a user's file; ``code``, a digest of the file and its neighbours, is its identity."""
 
     def __init__(self, reference: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
@@ -42,11 +42,11 @@ class OwnAttack(OutsideAttack):
     def detail(self) -> dict[str, Any]:
         return super().detail() | {"code": self.code}
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """What the function makes of the pictures."""
         try:
             found = import_file(self.path, self.function, kind="attack")(
-                model, x, y, self.threat, **self.given
+                model, x, y, self.threat, **self.options
             )
         except (Exception, SystemExit) as error:  # the user's code: anything may come
             raise failure("this attack failed", error, self.path.resolve()) from None

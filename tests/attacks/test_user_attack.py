@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustgen import attacks, engine, load_model, load_protocol, registry
-from robustgen.attacks.own import OwnAttack
+from robustgen.attacks.user_attack import UserAttack
 from robustgen.classifiers.base import Classifier, FixedBatch, PlainClassifier
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
@@ -171,14 +171,14 @@ def test_mistakes_are_told_in_one_message(file: Path, name: str, parts: list[str
 
 def test_options_are_checked_against_the_functions_arguments(file: Path) -> None:
     with pytest.raises(UserError, match="shares"):
-        OwnAttack(f"{file}:corner", LINF, {"shares": 1})
+        UserAttack(f"{file}:corner", LINF, {"shares": 1})
 
 
 @pytest.mark.parametrize("seed", [0, -1])
 def test_a_whole_number_may_be_no_count(file: Path, seed: int) -> None:
-    assert OwnAttack(f"{file}:drawing", LINF, {"seed": seed}).given == {"seed": seed}
+    assert UserAttack(f"{file}:drawing", LINF, {"seed": seed}).options == {"seed": seed}
     with pytest.raises(UserError, match="seed"):
-        OwnAttack(f"{file}:drawing", LINF, {"seed": 0.5})
+        UserAttack(f"{file}:drawing", LINF, {"seed": 0.5})
 
 
 def test_a_protocol_finds_it_beside_itself_and_rows_depend_on_its_content(
