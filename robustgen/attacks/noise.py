@@ -1,4 +1,4 @@
-"""Random noise at eps: no search at all. An attack that does no better than this one does nothing."""
+"""Random noise of size eps: the baseline that every attack has to beat."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from robustgen.threat import ThreatModel
 
 
 class RandomNoise(Attack):
-    """One random point of the ball: uniform in it in Linf, uniform on its sphere in L2.
-
-    The model is not asked, and the picture is clipped to the box. Draws belong to the sample.
-    """
+    """One random point, uniform in the Linf ball or on the L2 sphere, clipped to the box; the model is not
+    queried."""
 
     reference = "no search: uniform in the Linf ball, on the L2 sphere"
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         if threat.norm == "l1":
             raise UnsupportedError(
-                "there is no random noise in L1 here", expected="linf or l2", got="l1",
-                remedy="take the noise evaluation out, or name another norm",
+                "the attack 'noise' does not support L1", expected="linf or l2", got="l1",
+                remedy="remove this evaluation, or use another norm",
             )  # fmt: skip
         super().__init__(threat)
         self.name = AttackOptions.validated(options, "noise").attack_name("noise")

@@ -87,9 +87,9 @@ def test_pictures_outside_the_box_are_an_error(value: float) -> None:
 @pytest.mark.parametrize(("n", "labels"), [(0, 0), (4, 3)])
 def test_no_pictures_and_missing_labels_are_an_error(n: int, labels: int) -> None:
     x, y = pictures(4)
-    with pytest.raises(UserError, match="nothing to attack, or a label is missing") as error:
+    with pytest.raises(UserError, match="images and labels do not match, or there are none") as error:
         small().run_standard_evaluation(x[:n], y[:labels])
-    assert error.value.details["got"] == f"{n} pictures, {labels} labels"
+    assert error.value.details["got"] == f"{n} images, {labels} labels"
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:

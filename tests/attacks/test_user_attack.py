@@ -159,7 +159,7 @@ def test_what_lies_beyond_the_budget_is_no_success_and_said_of_its_row(file: Pat
     [
         ("fewer", ["of the same shape", "(3, 1, 2, 2)", "(1, 1, 2, 2)"]),
         ("failing", ["this attack failed", "mine.py, line 15", "ZeroDivisionError"]),
-        ("NUMBER", ["this is no attack", "int", "a function of (model, x, y, threat, ...)"]),
+        ("NUMBER", ["this is not an attack", "int", "a function of (model, x, y, threat, ...)"]),
         ("corners", ["no attack named 'corners'", "did you mean corner"]),
     ],
 )
