@@ -82,10 +82,11 @@ class FAB(Search[FABState]):
         state.ends_iteration = ~adversarial
 
     def _initial_state(self, start: Start, point: Tensor, target: Tensor) -> FABState:
-        fields = start.fields()
+        unknown = torch.full_like(start.job, torch.inf, dtype=torch.float32)
+        zeros = torch.zeros_like(start.job)
         return FABState(
-            **fields, point=point, target=target, nearest=fields["last_gap"], iteration=fields["step"],
-            ends_iteration=fields["done"],
+            **start.fields(), point=point, target=target, nearest=unknown, iteration=zeros,
+            ends_iteration=zeros.bool(),
         )  # fmt: skip
 
     def _iterate(self, state: FABState, answer: Answer, begin: Tensor) -> Tensor:
@@ -95,8 +96,7 @@ class FAB(Search[FABState]):
 
 class UntargetedFAB(FAB):
     """Untargeted FAB: each iteration aims at the class whose linearised boundary is nearest, which takes a
-    gradient for every class. Job 0 starts at the clean image, the others at random points at distance eps /
-    2."""
+    gradient for every class. Job 0 starts at the clean image, the others at random at distance eps / 2."""
 
     needs_clean_logits = False
 
@@ -128,8 +128,6 @@ class LeanFAB(FAB):
 
 class LeanUntargetedFAB(LeanFAB, UntargetedFAB):
     """UntargetedFAB with one query an iteration."""
-
-    needs_clean_logits = False
 
 
 def beyond_boundary(

@@ -30,7 +30,7 @@ class Progress:
             )  # fmt: skip
         self.model = model
         self.y = y
-        self.result = SearchResult.nothing(x)
+        self.result = SearchResult.initial(x)
         self.right = torch.ones_like(self.result.margin)
         """The share of draws that are right at ``images``, where ``judge`` has seen them; 1 elsewhere."""
         self.broken_by: list[str | None] = [None] * len(x)

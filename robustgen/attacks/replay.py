@@ -61,7 +61,7 @@ def replay(search: Search[Any], victim: Victim, x: Tensor, y: Tensor, seed: int)
     Rows stay until the job is over, the last misclassified point counts, and draws come from torch's global
     generator, freshly seeded, in the reference's order.
     """
-    found = SearchResult.nothing(x)
+    found = SearchResult.initial(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for job in range(search.jobs):

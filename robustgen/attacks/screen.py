@@ -67,9 +67,8 @@ class ScreenedSquare(Search[ScreenedState]):
         if len(due):
             y = state.y[due]
             with victim.serving(due):
-                _, gradient = victim.gradient(
-                    state.best[due], lambda logits: margin(logits, y)
-                ).loss_and_gradient
+                answer = victim.gradient(state.best[due], lambda logits: margin(logits, y))
+            _, gradient = answer.loss_and_gradient
             state.gradient[due], state.age[due] = gradient, 0
             state.predicted = self._predict(state)
         return self.search.query(victim, state)

@@ -134,7 +134,7 @@ class SearchResult:
     margin: Tensor
 
     @classmethod
-    def nothing(cls, x: Tensor) -> SearchResult:
+    def initial(cls, x: Tensor) -> SearchResult:
         """The result before any search from the clean images x."""
         lowest = torch.full((len(x),), -torch.inf, device=x.device)
         return cls(x.clone(), torch.zeros_like(lowest, dtype=torch.bool), lowest)
@@ -165,7 +165,7 @@ def run(
     Unless ``thorough``, jobs that are unlikely to succeed end early (early_stopping.py). Raises UserError
     where the model returns NaN or infinite logits.
     """
-    result = SearchResult.nothing(x)
+    result = SearchResult.initial(x)
     waiting = torch.arange(len(x), device=x.device)  # samples whose first job has not begun
     retrying = waiting[:0]  # samples whose first job failed and whose other jobs have not begun
     others = search.jobs - 1

@@ -3,8 +3,8 @@
 The attack is a function ``NAME(model, x, y, threat, **options)``. ``model`` maps images to logits; x
 (batch, channels, height, width) in [0, 1] are the images that it classifies right (of a stochastic model:
 all), y their labels; ``threat`` has norm, eps, ``project`` and ``distance``. It returns images of the shape
-of x, which are judged as those of every attack: outside the budget they are no success and are flagged, and
-the model is asked again.
+of x, which are judged as those of every attack: beyond eps they are no success and are flagged, and the
+model is asked again.
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-
 import pytest
 import torch
 from linear_oracle import away_from_the_box, model_and_pictures
@@ -13,9 +10,10 @@ from torch import Tensor
 from robustgen.attacks import build
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.autoattack import AutoAttack, SquareAttack
-from robustgen.attacks.cascade import AUDIT, Cascade, Stage, audited_indices
+from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.search import Search, Start, State
 from robustgen.attacks.victim import Answer, Victim
+from robustgen.audit import AUDIT, audited_indices
 from robustgen.classifiers.base import Classifier, FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.config import AttackSpec
@@ -173,17 +171,6 @@ def test_a_slope_that_is_no_number_at_some_pixels_leaves_the_others(attack: str,
     made = build(spec, ThreatModel(norm, 0.1))  # type: ignore[arg-type]
     found = made(Root(), x, torch.zeros(2, dtype=torch.long), Draws(0, "a", torch.arange(2)))
     assert (Root().logits(found.images).argmax(1) != 0).all()
-
-
-@pytest.mark.parametrize("survivors", [*range(70), 1000])
-def test_every_8th_survivor_is_audited_and_4_at_least(survivors: int) -> None:
-    chosen = audited_indices(survivors)
-    assert len(chosen) == min(survivors, max(4, math.ceil(survivors / 8)))
-    assert chosen == sorted(set(chosen))
-    assert all(0 <= i < survivors for i in chosen)
-    if survivors >= 32:
-        gaps = [b - a for a, b in pairwise(chosen)]
-        assert max(gaps) <= 8, "they lie evenly"
 
 
 def useless(quick: Classifier) -> Classifier:

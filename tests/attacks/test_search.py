@@ -135,11 +135,11 @@ def test_jobs_and_samples_that_wait_for_room_all_have_their_turn(width: int) -> 
 def test_of_several_points_of_a_sample_the_first_is_kept_or_the_highest() -> None:
     points = torch.arange(5.0).view(5, 1, 1, 1)
     rows = torch.tensor([2, 0, 2, 0, 2])
-    found = SearchResult.nothing(torch.full((3, 1, 1, 1), -1.0))
+    found = SearchResult.initial(torch.full((3, 1, 1, 1), -1.0))
     found.add_hits(rows, points)
     assert found.images.flatten().tolist() == [1, -1, 0]
     assert found.broken.tolist() == [True, False, True]
-    found = SearchResult.nothing(torch.full((3, 1, 1, 1), -1.0))
+    found = SearchResult.initial(torch.full((3, 1, 1, 1), -1.0))
     found.keep_highest(rows, points, torch.tensor([0.1, -3.0, 0.3, -2.0, 0.2]))
     assert found.images.flatten().tolist() == [3, -1, 2]
     found.keep_highest(rows, 10 + points, torch.tensor([0.1, 1.0, 0.2, -2.0, 0.2]))

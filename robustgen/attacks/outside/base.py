@@ -31,12 +31,12 @@ class OutsideAttack(Attack):
 
     It gets the images that are classified right (of a stochastic model: all) in one batch, inside a fork of
     the global random generators that is seeded by chunk. Many outside attacks look for the nearest
-    misclassified image and know no budget: an image beyond eps or outside the box is no success, and is not
-    projected either, since the attack did not search for the projection. The clean image is returned where
-    nothing was found within the budget, and where it was misclassified already; for a stochastic model,
-    also where what was found is not more wrong by the mean over draws.
+    misclassified image and know no budget. An image beyond eps is no success, and is not projected either,
+    since the attack did not search for the projection; pixels outside the box are clipped. The clean image is
+    returned where nothing was found within the budget, and where it was misclassified already; for a
+    stochastic model, also where what was found is not more wrong by the mean over draws.
 
-    ``bounded``: whether the attack is given eps; leaving the budget then is an error of the attack and
+    ``bounded``: whether the attack is given eps. Going beyond eps then is a fault of the attack, and is
     reported for each sample (``out_of_budget``), as NaN and infinite pixels always are.
     """
 
@@ -72,10 +72,10 @@ class OutsideAttack(Attack):
                 module = ClassifierModule(model, x.device)
                 images = self._generate(module, clean.clamp(*self.threat.box), y[rows], seed).detach()
             finite = images.isfinite().flatten(1).all(1)
-            images, near = self._within(clean, torch.where(finite.view(-1, 1, 1, 1), images, clean))
+            images, within = self._within(clean, torch.where(finite.view(-1, 1, 1, 1), images, clean))
             progress.judge(rows, images, self.name)
         out_of_budget = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        out_of_budget[rows] = (~near & self.bounded) | ~finite
+        out_of_budget[rows] = (~within & self.bounded) | ~finite
         return Perturbed(progress.images, out_of_budget=out_of_budget)
 
     def _generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
@@ -91,11 +91,11 @@ class OutsideAttack(Attack):
             ) from error
 
     def _within(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images that are within the budget up to rounding, the clean ones in place of the others; and
-        which were, (batch,)."""
-        beyond = max(self.threat.eps * ROUNDING, self.threat.slack(x[0].numel()))
-        near = self.threat.distance(x, images) <= self.threat.eps + beyond
-        return torch.where(near.view(-1, 1, 1, 1), enforce_budget(self.threat, x, images).images, x), near
+        """The images that are within eps up to rounding, clipped to the box, the clean ones in place of the
+        others; and which were within eps, (batch,)."""
+        tolerance = max(self.threat.eps * ROUNDING, self.threat.slack(x[0].numel()))
+        within = self.threat.distance(x, images) <= self.threat.eps + tolerance
+        return torch.where(within.view(-1, 1, 1, 1), enforce_budget(self.threat, x, images).images, x), within
 
 
 class ClassifierModule(nn.Module):
