@@ -22,7 +22,7 @@ def test_identity_is_the_picture() -> None:
     assert found.broken_by is None
 
 
-def test_verify_projects_what_left_the_ball_or_the_box_and_says_so() -> None:
+def test_what_left_the_ball_or_the_box_is_projected_and_reported() -> None:
     x_adv = x().clone()
     x_adv[0] = (x_adv[0] + 0.05).clamp(0, 1)
     x_adv[1] += 0.2
@@ -35,7 +35,7 @@ def test_verify_projects_what_left_the_ball_or_the_box_and_says_so() -> None:
     assert checked.images.dtype == torch.float32
 
 
-def test_verify_leaves_rounding_as_it_is() -> None:
+def test_rounding_is_left_as_it_is() -> None:
     x_adv = x()[1:2] + 0.1 + 5e-7
     checked = enforce_budget(THREAT, x()[1:2], x_adv)
     assert checked.within_budget.all()

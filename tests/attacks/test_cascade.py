@@ -1,4 +1,4 @@
-"""Cascades: what each stage gets, who is named, and the audit of low gradients."""
+"""Cascades: what each stage attacks, which stage is named, and the audit of saved work."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Root(Classifier):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "fab-t", "autoattack"])
-def test_a_slope_that_is_no_number_at_some_pixels_leaves_the_others(attack: str, norm: str) -> None:
+def test_a_gradient_that_is_nan_at_some_pixels_is_used_at_the_others(attack: str, norm: str) -> None:
     x = torch.tensor([[0.30, 0.29, 0.0, 0.0], [0.5, 0.0, 0.49, 0.0]]).view(2, 1, 2, 2)
     options = {"n_queries": 50} if attack == "autoattack" else {}
     spec = AttackSpec.model_validate({"kind": "attack", "attack": attack, "norm": norm, "options": options})
@@ -198,7 +198,7 @@ def breakable(low: bool) -> tuple[FixedBatch, Tensor, Tensor, ThreatModel]:
     return model, x, y, ThreatModel("linf", 1.05 * float(distance[keep].amax()))
 
 
-def test_the_audit_breaks_what_low_gradients_missed_and_says_so() -> None:
+def test_the_audit_breaks_what_bfloat16_gradients_missed() -> None:
     draws = Draws(0, "aa", torch.arange(40))
     names = {}
     for low in (False, True):
@@ -217,7 +217,7 @@ def test_the_audit_breaks_what_low_gradients_missed_and_says_so() -> None:
     assert [i for i, name in enumerate(names[True]) if name == AUDIT] == examined
 
 
-def test_an_audit_where_gradients_are_low_or_jobs_end_early_and_nowhere_else() -> None:
+def test_an_audit_only_where_gradients_are_in_bfloat16_or_jobs_end_early() -> None:
     model, x, y, threat = breakable(low=False)
 
     def calls(low: bool, thorough: bool) -> Tensor:

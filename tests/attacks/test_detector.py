@@ -153,7 +153,7 @@ def test_a_model_gets_its_detector_once_and_no_sample_pays_for_it() -> None:
     assert found == fit(Plane(), calibration_pictures().images)
 
 
-def test_the_rows_say_what_a_picture_was_judged_and_the_threshold() -> None:
+def test_rows_have_the_detectors_score_and_threshold() -> None:
     fitted = LazyDetector("log_prob", 0.05, calibration_pictures)
     model, (x, _) = FixedBatch(Plane(), 8), pictures()
     model.begin(len(x))
@@ -179,7 +179,7 @@ def test_a_stochastic_model_has_no_detector_since_one_draw_would_decide() -> Non
     assert LazyDetector("log_prob", 0.05, calibration_pictures)(FixedBatch(plane, 8)) is None
 
 
-def test_what_cannot_be_fitted_is_said() -> None:
+def test_what_cannot_be_fitted_is_an_error() -> None:
     images = torch.rand(10, 1, 1, 2)
     with pytest.raises(UnsupportedError, match="no log p"):
         fit(Bare(), images)

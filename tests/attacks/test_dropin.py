@@ -92,7 +92,7 @@ def test_no_pictures_and_missing_labels_are_an_error(n: int, labels: int) -> Non
     assert error.value.details["got"] == f"{n} images, {labels} labels"
 
 
-def test_logits_that_are_no_numbers_are_an_error() -> None:
+def test_nan_and_infinite_logits_are_an_error() -> None:
     x, _ = pictures(4)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 

@@ -1,4 +1,4 @@
-"""Jobs that will not arrive end early, and no others."""
+"""Jobs that are unlikely to succeed end early, and no others."""
 
 import pytest
 import torch
@@ -46,7 +46,9 @@ def line(reached_after: float) -> list[float]:
         (64 * [-0.1], 64),  # more than the loss needs, though no hit: other classes may be in the way
     ],
 )
-def test_a_job_goes_on_while_it_would_arrive_at_its_rate_or_is_near(lacking: list[float], steps: int) -> None:
+def test_a_job_goes_on_while_its_gap_would_close_at_its_rate_or_is_small(
+    lacking: list[float], steps: int
+) -> None:
     assert asked(lacking) == steps
 
 
@@ -96,7 +98,7 @@ def walk(thorough: bool) -> tuple[SearchResult, list[int]]:
     return run(search, Victim(White()), x, labels, draws, thorough=thorough), search.asked.tolist()
 
 
-def test_a_search_saves_the_questions_of_jobs_without_hope_alone() -> None:
+def test_only_jobs_that_cannot_succeed_are_ended_early() -> None:
     lean, few = walk(False)
     full, many = walk(True)
     assert lean.broken.tolist() == full.broken.tolist() == [True, False, True]

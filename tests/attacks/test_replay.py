@@ -5,7 +5,7 @@ import torch
 from robustgen.attacks.replay import ReferenceDraws
 
 
-def test_reference_draws_are_torchs_for_the_rows_that_are_left() -> None:
+def test_reference_draws_are_torchs_for_the_active_rows() -> None:
     draws = ReferenceDraws(4)
     draws.active = torch.tensor([True, False, True, False])
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Square with skipped questions beside plain Square, proposal by proposal: the draws are the same."""
+"""Square with skipped queries beside plain Square, proposal by proposal: the draws are the same."""
 
 from __future__ import annotations
 

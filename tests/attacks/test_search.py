@@ -147,7 +147,7 @@ def test_of_several_points_of_a_sample_the_first_is_kept_or_the_highest() -> Non
     assert found.broken.tolist() == [True, False, True]
 
 
-def test_counts_are_of_the_rows_that_were_asked_about(trained: FixedBatch, digits: Dataset) -> None:
+def test_calls_are_counted_for_the_rows_that_were_queried(trained: FixedBatch, digits: Dataset) -> None:
     trained.begin(32)
     found = run(
         apgd(ThreatModel("linf", 0.1), "ce", n_iter=12), Victim(trained), digits.images[:32],
@@ -175,7 +175,7 @@ def test_a_hit_that_is_not_confirmed_is_none() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
+def test_nan_and_infinite_logits_are_an_error(bad: float) -> None:
     class Broken(Threshold):
         def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
             return torch.where(x.mean((1, 2, 3))[:, None] > 0.25, bad, super().logits(x))

@@ -116,7 +116,7 @@ def test_what_breaks_is_kept_and_what_does_not_stays_clean(file: Path) -> None:
     assert torch.equal(attacked(file, "corner", X, Y, share=0.1), X)
 
 
-def test_pictures_that_are_no_numbers_are_said_of_their_rows(file: Path) -> None:
+def test_images_of_nan_are_reported_for_their_samples(file: Path) -> None:
     attack = attacks.build(AttackSpec(kind="attack", attack=f"{file}:broken", norm="linf"), LINF)
     model = FixedBatch(PlainClassifier(Bright(), 2, (1, 2, 2)), 4)
     model.begin(4)

@@ -35,7 +35,7 @@ def net() -> PlainClassifier:
     return PlainClassifier(module, 10, (1, 8, 8)).eval().requires_grad_(False)
 
 
-def test_gives_ascent_by_autograd(net: PlainClassifier) -> None:
+def test_the_gradient_is_autograds(net: PlainClassifier) -> None:
     x, y = torch.rand(5, 1, 8, 8), torch.arange(5)
     answer = Victim(net).gradient(x, lambda z: log_odds(z, y))
     point = x.clone().requires_grad_()
@@ -50,7 +50,7 @@ def test_gives_ascent_by_autograd(net: PlainClassifier) -> None:
     assert torch.equal(again.gradient, answer.gradient)
 
 
-def test_of_a_model_without_gradient_words_are_said(net: PlainClassifier) -> None:
+def test_a_model_without_gradient_is_an_error_that_names_the_remedy(net: PlainClassifier) -> None:
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return net.logits(x).detach()
@@ -89,7 +89,7 @@ def test_the_copys_calls_count_for_the_rows_that_are_served() -> None:
 @pytest.mark.parametrize(
     ("low", "given", "rough"), [(True, None, True), (True, False, False), (False, None, False)]
 )
-def test_low_gradients_where_the_run_has_them_and_nobody_says_otherwise(
+def test_gradients_are_in_bfloat16_where_the_model_says_so_unless_overridden(
     net: PlainClassifier, low: bool, given: bool | None, rough: bool
 ) -> None:
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)

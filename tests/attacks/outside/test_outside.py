@@ -222,7 +222,7 @@ def test_options_that_are_not_defaults_show_in_the_name(
         ("pyautoattack:square", "linf", {"n_iter": 3}, ["no key named 'n_iter'", "pyautoattack:square"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_said_in_words(
+def test_mistakes_are_errors_that_name_what_is_known(
     name: str, norm: str, options: dict[str, float | str], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as error:
