@@ -95,7 +95,7 @@ def _in_float32(victim: VictimFactory) -> VictimFactory:
 
     def with_float32_gradients(model: Classifier) -> Victim:
         made = victim(model)
-        made.bf16_gradients = False
+        made.bfloat16_gradients = False
         return made
 
     return with_float32_gradients

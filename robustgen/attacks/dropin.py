@@ -63,7 +63,7 @@ class AutoAttack:
         self.seed = seed or 0
         self.console = Console(quiet=not verbose)
         self.device = device
-        self.bf16_gradients = precision == "bf16"
+        self.bfloat16_gradients = precision == "bf16"
         self.attack = _Versions(ThreatModel(NORMS[norm], eps), _parts(version, attacks_to_run), version)
         self.broken_by: list[str | None] = []
 
@@ -88,7 +88,7 @@ class AutoAttack:
             )  # fmt: skip
         device = self.device or x_orig.device
         x, y = x_orig.detach().float().to(device), y_orig.to(device)
-        if self.bf16_gradients:
+        if self.bfloat16_gradients:
             need_bfloat16(x.device)
         model = self._classifier(x[:bs], bs)
         model.begin(len(x), x.device)
@@ -111,7 +111,7 @@ class AutoAttack:
         with torch.no_grad():  # upstream checks for randomness here too
             plain.stochastic = not torch.equal(plain.logits(example), plain.logits(example))
         copied = quick_copy(plain, example) if isinstance(self.model, nn.Module) else None
-        return FixedBatch(plain, bs, quick=copied, low=self.bf16_gradients, sizes=range(1, bs + 1))
+        return FixedBatch(plain, bs, quick=copied, low=self.bfloat16_gradients, sizes=range(1, bs + 1))
 
     def _print(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:
         """Print the robust accuracy after each attack."""
@@ -122,7 +122,7 @@ class AutoAttack:
         for name in dict.fromkeys(self.attack.stage_names):
             left -= broken_by.count(name)
             self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
-        if self.bf16_gradients or not (self.attack.thorough or model.stochastic):
+        if self.bfloat16_gradients or not (self.attack.thorough or model.stochastic):
             found = broken_by.count(AUDIT)
             checked = len(audited_indices(left))
             self.console.print(f"audit in full and in float32: {found} of {checked} survivors broken")

@@ -56,20 +56,20 @@ class Victim:
     """A classifier under attack.
 
     ``model`` gives the verdict. ``fast`` is what the search queries: the model's quick copy where there is
-    one, whose hits the model confirms. ``bf16_gradients``: whether the backward pass is in bfloat16 (None: as
-    the model says); logits and losses always are float32.
+    one, whose hits the model confirms. ``bfloat16_gradients``: whether the backward pass is in bfloat16
+    (None: as the model says); logits and losses always are float32.
 
     A subclass may change what losses are computed from: ``output`` is the differentiable output of one
     forward pass, ``loss_of`` gives the loss and ``logits_of`` the logits that belong to it.
     """
 
-    def __init__(self, model: Classifier, *, bf16_gradients: bool | None = None) -> None:
+    def __init__(self, model: Classifier, *, bfloat16_gradients: bool | None = None) -> None:
         quick = model.quick if isinstance(model, FixedBatch) else None
         self.model = model
         self.fast: Classifier = model if quick is None else quick
-        if bf16_gradients is None:
-            bf16_gradients = isinstance(model, FixedBatch) and model.low
-        self.bf16_gradients = bf16_gradients
+        if bfloat16_gradients is None:
+            bfloat16_gradients = isinstance(model, FixedBatch) and model.low
+        self.bfloat16_gradients = bfloat16_gradients
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Answer:
@@ -86,7 +86,7 @@ class Victim:
         Raises UserError where the logits have no gradient.
         """
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), low_gradients(self.fast) if self.bf16_gradients else nullcontext():
+        with torch.enable_grad(), low_gradients(self.fast) if self.bfloat16_gradients else nullcontext():
             output = self.output(x)
         if not output.requires_grad:
             raise UserError(

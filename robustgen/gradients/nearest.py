@@ -37,7 +37,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     x (batch, channels, height, width) in [0, 1], y labels (batch,). Costs about 2 (classes - 1) passes
     an iteration.
     """
-    victim = Victim(model, bf16_gradients=False)
+    victim = Victim(model, bfloat16_gradients=False)
     victim.fast = model  # what is measured does not depend on whether a run has a quick copy
     first = nearest_boundary(victim, x, y, "l2")
     loss, gradient = first.loss_and_gradient

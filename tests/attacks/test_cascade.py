@@ -248,7 +248,7 @@ def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_s
             self.name = name
 
         def logits(self, x: Tensor) -> Answer:
-            seen.append((self.name, self.bf16_gradients))
+            seen.append((self.name, self.bfloat16_gradients))
             return super().logits(x)
 
     stages = [

@@ -96,7 +96,7 @@ def test_gradients_are_in_bfloat16_where_the_model_says_so_unless_overridden(
     model = FixedBatch(net, 6, quick=quick_copy(net, x), low=low)
     model.begin(6)
     exact = Victim(FixedBatch(net, 6, quick=quick_copy(net, x))).gradient(x, lambda z: log_odds(z, y))
-    answer = Victim(model, bf16_gradients=given).gradient(x, lambda z: log_odds(z, y))
+    answer = Victim(model, bfloat16_gradients=given).gradient(x, lambda z: log_odds(z, y))
     assert torch.equal(answer.logits, exact.logits)
     assert torch.equal(answer.loss, exact.loss)
     assert torch.equal(answer.gradient, exact.gradient) != rough
