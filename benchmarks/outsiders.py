@@ -39,7 +39,7 @@ from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.environment import row_code
 from robustgen.metrics.intervals import wilson
-from robustgen.perturb import verify
+from robustgen.perturb import enforce_budget
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
@@ -79,7 +79,7 @@ def leftover(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor, ids: 
     batched = FixedBatch(model, BATCH, quick=quick_copy(model, x[:8]), sizes=range(1, BATCH + 1))
     batched.begin(len(x))
     images = JointAdaptive(threat)(batched, x, y, Draws(0, "outsiders", ids)).images
-    return right(model, verify(threat, x, images).images, y)
+    return right(model, enforce_budget(threat, x, images).images, y)
 
 
 @torch.no_grad()

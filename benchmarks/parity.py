@@ -43,7 +43,7 @@ from torch.nn import functional
 
 from robustgen import load_model
 from robustgen.attacks.apgd import APGD
-from robustgen.attacks.autoattack import STANDARD, AutoAttack, Budget, part
+from robustgen.attacks.autoattack import STANDARD, AutoAttack, AutoAttackBudget, build_part
 from robustgen.attacks.fab import FAB
 from robustgen.attacks.replay import replay
 from robustgen.attacks.search import Search
@@ -76,7 +76,7 @@ class Subject(NamedTuple):
     x: Tensor
     y: Tensor
     batch: int
-    budget: Budget
+    budget: AutoAttackBudget
 
 
 def cached(subject: Subject, *key: object, compute: Callable[[], Any]) -> Any:
@@ -106,13 +106,13 @@ def search(name: str, norm: Norm, eps: float, subject: Subject) -> Search:
     threat = ThreatModel(norm, eps)
     if name == "square":
         return square(threat, n_queries=subject.budget.n_queries)
-    found = part(name, threat, subject.budget, subject.model.num_classes)
+    found = build_part(name, threat, subject.budget, subject.model.num_classes)
     if name == "fab-t":  # every question of the reference's: users get LeanFAB, which asks half of them
         return FAB(threat, jobs=found.jobs, n_iter=subject.budget.n_iter)
     if name == "apgd-ce":
         assert isinstance(found, APGD)
         found.loss = lambda z, y, target: functional.cross_entropy(z, y, reduction="none")
-        found.zero = 0.0
+        found.initial_loss = 0.0
     return found
 
 
@@ -275,7 +275,7 @@ def main() -> int:
     if a.double:
         everything_in_float64()
         model, x = model.double(), x.double()
-    budget = Budget(n_iter=a.n_iter, n_queries=a.n_queries, n_target_classes=a.n_target_classes)
+    budget = AutoAttackBudget(n_iter=a.n_iter, n_queries=a.n_queries, n_target_classes=a.n_target_classes)
     subject = Subject(model.eval().requires_grad_(False), x, y, a.batch, budget)
     stream = sys.stderr if a.json else sys.stdout
     warnings.simplefilter("ignore", Warning)  # of the reference, about gradients that are 0

@@ -29,7 +29,7 @@ from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson
-from robustgen.perturb import verify
+from robustgen.perturb import enforce_budget
 from robustgen.pilot import pilot
 from robustgen.threat import ThreatModel
 
@@ -89,7 +89,7 @@ def measure(name: str, source: str, n: int, steps: int, eps: float, repeats: int
             began = time.perf_counter()
             found = find(x, y)
             seconds[key].append(time.perf_counter() - began)
-            images = verify(threat, x, found).images
+            images = enforce_budget(threat, x, found).images
             with torch.no_grad():
                 right = torch.cat([model.logits(part) for part in images.split(BATCH)]).argmax(1) == y
             accuracy.setdefault(key, float(right.float().mean()))

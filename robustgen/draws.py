@@ -1,9 +1,8 @@
-"""Random draws that belong to a sample, not to a batch.
+"""Random numbers per sample instead of per batch.
 
-Every draw is a pure function of (protocol seed, evaluation, sample id, how many draws came before),
-so a sample sees the same numbers in any chunk, in any order, on any number of workers, once or
-after ten crashes. The generator is splitmix64 (Steele, Lea and Flood 2014) in counter form, which
-runs over a whole batch at once.
+Every number is a pure function of (protocol seed, evaluation, sample id, number of draws before it), so a
+sample gets the same numbers in any chunk, in any order, on any number of workers, and after any crash. The
+generator is splitmix64 (Steele, Lea and Flood 2014) with a counter, which is vectorised over the batch.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Draws:
-    """The random draws of a batch of samples, one independent stream a sample.
+    """Independent random streams, one for each sample of a batch.
 
-    Parameters: ``seed``, the protocol's; ``scope``, the evaluation's name (the model's is left out
-    on purpose: models that are compared see the same noise); ``sample_ids`` of shape (batch,).
+    ``seed``: the protocol's seed; ``scope``: the evaluation's name, without the model's, so that models
+    that are compared see the same noise; ``sample_ids`` (batch,).
     """
 
     def __init__(self, seed: int, scope: str, sample_ids: Tensor | np.ndarray) -> None:
@@ -38,10 +37,10 @@ class Draws:
         self._drawn = 0
 
     def at(self, rows: Tensor, *place: Tensor | int) -> Draws:
-        """The streams of some samples (indices of the batch) at a ``place`` of their own.
+        """New streams for some samples (indices of the batch), derived from theirs and from ``place``.
 
-        A place is one or more integers, such as the number of a restart and of a step, one for all
-        rows or one a row; other places are other streams, and what was drawn before does not matter.
+        A place is one or more integers, such as the numbers of a stage and of a restart, each for all rows
+        or one a row. Different places give independent streams, whatever was drawn before.
         """
         index = rows.cpu().numpy()
         streams = object.__new__(Draws)
@@ -56,34 +55,33 @@ class Draws:
         return len(self.sample_ids)
 
     def uniform(self, *shape: int) -> Tensor:
-        """float32 draws from [0, 1), shape (batch, \\*shape)."""
+        """float32 uniform in [0, 1), shape (batch, \\*shape)."""
         return torch.from_numpy(self.uniform64(shape).astype(np.float32)).clamp_max_(1 - 2**-24)
 
     def shared(self, *shape: int) -> Tensor:
-        """As ``uniform``; in ``ReferenceDraws`` (attacks/replay.py) one draw for all rows, as in the
-        reference's code."""
+        """As ``uniform``; only ``ReferenceDraws`` (attacks/replay.py) shares one draw among all rows."""
         return self.uniform(*shape)
 
     def keys(self) -> Tensor:
-        """What is left of the streams, int64 (batch,): ``uniform_at`` draws from it on any device."""
+        """Keys of the rest of each stream, int64 (batch,), from which ``uniform_at`` draws on any device."""
         with np.errstate(over="ignore"):
             return torch.from_numpy((self._keys + np.uint64(self._drawn) * _GOLDEN).view(np.int64))
 
     def normal(self, *shape: int) -> Tensor:
-        """float32 draws from N(0, 1), shape (batch, \\*shape)."""
+        """float32 standard normal, shape (batch, \\*shape)."""
         from scipy.special import ndtri
 
-        # The inverse distribution function, element by element in float64: unlike Box-Muller's
-        # vectorised log and cos, it cannot depend on where in an array an element stands.
+        # The inverse distribution function in float64, element by element: unlike a vectorised Box-Muller,
+        # its bits cannot depend on an element's position in the array.
         return torch.from_numpy(ndtri(self.uniform64(shape) + 2.0**-54).astype(np.float32))
 
     def integer(self) -> int:
-        """One integer for the whole batch: the seed of an outside attack's global generator."""
+        """One integer for the whole batch, which seeds the global generators for an outside attack."""
         text = f"{self.seed}/{self.scope}/{self.sample_ids.tolist()}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def uniform64(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Uniform in [0, 1) with 53 bits, float64 (samples, *shape)."""
+        """float64 uniform in [0, 1) with 53 random bits, shape (batch, *shape)."""
         size = math.prod(shape)
         counter = np.arange(self._drawn, self._drawn + size, dtype=np.uint64)
         self._drawn += size
@@ -93,10 +91,11 @@ class Draws:
 
 
 def uniform_at(keys: Tensor, first: Tensor, n: int) -> Tensor:
-    """Draws ``first`` to ``first`` + n - 1 of the streams with these keys, as ``Draws.uniform`` would
-    make them; ``keys`` and ``first`` are int64 (batch,), the result float32 (batch, n).
+    """Draws number ``first`` to ``first`` + n - 1 of the streams with these ``keys``, equal to
+    ``Draws.uniform``'s.
 
-    Nothing but the keys' own device is needed, so a loop on a GPU does not wait for the host.
+    ``keys`` and ``first``: int64 (batch,). Returns float32 (batch, n). Computed on the device of the keys,
+    so that a loop on a GPU does not wait for the host.
     """
     turns = first[:, None] + torch.arange(1, n + 1, device=keys.device)
     z = turns.mul_(_signed(_GOLDEN)).add_(keys[:, None])
@@ -115,7 +114,7 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, and restore their states afterwards."""
+    """Seed the global generators within the block, and restore their states after it."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         seed_generators(seed)
@@ -127,23 +126,23 @@ def forked_generators(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _child(keys: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """The keys of the streams that ``number`` leads to from ``keys``."""
+    """The keys of the streams number ``number`` derived from those of ``keys``."""
     with np.errstate(over="ignore"):
         return _mix(keys + _mix(number.astype(np.uint64) * _GOLDEN + _GOLDEN))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser on uint64, which wraps around by design."""
+    """The finaliser of splitmix64, on uint64 with wrap-around."""
     z = (z ^ (z >> np.uint64(30))) * _FACTORS[0]
     z = (z ^ (z >> np.uint64(27))) * _FACTORS[1]
     return z ^ (z >> np.uint64(31))
 
 
 def _signed(z: np.uint64) -> int:
-    """The int64 of the same bits: torch multiplies no unsigned numbers, but wraps around as they do."""
+    """The int64 with the same bits: torch has no uint64 arithmetic, but int64 wraps around alike."""
     return int(z.view(np.int64))
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """int64 z shifted to the right as if it had no sign."""
+    """Logical right shift of int64 z."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -1,6 +1,6 @@
-"""What is done to a picture before a model is asked: nothing, a fixed map, or an attack.
+"""What may happen to an image before the model sees it: nothing, a fixed map, or an attack.
 
-An evaluation is data x perturbation x readout; the types of the second and third are here.
+An evaluation is data x perturbation x readout; this module defines the interfaces of the last two.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from robustgen.threat import ThreatModel
 
 
 class Perturbed(NamedTuple):
-    """Pictures after a perturbation, shape as before; ``broken_by`` names the attack of a cascade
-    that broke each sample (None where it survived), for attacks that know it. ``strayed`` (batch,): where
-    the attack left its budget and the clean picture stands instead, for attacks that may."""
+    """What a perturbation returns.
+
+    ``images``: shaped like the input. ``broken_by``: for each sample, the stage of a cascade that broke it,
+    None where it survived; only from attacks that have stages. ``out_of_budget`` (batch,): where the attack
+    left its budget or returned NaN, and ``images`` holds the clean image instead; only from attacks that can.
+    """
 
     images: Tensor
     broken_by: list[str | None] | None = None
-    strayed: Tensor | None = None
+    out_of_budget: Tensor | None = None
 
 
 class Perturbation(ABC):
-    """A map of pictures that may look at the model: ``perturbation(model, x, y, draws)``.
+    """A map of images that may query the model: ``perturbation(model, x, y, draws)``.
 
-    ``name`` says what it is in tables, ``reference`` where it comes from. ``seeded_by_chunk`` is true
-    for outside attacks that draw from the global generator: a rerun is bit-equal, another chunking
-    is not.
+    ``name``: its name in tables; ``reference``: the paper or package it comes from. ``seeded_by_chunk``: true
+    for outside attacks that draw from the global random generators; rerunning the same chunks is then
+    bit-identical, but chunking the data differently is not.
     """
 
     name: str
@@ -42,11 +45,11 @@ class Perturbation(ABC):
 
     @abstractmethod
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        """Perturb pictures x (batch, channels, height, width) with labels y (batch,)."""
+        """Perturb images x (batch, channels, height, width) with labels y (batch,)."""
 
 
 class Identity(Perturbation):
-    """The picture as it is."""
+    """Returns the image unchanged."""
 
     name = "identity"
 
@@ -55,53 +58,59 @@ class Identity(Perturbation):
 
 
 class Attack(Perturbation):
-    """A perturbation that seeks, within ``threat``, a picture that the model gets wrong.
+    """A perturbation that searches within ``threat`` for an image that the model misclassifies.
 
-    What it returns is never trusted: ``verify`` projects it, and the model is asked again. ``names``: its
-    stages in order, as ``broken_by`` names them; ``thorough``: whether every job of it runs to its end.
+    Its output is never trusted: ``enforce_budget`` projects it, and the model is asked again.
+    ``stage_names``: its stages in order, as they appear in ``broken_by``. ``thorough``: whether every part
+    of the search runs to its end.
     """
 
-    names: tuple[str, ...] = ()
+    stage_names: tuple[str, ...] = ()
     thorough: bool = True
 
     def __init__(self, threat: ThreatModel) -> None:
         self.threat = threat
 
     def detail(self) -> dict[str, Any]:
-        """What run.json says of it, whatever it is planned for: rows of another detail are another run's."""
-        stages = self.names if len(self.names) > 1 else ()  # a single attack is no cascade
+        """The attack's entry in run.json. Stored rows are reused only where it is the same."""
+        stages = self.stage_names if len(self.stage_names) > 1 else ()  # a single attack is no cascade
         return {
             "attack": self.name, "norm": self.threat.norm, "eps": self.threat.eps, "cascade": [*stages],
         }  # fmt: skip
 
 
 class Readout(ABC):
-    """A reading that is not one row a sample: a table beside the rows, written by the same chunk."""
+    """A measurement that needs a table of its own, stored with the chunk, beside the rows."""
 
     name: str
 
     @abstractmethod
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pa.Table:
-        """Read the model at pictures x with labels y; the first column is sample_id."""
+        """Measure the model at images x with labels y. The first column is sample_id."""
 
 
-class Verified(NamedTuple):
-    """``images`` (batch, ...) inside box and ball; ``within_budget`` bool (batch,), whether they were before;
-    ``distance`` (batch,) from the clean ones in the threat's norm, in pixel units."""
+class BudgetCheck(NamedTuple):
+    """Images after ``enforce_budget``.
+
+    ``images`` (batch, ...): inside the box and the norm ball; ``within_budget`` (batch,): whether they were
+    before; ``distance`` (batch,): their distance from the clean images in the threat's norm, in pixel units.
+    """
 
     images: Tensor
     within_budget: Tensor
     distance: Tensor
 
 
-def verify(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Verified:
-    """Check what an attack returned and project it to where it should have stayed."""
+def enforce_budget(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> BudgetCheck:
+    """Project what an attack returned for the clean images x onto the threat model, as float32."""
     if x_adv.shape != x.shape:
-        raise UserError("an attack changed the shape of its pictures", expected=x.shape, got=x_adv.shape)
+        raise UserError(
+            "an attack returned images of another shape", expected=tuple(x.shape), got=tuple(x_adv.shape)
+        )
     x_adv = x_adv.detach().to(dtype=torch.float32, device=x.device)
     if not bool(torch.isfinite(x_adv).all()):
         raise UserError("an attack returned NaN or infinite pixels", remedy="'robustgen check MODEL'")
     within = threat.contains(x, x_adv)
-    # Rounding alone is left as it is, so that what is stored is what the attack found.
+    # An excess that rounding explains is kept, so that the stored image is the one the attack found.
     images = torch.where(within.view(-1, 1, 1, 1), x_adv.clamp(*threat.box), threat.project(x, x_adv))
-    return Verified(images, within, threat.distance(x, images))
+    return BudgetCheck(images, within, threat.distance(x, images))

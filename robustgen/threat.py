@@ -1,4 +1,4 @@
-"""What an attacker may do: the norm ball inside the pixel box."""
+"""Threat models: the perturbations that an attacker may use, a norm ball within the pixel box."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLACK = 1e-6
-"""The least overshoot, in pixel units, that is not put down to rounding."""
+"""Excess over eps or the box, in pixel units, that always counts as rounding."""
 ROUNDING = 2.0**-24
-"""Twice what rounding a sum in [0, 1] to float32 moves a value by, at most."""
+"""Twice the largest error of rounding a value in [0, 1] to float32."""
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """Perturbations of norm at most ``eps`` (in pixel units) that stay inside ``box``.
+    """Perturbations of norm at most ``eps`` (in pixel units) that keep the image in ``box``.
 
     >>> ThreatModel("linf", 8 / 255).slug
     'linf-8-255'
@@ -43,37 +43,36 @@ class ThreatModel:
 
     @property
     def slug(self) -> str:
-        """The name of this threat in folders and tables; multiples of 1/255 keep the field's form."""
+        """The name of this threat in folders and tables; multiples of 1/255 are written as such."""
         levels = self.eps * 255
         if self.eps < 0.2 and round(levels) and abs(levels - round(levels)) < 1e-6:
             return f"{self.norm}-{round(levels)}-255"
         return f"{self.norm}-{self.eps:.6g}"
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Norm of the perturbation, shape (batch,), computed in float64."""
+        """The norm of the perturbation, (batch,), computed in float64."""
         delta = (x_adv.double() - x.double()).flatten(1)
         if self.norm == "linf":
             return delta.abs().amax(1)
         return delta.norm(p=2 if self.norm == "l2" else 1, dim=1)
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Whether each x_adv (batch, ...) lies in the box and in the ball around its x, shape (batch,)."""
+        """Whether each x_adv (batch, ...) lies in the box and in the ball around its x, up to rounding,
+        (batch,)."""
         low, high = self.box
         flat = x_adv.flatten(1)
         in_box = (flat >= low - SLACK).all(1) & (flat <= high + SLACK).all(1)
         return in_box & (self.distance(x, x_adv) <= self.eps + self.slack(flat.shape[1]))
 
     def slack(self, values: int) -> float:
-        """What rounding may add to the norm of a perturbation of so many values, in pixel units: a float32
-        picture on the ball's surface lies so far outside where every value was rounded outwards."""
+        """How much rounding may add to the norm of a perturbation of so many values: the excess of a
+        float32 image on the surface of the ball if every value were rounded outwards."""
         power = {"linf": 0.0, "l2": 0.5, "l1": 1.0}[self.norm]
         return max(SLACK, ROUNDING * values**power)
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The nearest point of the ball (exact for each norm), then clipped to the box.
-
-        Since x itself lies in the box, clipping never increases a coordinate of the perturbation.
-        """
+        """The nearest point of the ball, then clipped to the box; as x is in the box, clipping only shrinks
+        it."""
         delta = (x_adv - x).flatten(1)
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -86,7 +85,7 @@ class ThreatModel:
 
 
 def worst_name(norm: Norm, eps: float) -> str:
-    """The evaluation name of a worst case.
+    """The evaluation name of the worst case over all attacks within a threat model.
 
     >>> worst_name("linf", 0.15)
     'worst-linf-0.15'

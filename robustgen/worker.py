@@ -1,4 +1,4 @@
-"""What is done with a chunk, wherever an executor runs it: slice, perturb, verify, read out."""
+"""What is done with a chunk, wherever an executor runs it: slice, perturb, enforce the budget, read out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustgen.errors import UserError
 from robustgen.evaluation import Evaluation, load_data
 from robustgen.limits import out_of_memory, time_limit
 from robustgen.metrics.verdicts import majority
-from robustgen.perturb import Attack, verify
+from robustgen.perturb import Attack, enforce_budget
 from robustgen.pilot import Kernels
 from robustgen.rowtable import row_schema
 from robustgen.scores import read_scores
@@ -104,7 +104,7 @@ class Worker:
             self.model.resize(batch)
 
     def _read(self, chunk: Chunk) -> Reading:
-        """slice > perturb > verify > read out."""
+        """slice > perturb > enforce_budget > read out."""
         began = time.perf_counter()
         evaluation = self.evaluations[chunk.evaluation]
         part = self._pictures(evaluation).slice(chunk.start, chunk.stop)
@@ -119,9 +119,9 @@ class Worker:
         adversarial = None
         images = perturbed.images
         if isinstance(perturbation, Attack):
-            images, within, distance = verify(perturbation.threat, x, images)
-            if perturbed.strayed is not None:
-                within &= ~perturbed.strayed
+            images, within, distance = enforce_budget(perturbation.threat, x, images)
+            if perturbed.out_of_budget is not None:
+                within &= ~perturbed.out_of_budget
             columns |= {"within_budget": within.tolist(), "distance": distance.tolist()}
             adversarial = _picture_table(part.sample_ids, images)
         # A stochastic model draws for a whole batch at once, so its rows depend on their chunk.

@@ -1,19 +1,32 @@
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from robustgen.audit import audited, audited_ids
+from robustgen.audit import audited_ids, audited_indices
 
 
 @pytest.mark.parametrize(
     ("survivors", "count"), [(0, 0), (1, 1), (3, 3), (4, 4), (32, 4), (33, 5), (200, 25)]
 )
 def test_every_eighth_survivor_is_audited_and_four_at_least(survivors: int, count: int) -> None:
-    chosen = audited(survivors)
+    chosen = audited_indices(survivors)
     assert len(set(chosen)) == len(chosen) == count
     assert all(0 <= i < survivors for i in chosen)
     assert chosen == sorted(chosen)
+
+
+@pytest.mark.parametrize("survivors", [*range(70), 1000])
+def test_the_audited_lie_evenly(survivors: int) -> None:
+    chosen = audited_indices(survivors)
+    assert len(chosen) == min(survivors, max(4, math.ceil(survivors / 8)))
+    assert chosen == sorted(set(chosen))
+    assert all(0 <= i < survivors for i in chosen)
+    if survivors >= 32:
+        assert max(b - a for a, b in pairwise(chosen)) <= 8
 
 
 def test_every_chunk_is_audited_by_itself_and_no_sample_twice() -> None:

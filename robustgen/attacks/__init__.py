@@ -1,6 +1,6 @@
-"""Attacks: the algorithms that seek, within a threat model, a picture that a model gets wrong.
+"""Attacks: algorithms that search, within a threat model, for images that a model misclassifies.
 
-The folder attacks/ at the top level holds the protocols that use them.
+The protocols that use them are in the folder attacks/ at the top level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where an attack's class is (``module:Class``, imported when it is built), and what it does."""
+    """An attack's class as ``module:Class``, imported when the attack is built, and a summary of it."""
 
     target: str
     summary: str
@@ -35,27 +35,26 @@ ATTACKS: dict[str, Entry] = {
     "autoattack-rand": Entry(
         "autoattack:AutoAttackRand", "for stochastic models: apgd-ce, apgd-dlr on means"
     ),
-    "joint-adaptive": Entry(
-        "joint:JointAdaptive", "autoattack, then attacks that see through masked gradients"
-    ),
+    "joint-adaptive": Entry("joint:JointAdaptive", "autoattack, then attacks for masked gradients"),
     "apgd-ce": Entry("autoattack:ApgdCe", "Auto-PGD on the cross-entropy"),
     "apgd-dlr": Entry("autoattack:ApgdDlr", "Auto-PGD on the difference-of-logits ratio"),
     "apgd-t": Entry("autoattack:ApgdT", "Auto-PGD on the targeted DLR loss"),
     "fab": Entry(
-        "autoattack:Fab", "the Fast Adaptive Boundary attack, which seeks the nearest wrong picture"
+        "autoattack:Fab", "the Fast Adaptive Boundary attack, which seeks the nearest misclassified image"
     ),
-    "fab-t": Entry("autoattack:FabT", "the same, one class after another"),
-    "noise": Entry("noise:RandomNoise", "random noise as large as eps: what no attack should be weaker than"),
-    "square": Entry("autoattack:SquareAttack", "random squares, no gradients"),
+    "fab-t": Entry("autoattack:FabT", "the same, targeted at one class after another"),
+    "noise": Entry("noise:RandomNoise", "random noise of size eps, the baseline for every attack"),
+    "square": Entry("autoattack:SquareAttack", "random search over squares, without gradients"),
 }
 
 
 def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
-    """The attack that a protocol asks for; an unknown name or option is a UserError that lists them."""
+    """The attack that a protocol asks for; UserError for an unknown name or option, which lists the known
+    ones."""
     if ".py:" in spec.attack:
-        from robustgen.attacks.own import OwnAttack
+        from robustgen.attacks.user_attack import UserAttack
 
-        return OwnAttack(spec.attack, threat, spec.options)
+        return UserAttack(spec.attack, threat, spec.options)
     if ":" in spec.attack:
         return outside.build(spec.attack, threat, spec.options)
     if spec.attack not in ATTACKS:
@@ -68,7 +67,7 @@ def build(spec: AttackSpec, threat: ThreatModel) -> Attack:
 def evaluation_name(attack: Attack) -> str:
     """The evaluation's name and folder: ``<attack>-<threat>``, such as autoattack-linf-8-255.
 
-    Every option that is not at its default is in it by a letter and its value, as in
-    autoattack-q500-linf-0.15: a smaller budget never goes by the reference's name.
+    Every option that is not at its default appears in it, as a letter and the value:
+    autoattack-q500-linf-0.15 is not mistaken for the reference's budget.
     """
     return f"{attack.name}-{attack.threat.slug}"

@@ -1,7 +1,7 @@
 """AutoAttack (Croce and Hein 2020, arXiv:2003.01690): its parts, and its versions as cascades.
 
-Parts, order and budgets are those of the reference's code of 2023: see docs/attacks.md for what is
-the same, and what is done otherwise to be quick.
+Parts, order and budgets are those of the reference's code of 2023. docs/attacks.md says what is the same,
+and what is done differently for speed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from robustgen import strict
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.cascade import Cascade, Stage
 from robustgen.attacks.fab import LeanFAB, LeanUntargetedFAB
 from robustgen.attacks.losses import CLASSES_NEEDED
-from robustgen.attacks.options import Options
-from robustgen.attacks.screen import screened_square
+from robustgen.attacks.options import AttackOptions
+from robustgen.attacks.screen import build_screened_square
 from robustgen.attacks.search import Search
 from robustgen.attacks.square import square
-from robustgen.attacks.victims import Averaged
+from robustgen.attacks.victim import EOT
 from robustgen.classifiers.base import Classifier
 from robustgen.threat import ThreatModel
 
@@ -32,10 +31,13 @@ RAND_DRAWS = 20
 PLUS_BUDGET = {"restarts": 5, "n_target_classes": 9}
 
 
-class Budget(Options):
-    """The budget of the standard version: steps of APGD and FAB, classes that APGD-T and FAB-T aim
-    at (None: 9, in L1 5 for APGD-T; never more than there are), restarts of the untargeted parts
-    (None: 1, in L1 5), Square's queries, and whether every job runs to its end (see ``Cascade``)."""
+class AutoAttackBudget(AttackOptions):
+    """The budget of the standard version.
+
+    ``n_iter``: steps of APGD and FAB; ``n_target_classes``: classes that APGD-T and FAB-T aim at (None: 9, or
+    5 for APGD-T in L1; at most all others); ``restarts`` of the untargeted parts (None: 1, in L1 5);
+    ``n_queries`` of Square; ``thorough``: whether every job runs to its end (see ``Cascade``).
+    """
 
     n_iter: int = Field(default=100, gt=0)
     n_target_classes: int | None = Field(default=None, gt=0)
@@ -44,106 +46,108 @@ class Budget(Options):
     thorough: bool = False
 
 
-class IterBudget(Options):
+class UntargetedBudget(AttackOptions):
     """The budget of an untargeted part."""
 
     n_iter: int = Field(default=100, gt=0)
     restarts: int | None = Field(default=None, gt=0)
 
 
-class TargetBudget(Options):
+class TargetedBudget(AttackOptions):
     """The budget of a targeted part."""
 
     n_iter: int = Field(default=100, gt=0)
     n_target_classes: int | None = Field(default=None, gt=0)
 
 
-class QueryBudget(Options):
+class QueryBudget(AttackOptions):
     """The budget of Square."""
 
     n_queries: int = Field(default=5000, gt=0)
 
 
-def part(
-    name: str, threat: ThreatModel, budget: Budget, classes: int, *, shrinking: bool = True
+def build_part(
+    name: str, threat: ThreatModel, budget: AutoAttackBudget, classes: int, *, shrinking: bool = True
 ) -> Search[Any]:
-    """One part of AutoAttack, by its name, for a model with so many classes; ``shrinking`` is for APGD in
-    L1 (see ``SparseAPGD``)."""
+    """The part of AutoAttack with this name, for a model of so many classes; ``shrinking``: see
+    ``SparseAPGD``."""
     l1 = threat.norm == "l1"
     n_iter, restarts = budget.n_iter, budget.restarts or (5 if l1 else 1)
     match name:
         case "apgd-ce":
             return apgd(threat, "ce", jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-dlr":
-            loss = scaled("dlr", classes)
+            loss = dlr_or_margin("dlr", classes)
             return apgd(threat, loss, jobs=restarts, n_iter=n_iter, shrinking=shrinking)
         case "apgd-t":
-            loss = scaled("dlr-targeted", classes)
-            jobs = target_classes(budget.n_target_classes, classes, 5 if l1 else 9)
+            loss = dlr_or_margin("dlr-targeted", classes)
+            jobs = count_targets(budget.n_target_classes, classes, 5 if l1 else 9)
             return apgd(threat, loss, jobs=jobs, n_iter=n_iter, shrinking=shrinking)
         case "fab":
             return LeanUntargetedFAB(threat, jobs=restarts, n_iter=n_iter)
         case "fab-t":
-            return LeanFAB(threat, jobs=target_classes(budget.n_target_classes, classes, 9), n_iter=n_iter)
+            return LeanFAB(threat, jobs=count_targets(budget.n_target_classes, classes, 9), n_iter=n_iter)
         case "square":
-            return screened_square(threat, n_queries=budget.n_queries)
+            return build_screened_square(threat, n_queries=budget.n_queries)
     raise AssertionError(name)
 
 
-def scaled(loss: str, classes: int) -> str:
-    """A DLR loss, or the margin for fewer classes than its denominator has logits.
+def dlr_or_margin(loss: str, classes: int) -> str:
+    """The DLR loss of that name, or its numerator, the margin, if there are too few classes for the
+    denominator.
 
-    The denominator makes the loss independent of the logits' scale; APGD's steps and tests depend on
-    signs and directions, so little is lost without it.
+    The denominator makes the loss independent of the scale of the logits; APGD depends on signs and
+    directions only, so little is lost without it.
     """
     margins = {"dlr": "margin", "dlr-targeted": "margin-targeted"}
     return loss if classes >= CLASSES_NEEDED[loss] else margins[loss]
 
 
-def target_classes(wanted: int | None, classes: int, reference: int) -> int:
-    """At how many classes a targeted part aims: as many as are ``wanted`` (None: as the ``reference`` does),
-    never more than there are beside the label."""
-    return min(wanted or reference, classes - 1)
+def count_targets(wanted: int | None, classes: int, default: int) -> int:
+    """How many classes a targeted part aims at: ``wanted`` or the ``default``, at most all but the label."""
+    return min(wanted or default, classes - 1)
 
 
-class Parts(Cascade):
-    """Parts of AutoAttack in order, each from the clean pictures on those samples still classified right.
+class AutoAttackParts(Cascade):
+    """Parts of AutoAttack as a cascade; a single part has no audit and is thorough.
 
-    A part alone, which nothing audits, is thorough.
+    A subclass sets ``title``, its name; ``parts``; ``options_type``, the options that it takes;
+    ``budget_type`` with ``defaults``, what the options are filled up to; and ``shrinking`` (see
+    ``SparseAPGD``).
     """
 
     reference = "Croce and Hein 2020, arXiv:2003.01690"
     title: str
     parts: tuple[str, ...]
-    options_type: ClassVar[type[Options]] = Budget
-    budget_type: ClassVar[type[Budget]] = Budget
+    options_type: ClassVar[type[AttackOptions]] = AutoAttackBudget
+    budget_type: ClassVar[type[AutoAttackBudget]] = AutoAttackBudget
     defaults: Mapping[str, Any] = {}
     shrinking: bool = True
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
-        given = strict.validate(self.options_type, options, where=f"options of the attack {self.title!r}")
+        given = self.options_type.validated(options, self.title)
         self.budget = self.budget_type(**{**self.defaults, **given.model_dump(exclude_defaults=True)})
         super().__init__(threat, self.parts, thorough=self.budget.thorough or len(self.parts) == 1)
-        self.name = given.mark(self.title)
+        self.name = given.attack_name(self.title)
 
     def stages(self, model: Classifier) -> list[Stage]:
         return [Stage(name, self.search(name, model.num_classes)) for name in self.parts]
 
     def search(self, name: str, classes: int) -> Search[Any]:
-        """The part of that name for a model with so many classes."""
-        return part(name, self.threat, self.budget, classes, shrinking=self.shrinking)
+        """The part of that name for a model of so many classes."""
+        return build_part(name, self.threat, self.budget, classes, shrinking=self.shrinking)
 
 
-class AutoAttack(Parts):
+class AutoAttack(AutoAttackParts):
     """The standard version: APGD-CE, APGD-T, FAB-T, Square."""
 
     title = "autoattack"
     parts = STANDARD
 
 
-class AutoAttackPlus(Parts):
-    """The version ``plus``: more parts, and 5 restarts of the untargeted ones; 9 classes are aimed at,
-    and no ball shrinks, in L1 neither."""
+class AutoAttackPlus(AutoAttackParts):
+    """The version ``plus``: more parts, 5 restarts of the untargeted ones, 9 target classes in every norm,
+    and no shrinking ball in L1."""
 
     title = "autoattack-plus"
     parts = PLUS
@@ -151,67 +155,67 @@ class AutoAttackPlus(Parts):
     shrinking = False
 
 
-class AutoAttackRand(Parts):
-    """The version ``rand`` for stochastic models: APGD-CE and APGD-DLR on means over 20 draws.
+class AutoAttackRand(AutoAttackParts):
+    """The version ``rand`` for stochastic models: APGD-CE and APGD-DLR on means over 20 draws, with one
+    restart and no shrinking ball in L1.
 
-    Unlike the reference's, the best point and its success are decided by the mean as well. One restart,
-    and no ball shrinks, in L1 neither.
+    Unlike in the reference, the best point and success are decided by the mean as well.
     """
 
     title = "autoattack-rand"
     parts = RAND
-    options_type = IterBudget
+    options_type = UntargetedBudget
     defaults: Mapping[str, Any] = {"restarts": 1, "thorough": True}
     shrinking = False
 
     def stages(self, model: Classifier) -> list[Stage]:
         stages = super().stages(model)
-        if not model.stochastic:  # all of its draws are one
+        if not model.stochastic:  # all draws are equal
             return stages
-        return [stage._replace(victim=partial(Averaged, m=RAND_DRAWS)) for stage in stages]
+        return [stage._replace(victim=partial(EOT, m=RAND_DRAWS)) for stage in stages]
 
 
-class ApgdCe(Parts):
+class ApgdCe(AutoAttackParts):
     """Auto-PGD on the cross-entropy alone."""
 
     title = "apgd-ce"
     parts = ("apgd-ce",)
-    options_type = IterBudget
+    options_type = UntargetedBudget
 
 
-class ApgdDlr(Parts):
+class ApgdDlr(AutoAttackParts):
     """Auto-PGD on the difference-of-logits ratio alone."""
 
     title = "apgd-dlr"
     parts = ("apgd-dlr",)
-    options_type = IterBudget
+    options_type = UntargetedBudget
 
 
-class ApgdT(Parts):
+class ApgdT(AutoAttackParts):
     """Auto-PGD on the targeted difference-of-logits ratio alone."""
 
     title = "apgd-t"
     parts = ("apgd-t",)
-    options_type = TargetBudget
+    options_type = TargetedBudget
 
 
-class Fab(Parts):
+class Fab(AutoAttackParts):
     """The untargeted Fast Adaptive Boundary attack alone (Croce and Hein 2020, arXiv:1907.02044)."""
 
     title = "fab"
     parts = ("fab",)
-    options_type = IterBudget
+    options_type = UntargetedBudget
 
 
-class FabT(Parts):
+class FabT(AutoAttackParts):
     """The targeted Fast Adaptive Boundary attack alone."""
 
     title = "fab-t"
     parts = ("fab-t",)
-    options_type = TargetBudget
+    options_type = TargetedBudget
 
 
-class SquareAttack(Parts):
+class SquareAttack(AutoAttackParts):
     """The black-box Square attack alone (Andriushchenko et al. 2020, arXiv:1912.00049)."""
 
     title = "square"
@@ -219,4 +223,4 @@ class SquareAttack(Parts):
     options_type = QueryBudget
 
     def search(self, name: str, classes: int) -> Search[Any]:
-        return square(self.threat, n_queries=self.budget.n_queries)  # no gradient screens its questions
+        return square(self.threat, n_queries=self.budget.n_queries)  # without gradients: no screening

@@ -1,12 +1,12 @@
-"""What APGD meets on its way up the cross-entropy, checkpoint by checkpoint, and whether its seed decides.
+"""How APGD's loss and gradients develop along its path, and whether its random start decides the outcome.
 
-Where the probes (probes.py) look at the pictures themselves, this looks at the points that an attack comes
-to. It costs what an attack does, so few samples are climbed from.
+The probes (probes.py) look at gradients at the clean images; this readout looks at the iterates of an
+attack. It costs as much as an attack, so only a few samples are followed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from robustgen.attacks.apgd import apgd, checkpoint_intervals
 from robustgen.attacks.ball import DUAL
 from robustgen.attacks.probes import zeros
 from robustgen.attacks.search import Start
-from robustgen.attacks.victims import usual_view
+from robustgen.attacks.victim import default_victim
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws
@@ -32,14 +32,16 @@ COLUMNS = ("ce_gradient_zero", "gradient_zero", "promised", "rise", "fall", "bro
 
 
 class Climbs(Readout):
-    """APGD on the log odds (losses.py) from two random starts, all steps even where it succeeds.
+    """APGD on the log odds (losses.py) from two random starts, always to the last step.
 
-    One row for each sample whose id ``every`` divides; none for a model without gradients. Columns, of
-    the first start, over the checkpoints, start and end among them: ``ce_gradient_zero``,
-    ``gradient_zero``: the largest share of entries that are exactly 0, in the gradient of the float32
-    cross-entropy and in the log odds' own; ``promised``: the most that a step of eps is promised to add,
-    in units of the spread of the logits; ``rise``, from the start to the highest loss, and ``fall``, from
-    there to the end. ``broken``, ``broken_again``: whether the first and the second start broke the sample.
+    One row for each sample whose id is a multiple of ``every``; none for a model without gradients.
+    Columns, the first ones over the checkpoints of the first start, its first and last point included:
+
+    - ``ce_gradient_zero``, ``gradient_zero``: the largest share of gradient entries that are exactly 0, of
+    the float32 cross-entropy and of the log odds. - ``promised``: the largest first-order increase of the
+    loss over a step of eps, in units of the spread of the logits. - ``rise``, ``fall``: of the loss, from
+    the start to its highest value and from there to the end. - ``broken``, ``broken_again``: whether the
+    first and the second start broke the sample.
     """
 
     name = "climbs"
@@ -49,7 +51,7 @@ class Climbs(Readout):
         self.every = every
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        """Climb from pictures x (batch, ...) with labels y; columns as in ``schema()``."""
+        """Follow APGD from images x (batch, ...) with labels y; columns as in ``schema()``."""
         import pyarrow
 
         some = torch.from_numpy(draws.sample_ids % self.every == 0).nonzero().squeeze(1)
@@ -71,7 +73,7 @@ def schema() -> pyarrow.Schema:
 
 
 def differentiable(model: Classifier, x: Tensor) -> bool:
-    """Whether anything leads from the logits back to the pixels."""
+    """Whether the logits depend differentiably on the pixels."""
     with torch.enable_grad():
         x = x[:1].detach().requires_grad_()
         logits = model.logits(x)
@@ -81,10 +83,10 @@ def differentiable(model: Classifier, x: Tensor) -> bool:
 
 
 def climb(model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatModel) -> dict[str, Tensor]:
-    """``COLUMNS`` of pictures x (batch, ...) with labels y, (batch,) each."""
-    first, broken = _one(model, x, y, draws, threat, 0)
-    _, again = _one(model, x, y, draws, threat, 1)
-    losses, ce_zero, zero, promised = (torch.stack(several) for several in zip(*first, strict=True))
+    """The columns ``COLUMNS``, (batch,) each, for images x (batch, ...) with labels y."""
+    path, broken = _follow(model, x, y, draws, threat, 0)
+    _, again = _follow(model, x, y, draws, threat, 1)
+    losses, ce_zero, zero, promised = (torch.stack(facts) for facts in zip(*path, strict=True))
     highest = losses.amax(0)
     values = (
         ce_zero.amax(0), zero.amax(0), promised.amax(0), highest - losses[0], highest - losses[-1],
@@ -93,26 +95,35 @@ def climb(model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatM
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _one(
+class Checkpoint(NamedTuple):
+    """What APGD meets at a checkpoint, (batch,) each; see ``Climbs``."""
+
+    loss: Tensor
+    ce_gradient_zero: Tensor
+    gradient_zero: Tensor
+    promised: Tensor
+
+
+def _follow(
     model: Classifier, x: Tensor, y: Tensor, draws: Draws, threat: ThreatModel, job: int
-) -> tuple[list[tuple[Tensor, ...]], Tensor]:
-    """Loss, shares of zeros and promise at each checkpoint, of the first start alone; who is broken."""
-    search, victim = apgd(threat, "ce", n_iter=STEPS, shrinking=False), usual_view(model)
+) -> tuple[list[Checkpoint], Tensor]:
+    """The checkpoints of a start (of job 0 only), and which samples it broke."""
+    search, victim = apgd(threat, "ce", n_iter=STEPS, shrinking=False), default_victim(model)
     rows = torch.arange(len(x), device=x.device)
     jobs = torch.full_like(rows, job)
     state = search.begin(Start(rows, x, y, x.new_empty(len(x), 0), jobs), draws.at(rows, jobs))
-    broken = torch.zeros_like(state.over)
-    facts: list[tuple[Tensor, ...]] = []
+    broken = torch.zeros_like(state.done)
+    path: list[Checkpoint] = []
     for step in range(STEPS + 1):
-        answer = search.ask(victim, state)
-        loss, gradient = answer.ascent
+        answer = search.query(victim, state)
+        loss, gradient = answer.loss_and_gradient
         broken = broken | (answer.logits.argmax(1) != y)
         if job == 0 and step in CHECKPOINTS:
             slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[threat.norm], dim=1)
             spread = (answer.logits.amax(1) - answer.logits.amin(1)).clamp_min(1e-12)
             _, of_ce = victim.gradient(
                 state.point, lambda logits: functional.cross_entropy(logits, y, reduction="none")
-            ).ascent
-            facts.append((loss, zeros(of_ce), zeros(gradient), threat.eps * slope / spread))
-        search.step(state, answer)
-    return facts, broken
+            ).loss_and_gradient
+            path.append(Checkpoint(loss, zeros(of_ce), zeros(gradient), threat.eps * slope / spread))
+        search.update(state, answer)
+    return path, broken

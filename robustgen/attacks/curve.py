@@ -1,4 +1,5 @@
-"""Accuracy against eps in one call: every radius starts from what smaller ones have found."""
+"""Robust accuracy at several eps in one call: what breaks a sample at one radius breaks it at every larger
+one."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import serving
 from robustgen.draws import Draws
 from robustgen.errors import UserError
-from robustgen.perturb import Attack, verify
+from robustgen.perturb import Attack, enforce_budget
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
 
 class RobustCurve(NamedTuple):
-    """``eps`` (radii,), rising; ``images`` (radii, batch, channels, height, width), each in its ball;
-    ``robust`` (radii, batch): whether the model is still right there, never again true once it was not."""
+    """``eps`` (radii,), ascending; ``images`` (radii, batch, channels, height, width), each within its
+    radius; ``robust`` (radii, batch): whether the model still classifies the sample right."""
 
     eps: Tensor
     images: Tensor
@@ -41,19 +42,20 @@ def robust_curve(
     epsilons: Sequence[float],
     draws: Draws,
 ) -> RobustCurve:
-    """Attack pictures x (batch, ...) with labels y at several radii, the smallest first.
+    """Attack the images x (batch, ...) with labels y at several radii, the smallest first.
 
-    ``make``: an attack for a threat, such as ``autoattack.AutoAttack``. A picture that broke a sample
-    at one radius lies in every larger ball, so the sample counts as broken there and is not attacked
-    again: the curve falls by construction, and costs little more than its largest radius. Every
-    picture passes ``perturb.verify`` and a fresh forward. Raises UserError for no radii, and for a
+    ``make`` builds the attack for a threat, such as ``autoattack.AutoAttack``. A sample that is broken at
+    one radius counts as broken at all larger ones and is not attacked again, so the curve falls by
+    construction and costs little more than its largest radius. Every image passes
+    ``perturb.enforce_budget`` and a fresh forward. Raises UserError where ``epsilons`` is empty, and for a
     stochastic model, whose verdicts take several draws.
     """
     if not epsilons:
-        raise UserError("a curve needs radii", expected="one eps or more", got="none")
+        raise UserError("robust_curve got no radii", expected="one eps or more", got="none")
     if model.stochastic:
         raise UserError(
-            "a curve is for deterministic models", remedy="'robustgen report' with a protocol that lists eps"
+            "robust_curve supports deterministic models only",
+            remedy="'robustgen report' with a protocol that lists several eps",
         )
     radii = sorted(epsilons)
     images, robust = [], []
@@ -66,7 +68,7 @@ def robust_curve(
         if len(left):
             with serving(model, left):
                 attacked = make(threat)(model, x[left], y[left], draws.at(left, place)).images
-            attacked = verify(threat, x[left], attacked).images
+            attacked = enforce_budget(threat, x[left], attacked).images
             with torch.no_grad():
                 broken = model.logits(attacked).argmax(1) != y[left]
             found[left[broken]] = attacked[broken]

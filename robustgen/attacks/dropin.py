@@ -1,4 +1,4 @@
-"""AutoAttack under upstream's names, for code that was written against it.
+"""AutoAttack with the reference implementation's interface, for code written against it.
 
 adversary = robustgen.AutoAttack(model, norm="Linf", eps=8 / 255)
 x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=250)
@@ -7,36 +7,37 @@ x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=250)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, Parts
-from robustgen.audit import AUDIT, audited
+from robustgen.attacks.autoattack import PLUS, PLUS_BUDGET, STANDARD, AutoAttackParts
+from robustgen.audit import AUDIT, audited_indices
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.classifiers.quick import need_bfloat16, quick_copy
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
-from robustgen.types import Norm, Precision
+from robustgen.types import Norm
 
 NORMS: dict[str, Norm] = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 VERSIONS = {"standard": STANDARD, "plus": PLUS}
+Precision = Literal["float32", "bf16"]
 
 
 class AutoAttack:
-    """The reference's AutoAttack by its signature, run by this package's attacks.
+    """The signature of the reference's AutoAttack, run by this package's attacks.
 
-    ``model``: anything that maps pictures in [0, 1] to logits; a module must be in evaluation mode.
-    ``norm``: Linf, L2 or L1; ``version``: standard or plus, or custom with ``attacks_to_run``; ``seed``
-    decides every draw (None: 0, so that a run can be repeated). ``precision="bf16"`` takes gradients in
-    bfloat16; losses and verdicts are float32 always. What is spared is audited (see docs/attacks.md).
+    ``model``: anything that maps images in [0, 1] to logits; a module must be in evaluation mode. ``norm``:
+    Linf, L2 or L1. ``version``: standard or plus, or custom with ``attacks_to_run``. ``seed``: of all
+    random draws (None: 0, so that runs repeat). ``precision``: with "bf16", gradients are computed in
+    bfloat16; losses and verdicts always are float32. Work that is saved is audited (see docs/attacks.md).
 
-    After a run, ``broken_by`` names, for each picture, the attack that broke it (None: none did).
-    Raises UserError for an unknown norm or version, eps <= 0, pictures outside [0, 1] and NaN logits.
+    After a run, ``broken_by`` has for each image the attack that broke it, None where none did. Raises
+    UserError for an unknown norm or version, eps <= 0, images outside [0, 1], and NaN logits.
     """
 
     def __init__(
@@ -63,32 +64,32 @@ class AutoAttack:
         self.seed = seed or 0
         self.console = Console(quiet=not verbose)
         self.device = device
-        self.low = precision == "bf16"
+        self.bfloat16_gradients = precision == "bf16"
         self.attack = _Versions(ThreatModel(NORMS[norm], eps), _parts(version, attacks_to_run), version)
         self.broken_by: list[str | None] = []
 
     def run_standard_evaluation(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Adversarial pictures for x_orig (batch, channels, height, width) with labels y_orig (batch,).
+        """Adversarial images for x_orig (batch, channels, height, width) with labels y_orig (batch,).
 
-        The clean picture stands where no attack succeeded. ``bs``: how many pictures a call of the
-        model takes. With ``return_labels`` the model's predictions there come as a second tensor.
+        Where no attack succeeded, the clean image. ``bs``: the most images in a call of the model.
+        ``return_labels``: return the model's predictions for them as well.
         """
         if len(x_orig) == 0 or len(x_orig) != len(y_orig):
             raise UserError(
-                "there is nothing to attack, or a label is missing", expected="a label for each picture",
-                got=f"{len(x_orig)} pictures, {len(y_orig)} labels",
+                "images and labels do not match, or there are none", expected="a label for each image",
+                got=f"{len(x_orig)} images, {len(y_orig)} labels",
             )  # fmt: skip
         low, high = x_orig.aminmax()
         if not (low >= 0 and high <= 1):
             raise UserError(
-                "pictures lie outside the box", expected="values in [0, 1]",
+                "images lie outside the box", expected="values in [0, 1]",
                 got=f"{float(low):g} to {float(high):g}", remedy="normalise inside the model",
             )  # fmt: skip
         device = self.device or x_orig.device
         x, y = x_orig.detach().float().to(device), y_orig.to(device)
-        if self.low:
+        if self.bfloat16_gradients:
             need_bfloat16(x.device)
         model = self._classifier(x[:bs], bs)
         model.begin(len(x), x.device)
@@ -97,43 +98,45 @@ class AutoAttack:
         self.broken_by = found.broken_by
         with torch.no_grad():
             labels = model.logits(found.images).argmax(1)
-        self._say(model, found.broken_by, labels == y)
+        self._print(model, found.broken_by, labels == y)
         x_adv = found.images.to(x_orig.device)
         return (x_adv, labels.to(y_orig)) if return_labels else x_adv
 
     def _classifier(self, example: Tensor, bs: int) -> FixedBatch:
-        """The model as attacks ask it: in batches of at most ``bs``, never padded, and its quick copy."""
+        """The model in batches of at most ``bs``, never padded, with its quick copy."""
         module = self.model if isinstance(self.model, nn.Module) else _Function(self.model)
         with torch.no_grad():
             classes = module(example[:1]).shape[1]
         shape = example.shape[1:]
         plain = PlainClassifier(module, classes, (shape[0], shape[1], shape[2])).eval()
-        with torch.no_grad():  # upstream looks for randomness here too
+        with torch.no_grad():  # upstream checks for randomness here too
             plain.stochastic = not torch.equal(plain.logits(example), plain.logits(example))
         copied = quick_copy(plain, example) if isinstance(self.model, nn.Module) else None
-        return FixedBatch(plain, bs, quick=copied, bfloat16_gradients=self.low, sizes=range(1, bs + 1))
+        return FixedBatch(
+            plain, bs, quick=copied, bfloat16_gradients=self.bfloat16_gradients, sizes=range(1, bs + 1)
+        )
 
-    def _say(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:
-        """What is left after each attack: of the pictures that none broke, those that are right."""
+    def _print(self, model: Classifier, broken_by: list[str | None], right: Tensor) -> None:
+        """Print the robust accuracy after each attack."""
         n = len(broken_by)
         broken = torch.tensor([name is not None for name in broken_by], device=right.device)
         left = int((broken | right).sum())
         self.console.print(f"clean accuracy: {left / n:.2%} (n = {n})")
-        for name in dict.fromkeys(self.attack.names):
+        for name in dict.fromkeys(self.attack.stage_names):
             left -= broken_by.count(name)
             self.console.print(f"robust accuracy after {name}: {left / n:.2%}")
-        if self.low or not (self.attack.thorough or model.stochastic):
+        if self.bfloat16_gradients or not (self.attack.thorough or model.stochastic):
             found = broken_by.count(AUDIT)
-            checked = len(audited(left))
+            checked = len(audited_indices(left))
             self.console.print(f"audit in full and in float32: {found} of {checked} survivors broken")
 
 
-class _Versions(Parts):
-    """The parts of a version, or those that a user lists, thorough since no audit may be among them."""
+class _Versions(AutoAttackParts):
+    """The parts of a version, or those that the user lists, which then are thorough."""
 
     def __init__(self, threat: ThreatModel, parts: tuple[str, ...], version: str) -> None:
         self.title, self.parts = version, parts
-        # what the reference's own constructor sets, and only its standard version changes
+        # The reference's constructor sets these, and only its standard version changes them.
         budget = {} if version == "standard" else PLUS_BUDGET
         self.defaults = budget | {"thorough": version == "custom"}
         self.shrinking = version == "standard"
@@ -157,8 +160,8 @@ def _parts(version: str, attacks_to_run: Sequence[str]) -> tuple[str, ...]:
     unknown = sorted(set(attacks_to_run) - set(PLUS))
     if version != "custom" or not attacks_to_run or unknown:
         raise UserError(
-            "unknown version of AutoAttack",
+            "unknown version of AutoAttack, or attacks_to_run does not fit it",
             expected=f"{', '.join(VERSIONS)}, or custom with attacks_to_run from: {', '.join(PLUS)}",
-            got=f"{version} with {list(attacks_to_run)}",
+            got=f"{version} with attacks_to_run={list(attacks_to_run)}",
         )
     return tuple(attacks_to_run)

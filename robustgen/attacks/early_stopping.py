@@ -1,11 +1,10 @@
-"""Searches that cannot arrive any more end early: most of AutoAttack's questions are theirs.
+"""Jobs that are unlikely to succeed end early; most of AutoAttack's queries are spent on them.
 
-On a robust model hardly any job of APGD-T, FAB-T or Square succeeds, and those that do come near
-soon. So a job is looked at after 1/16, 1/8, 1/4 and 1/2 of its steps. It goes on where, at the rate
-since the look before, it would arrive by its end, and where it lacks less than a fifth of what it
-lacked at first. What the best point lacks falls ever slower, as a rule, so going on at one rate is
-more than can be hoped for; whether that holds, the audit of a cascade measures. docs/attacks.md
-says what the rule was fixed on.
+On a robust model hardly any job of APGD-T, FAB-T or Square succeeds, and those that do come near soon. A
+job's gap is how far its best point is from success. It is checked after 1/16, 1/8, 1/4 and 1/2 of the
+steps, and the job goes on if it would succeed at the rate since the last check, or if its gap is below a
+fifth of the first one. As a rule the gap falls ever more slowly, so extrapolating at a constant rate is
+optimistic; a cascade's audit measures what is lost. docs/attacks.md says how the rule was chosen.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from robustgen.attacks.search import State
 
-FIRST_LOOK = 1 / 16  # of a job's steps; each look comes at twice the steps of the one before
-NEAR = 0.2  # of what a job lacked at first; one that lacks less goes on
+FIRST_CHECK = 1 / 16  # as a share of a job's steps; each check comes at twice the step of the one before
+NEAR = 0.2  # a job with a gap below this share of its first one goes on
 
 
-def stop_early(state: State, lacking: Tensor, length: int) -> None:
-    """Set ``over`` for the rows whose jobs, of ``length`` steps, will not arrive. ``lacking`` (rows,):
-    how far the best point of the job is from success, in any unit; inf where that is not known yet."""
-    at_first = torch.where(state.at_first.isinf() & lacking.isfinite(), lacking, state.at_first)
-    look = state.step >= torch.where(state.looked == 0, FIRST_LOOK * length, 2 * state.looked)
-    rate = (state.lacked - lacking) / (state.step - state.looked)
-    arrives = rate * (length - state.step) >= lacking  # false of inf - inf: nothing is known after two looks
-    far = lacking.isinf() | (lacking > NEAR * at_first)
-    state.over = state.over | (look & (state.looked > 0) & far & ~arrives)
-    state.at_first = at_first
-    state.lacked = torch.where(look, lacking, state.lacked)
-    state.looked = torch.where(look, state.step, state.looked)
+def stop_early(state: State, gap: Tensor, n_steps: int) -> None:
+    """Set ``done`` for the rows whose jobs, of ``n_steps`` steps, are unlikely to succeed. ``gap`` (rows,):
+    as ``Search.gap`` returns it, inf where it is not known yet."""
+    initial_gap = torch.where(state.initial_gap.isinf() & gap.isfinite(), gap, state.initial_gap)
+    check = state.step >= torch.where(state.last_check == 0, FIRST_CHECK * n_steps, 2 * state.last_check)
+    rate = (state.last_gap - gap) / (state.step - state.last_check)
+    succeeds = rate * (n_steps - state.step) >= gap  # false for inf - inf: still unknown at the second check
+    far = gap.isinf() | (gap > NEAR * initial_gap)
+    state.done = state.done | (check & (state.last_check > 0) & far & ~succeeds)
+    state.initial_gap = initial_gap
+    state.last_gap = torch.where(check, gap, state.last_gap)
+    state.last_check = torch.where(check, state.step, state.last_check)

@@ -1,8 +1,8 @@
-"""An attack of a fixed number of steps from every picture, none ending early.
+"""An attack that spends the same number of steps on every image, for measures other than accuracy.
 
-What stops at the first wrong answer leaves pictures of any confidence, clean ones among them. Here
-all spend the same budget on one objective, so calibration and scores can be read of what comes out:
-calibration under attack, and foreign pictures made to look familiar.
+Attacks that stop at the first success return images of arbitrary confidence, clean ones among them. Here
+all images spend the same budget on one objective, so that calibration under attack and out-of-distribution
+scores under attack can be measured on them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustgen.attacks.ball import random_point, steepest
 from robustgen.attacks.losses import log_odds
-from robustgen.attacks.victims import usual_view
+from robustgen.attacks.victim import default_victim
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.perturb import Attack, Perturbed
@@ -24,13 +24,14 @@ Objective = Literal["label", "energy", "msp"]
 STEPS = 20
 
 
-class Fixed(Attack):
-    """Steepest ascent of an objective by ``steps`` steps of 2.5 eps / steps from one random start.
+class FixedSteps(Attack):
+    """Steepest ascent of an objective by ``steps`` steps of 2.5 eps / steps from one random start, in Linf
+    or L2.
 
-    ``objective``: ``label``, the odds against the label; ``energy``, logsumexp of the logits, and
-    ``msp``, the odds of the most probable class: lowered on the data's own pictures, raised on
-    ``foreign`` ones. Of all points asked about, the clean picture among them, the one of the best
-    objective is kept; whether it is misclassified does not matter. Norms linf and l2.
+    ``objective``: "label", the odds against the label; "energy", the logsumexp of the logits, or "msp", the
+    odds of the most probable class: both lowered on the data's own images and raised on ``foreign`` ones.
+    Returns the queried point of highest objective, the clean image among them, whether or not it is
+    misclassified.
     """
 
     reference = "projected gradient ascent, Madry et al. 2018, arXiv:1706.06083"
@@ -45,24 +46,24 @@ class Fixed(Attack):
         self.name = f"fixed-{objective}" + ("" if steps == STEPS else f"-s{steps}")
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What is climbed, (batch,), from logits (batch, classes) and labels (batch,)."""
+        """What is maximised, (batch,), given logits (batch, classes) and labels (batch,)."""
         if self.objective == "label":
             return log_odds(logits, y)
-        # the odds of the top class rise with msp, whose own log is flat in float32 where the model is sure
+        # The odds of the top class rise with msp, whose own log is flat in float32 where the model is sure.
         score = logits.logsumexp(1) if self.objective == "energy" else -log_odds(logits, logits.argmax(1))
         return score if self.foreign else -score
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
-        victim = usual_view(model)
+        victim = default_victim(model)
         best = x.clone()
         with torch.no_grad():
-            height = victim.value(victim.see(x), lambda logits: self.loss(logits, y))
+            best_loss = victim.loss_of(victim.output(x), lambda logits: self.loss(logits, y))
         point = random_point(self.threat, x, draws)
-        size = 2.5 * self.threat.eps / self.steps
+        step_size = 2.5 * self.threat.eps / self.steps
         for step in range(self.steps + 1):
-            loss, gradient = victim.gradient(point, lambda logits: self.loss(logits, y)).ascent
-            better = loss > height
-            best[better], height = point[better], torch.maximum(height, loss)
+            loss, gradient = victim.gradient(point, lambda logits: self.loss(logits, y)).loss_and_gradient
+            better = loss > best_loss
+            best[better], best_loss = point[better], torch.maximum(best_loss, loss)
             if step < self.steps:
-                point = self.threat.project(x, point + size * steepest(gradient, self.threat.norm))
+                point = self.threat.project(x, point + step_size * steepest(gradient, self.threat.norm))
         return Perturbed(best)

@@ -1,7 +1,7 @@
-"""The shortest way from a picture to a hyperplane without leaving the pixel box, in Linf, L2 and L1.
+"""Projection of an image onto a hyperplane within the pixel box, in Linf, L2 and L1.
 
-In all three each coordinate moves towards the plane, by no more than its room to the box's side.
-How far they move is what the norms decide: see ``_even`` and ``_greedy``.
+In every norm each coordinate moves towards the plane, at most to the side of the box. How far each of them
+moves depends on the norm: see ``_move_evenly`` and ``_move_greedily``.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from robustgen.types import Norm
 
-STEPS = 16  # see _even
-SMALL, LARGE = 1e-20, 1e20  # stand in for 0 in a divisor, and for no bound
+STEPS = 16  # see _move_evenly
+SMALL, LARGE = 1e-20, 1e20  # in place of 0 in a divisor, and of infinity
 
 
 def to_hyperplane(
     points: Tensor, normal: Tensor, gap: Tensor, norm: Norm, box: tuple[float, float]
 ) -> Tensor:
-    """The moves (..., rows, pixels) of least ``norm`` that take ``points`` (..., rows, pixels) to
-    gap + normal * move = 0, for ``normal`` (rows, pixels) and ``gap`` (..., rows), within the box.
+    """The moves (..., rows, pixels) of least ``norm`` from ``points`` (..., rows, pixels) to the plane
+    gap + normal . move = 0 within the box, for ``normal`` (rows, pixels) and ``gap`` (..., rows).
 
-    Where the box does not reach the plane: the move to its point nearest to the plane. Pixels that the
-    normal does not depend on stay. On ties in L1 (pixels of equal weight) one answer of several.
+    Where the plane does not meet the box, the move to the point of the box nearest to the plane. Pixels where
+    the normal is 0 stay. Ties in L1 (pixels of equal weight) have several solutions, of which this is one.
     """
     low, high = box
     size = normal.abs()
@@ -31,20 +31,20 @@ def to_hyperplane(
     way = -normal.sign() * gap.sign()[..., None]
     side = low + (high - low) * way.clamp_min(0)
     room = ((side - points) * way).clamp_min(0)
-    length = _greedy(room, size, need) if norm == "l1" else _even(room, size, need, norm)
+    length = _move_greedily(room, size, need) if norm == "l1" else _move_evenly(room, size, need, norm)
     return way * length
 
 
-def _even(room: Tensor, size: Tensor, need: Tensor, norm: Norm) -> Tensor:
-    """Lengths of the pixels' moves in Linf and L2: all pixels move until the plane is reached.
+def _move_evenly(room: Tensor, size: Tensor, need: Tensor, norm: Norm) -> Tensor:
+    """How far each pixel moves in Linf and L2: all move until the plane is reached.
 
-    They move at the same speed in Linf, at one proportional to their weight ``size`` in L2 (both from
-    the Lagrangian), each until its room is used up. What is gained, sum of size * min(reach * speed,
-    room), is concave in the reach and made of straight pieces. So Newton's method from 0 nears the
-    reach that gives ``need`` from below, and the product of what is left to gain and of the slope falls
-    to a quarter in every step at least (cf. Radzik 1998 on Newton's method for fractional problems):
-    2^-32 of the first after 16 steps, which is beyond float32. Usual are 3 to 6 steps. Sorting where the
-    pieces end would take one pass, but costs more on a CPU than all the steps.
+    By the Lagrangian they move at the same speed in Linf, in L2 at one proportional to their weight
+    ``size``, each until its room is used up. The gain, sum of size * min(reach * speed, room), is concave
+    and piecewise linear in the reach, so Newton's method from 0 approaches the reach that gains ``need``
+    from below, and the product of remaining gain and slope falls at least to a quarter in every step (cf.
+    Radzik 1998 on Newton's method for fractional problems): after 16 steps to 2^-32, which float32 does not
+    resolve. Usually 3 to 6 steps are enough. Sorting the breakpoints would take one pass, but on a CPU that
+    is slower than all steps.
     """
     speed = size if norm == "l2" else size.sign()
     rate = size * speed
@@ -57,9 +57,9 @@ def _even(room: Tensor, size: Tensor, need: Tensor, norm: Norm) -> Tensor:
     return torch.minimum(reach * speed, room)
 
 
-def _greedy(room: Tensor, size: Tensor, need: Tensor) -> Tensor:
-    """Lengths of the pixels' moves in L1: the pixels of largest weight use up their room, one after
-    another, until the plane is reached (a linear program with one constraint and bounds)."""
+def _move_greedily(room: Tensor, size: Tensor, need: Tensor) -> Tensor:
+    """How far each pixel moves in L1: the pixels of largest weight use up their room one after another
+    until the plane is reached (a linear program with one constraint and bounds)."""
     size, order = size.sort(-1, descending=True)  # one sort for all points of a row
     order = order.expand_as(room)
     room = room.gather(-1, order)

@@ -1,4 +1,4 @@
-"""Random noise at eps: no search at all. An attack that does no better than this one does nothing."""
+"""Random noise of size eps: the baseline that every attack has to beat."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen import strict
 from robustgen.attacks.ball import random_point
-from robustgen.attacks.options import Options
+from robustgen.attacks.options import AttackOptions
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
 from robustgen.errors import UnsupportedError
@@ -17,21 +16,19 @@ from robustgen.threat import ThreatModel
 
 
 class RandomNoise(Attack):
-    """One random point of the ball: uniform in it in Linf, uniform on its sphere in L2.
-
-    The model is not asked, and the picture is clipped to the box. Draws belong to the sample.
-    """
+    """One random point, uniform in the Linf ball or on the L2 sphere, clipped to the box; the model is not
+    queried."""
 
     reference = "no search: uniform in the Linf ball, on the L2 sphere"
 
     def __init__(self, threat: ThreatModel, **options: Any) -> None:
         if threat.norm == "l1":
             raise UnsupportedError(
-                "there is no random noise in L1 here", expected="linf or l2", got="l1",
-                remedy="take the noise evaluation out, or name another norm",
+                "the attack 'noise' does not support L1", expected="linf or l2", got="l1",
+                remedy="remove this evaluation, or use another norm",
             )  # fmt: skip
         super().__init__(threat)
-        self.name = strict.validate(Options, options, where="options of the attack 'noise'").mark("noise")
+        self.name = AttackOptions.validated(options, "noise").attack_name("noise")
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Perturbed:
         return Perturbed(random_point(self.threat, x, draws))

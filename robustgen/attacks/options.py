@@ -1,11 +1,12 @@
-"""What the options of every attack share: validation, and the mark that they leave on its name."""
+"""The base of every attack's options: how they are validated, and how they show in the attack's name."""
 
 from __future__ import annotations
 
-from robustgen.strict import Strict
+from collections.abc import Mapping
+from typing import Any, Self
 
-# An option's letter in the name of an attack; an option without one (a word) stands by its value, or,
-# where it says yes or no, by its name.
+from robustgen import strict
+
 LETTERS = {
     "steps": "s",
     "restarts": "r",
@@ -17,25 +18,32 @@ LETTERS = {
     "loss": "",
     "iterate": "",
 }
+"""What precedes an option's value in the name of an attack; a flag that is on shows by its own name."""
 
 
-class Options(Strict):
-    """The options of an attack; their defaults are the attack's reference settings.
+class AttackOptions(strict.Strict):
+    """The options of an attack; the defaults are the attack's reference settings.
 
-    >>> class Query(Options):
+    >>> class SquareOptions(AttackOptions):
     ...     n_queries: int = 5000
-    >>> Query(n_queries=500).mark("square")
+    >>> SquareOptions(n_queries=500).attack_name("square")
     'square-q500'
-    >>> Query().mark("square")
+    >>> SquareOptions().attack_name("square")
     'square'
     """
 
-    def mark(self, name: str) -> str:
-        """``name``, and every option that is not at its default: a smaller budget shows in the name."""
+    @classmethod
+    def validated(cls, options: Mapping[str, Any], attack: str) -> Self:
+        """Validate the options given for ``attack``; UserError for an unknown name or a bad value."""
+        return strict.validate(cls, dict(options), where=f"options of the attack {attack!r}")
+
+    def attack_name(self, attack: str) -> str:
+        """``attack`` and every option that is not at its default, so that a smaller budget shows in the
+        name."""
         changed = [
             key
             if value is True
             else f"{LETTERS[key]}{format(value, 'g') if isinstance(value, float) else value}"
             for key, value in self.model_dump(exclude_defaults=True).items()
         ]
-        return "-".join([name, *changed])
+        return "-".join([attack, *changed])

@@ -1,7 +1,7 @@
-"""Probes: what a model's gradients are like at each picture, as data. No attack, 8 calls a sample.
+"""Probes of a model's gradients at each image: a readout, not an attack, of 8 calls a sample.
 
-An attack that fails says little if the gradients that it follows are zero, wrong or random. The table
-says so sample by sample; the flags are read from it (metrics/probe_doubts.py).
+A failed attack says little if the gradients that it follows are zero, wrong or random. The table records
+this for each sample; metrics/probe_doubts.py turns it into flags.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ from robustgen.threat import ThreatModel
 if TYPE_CHECKING:
     import pyarrow
 
-# Of the small step, in L2. Differences of float32 logits are still known to about two digits over it,
-# and the kinks of trained nets of 3072 pixels add less than 7 % to a slope.
-LENGTH = 8e-3
-# What float32 may add to a logit, as a share of the largest: 2 units in the last place were measured.
+SMALL_STEP = 8e-3
+"""The L2 length of the small step: long enough that differences of float32 logits keep about two digits,
+short enough that the kinks of trained networks on 3072 pixels add less than 7 % to a slope."""
 ROUNDING = 16 * 2.0**-23
+"""A bound on the rounding error of a float32 logit, relative to the largest; 2 units in the last place were
+measured."""
 
 
 class Probes(Readout):
-    """Gradients and what they promise, one row a sample; ``threat`` says how long the large step is.
+    """Gradients and how well they predict the model, one row a sample; the large step has length
+    ``threat.eps``.
 
-    All is read at the picture pulled inside of the box by the small step, so that steps to both sides
-    stay in it. Columns, the margin being max over j != y of z_j, less z_y:
+    Everything is measured at the image clamped into the box by the small step, so that steps to both sides
+    stay in it. Columns, where the margin is max over j != y of z_j - z_y:
 
-    ``ce_gradient_zero``, ``margin_gradient_zero``: the share of entries that are exactly 0, of the
-    cross-entropy's gradient and of the margin's; ``ce_gradient_norm``, ``margin_gradient_norm``: in L2.
-    ``slope_error``: the central difference of the margin over a step of ``LENGTH`` along random signs,
-    against the gradient: |observed - promised| / max(|gradient|, |observed|) in slopes, or a share of
-    what ``ROUNDING`` may add, if that is more. Its root mean square estimates the relative error of
-    the gradient, since signs r have E (g r)^2 = |g|^2.
-    ``promised``, ``observed``: the margin's change from a step of eps against its gradient (the sign
-    of it in Linf) to one along it, by the gradient and as it is.
-    ``spread``: the largest logit less the smallest; ``gap``: by how much the label leads, < 0 where
-    it does not; ``largest``: max |z|; ``repeat_difference``: max |z - z'| between two calls.
+    - ``ce_gradient_zero``, ``margin_gradient_zero``: the share of entries of the cross-entropy's and of the
+    margin's gradient that are exactly 0; ``ce_gradient_norm``, ``margin_gradient_norm``: their L2 norms. -
+    ``slope_error``: the central difference of the margin over ``SMALL_STEP`` along random signs, compared
+    with the gradient: |observed - promised| / max(|gradient|, |observed|) as slopes, where |gradient| is at
+    least what ``ROUNDING`` may cause. Its root mean square estimates the relative error of the gradient,
+    since random signs r have E (g r)^2 = |g|^2. - ``promised``, ``observed``: the change of the margin from
+    a step of eps against its gradient (its sign in Linf) to one along it, by the gradient and measured. -
+    ``spread``: the largest minus the smallest logit; ``gap``: the label's lead over the other classes,
+    negative where it does not lead; ``largest``: max |z|; ``repeat_difference``: max |z - z'| between two
+    calls.
     """
 
     name = "probes"
@@ -53,10 +55,10 @@ class Probes(Readout):
         self.threat = threat
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> pyarrow.Table:
-        """Probe the model at pictures x (batch, ...) with labels y; columns as in ``schema()``."""
+        """Probe the model at images x (batch, ...) with labels y; columns as in ``schema()``."""
         import pyarrow
 
-        step = LENGTH / x[0].numel() ** 0.5
+        step = SMALL_STEP / x[0].numel() ** 0.5
         x = x.clamp(step, 1 - step)
         again, ce = _gradient(model, x, lambda z: functional.cross_entropy(z, y, reduction="none"))
         logits, slope = _gradient(model, x, lambda z: margin(z, y))
@@ -105,7 +107,7 @@ def schema() -> pyarrow.Schema:
 def _gradient(model: Classifier, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient in x of loss(logits), which maps (batch, classes) to (batch,).
 
-    Where nothing leads from the logits back to the pixels, the gradient is 0.
+    Where the logits do not depend differentiably on x, the gradient is 0.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -1,7 +1,6 @@
-"""A search as the reference's code runs it, for comparison with it: in parity configuration.
+"""A search run in lockstep as the reference's code would run it, for parity tests; no evaluation uses this.
 
-One batch in step, in the reference's order, with its counts and its draws, known quirks included; nothing
-that users run comes by here.
+The whole batch moves together, in the reference's order and with its draws, known quirks included.
 """
 
 from __future__ import annotations
@@ -12,57 +11,57 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.apgd import SparseAPGD
-from robustgen.attacks.search import Found, Search, Start, clean_logits
-from robustgen.attacks.square import Square, Squares
+from robustgen.attacks.search import Search, SearchResult, Start, clean_logits
+from robustgen.attacks.square import Square, SquareState
 from robustgen.attacks.victim import Victim
 from robustgen.draws import Draws
 
-WASTED = 3
-"""Pictures of normal draws: the reference's APGD draws a start for each of its shrinking balls, unused."""
+UNUSED_STARTS = 3
+"""How many starts the reference's APGD draws for its shrinking balls and does not use."""
 
 
 class ReferenceDraws(Draws):
-    """Draws as the reference implementations of attacks make them: from torch's global generator,
-    for a whole batch in one go. They belong to the batch, so nothing but comparisons uses them.
+    """Draws as the reference implementations make them: from torch's global generator, for a whole batch at
+    once.
 
-    ``left``, (rows,), says which rows there are numbers for: all to begin with. The others get 0.
+    ``active`` (rows,): which rows draw numbers, at first all of them; the others get 0.
     """
 
     def __init__(self, rows: int) -> None:
-        self.left = torch.ones(rows, dtype=torch.bool)
+        self.active = torch.ones(rows, dtype=torch.bool)
 
     def __len__(self) -> int:
-        return len(self.left)
+        return len(self.active)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws from [0, 1), shape (rows, \\*shape)."""
-        return self._spread(torch.rand(int(self.left.sum()), *shape))
+        return self._spread(torch.rand(int(self.active.sum()), *shape))
 
     def normal(self, *shape: int) -> Tensor:
         """Draws from N(0, 1), shape (rows, \\*shape)."""
-        return self._spread(torch.randn(int(self.left.sum()), *shape))
+        return self._spread(torch.randn(int(self.active.sum()), *shape))
 
     def shared(self, *shape: int) -> Tensor:
         """Draws from [0, 1), shape (rows, \\*shape), the same for all rows."""
         return torch.rand(*shape).expand(len(self), *shape)
 
     def keys(self) -> Tensor:
-        """Zeros: a replay has no streams; ``_redraw`` gives the numbers of each step."""
+        """Zeros: there are no streams, and ``_redraw`` supplies the numbers of each step."""
         return torch.zeros(len(self), dtype=torch.long)
 
     def _spread(self, drawn: Tensor) -> Tensor:
-        everyone = torch.zeros(len(self), *drawn.shape[1:])
-        everyone[self.left] = drawn
-        return everyone
+        result = torch.zeros(len(self), *drawn.shape[1:])
+        result[self.active] = drawn
+        return result
 
 
-def replay(search: Search[Any], victim: Victim, x: Tensor, y: Tensor, seed: int) -> Found:
-    """What ``search`` finds from pictures x (batch, ...) with labels y as the reference would run it.
+def replay(search: Search[Any], victim: Victim, x: Tensor, y: Tensor, seed: int) -> SearchResult:
+    """What ``search`` finds from images x (batch, ...) with labels y when run as the reference does.
 
-    Rows stay until the job is over, the last misclassified point counts, and draws come from torch's
-    global generator, seeded anew, in the reference's order.
+    Rows stay until the job is over, the last misclassified point counts, and draws come from torch's global
+    generator, freshly seeded, in the reference's order.
     """
-    found = Found.nothing(x)
+    found = SearchResult.initial(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for job in range(search.jobs):
@@ -73,24 +72,24 @@ def replay(search: Search[Any], victim: Victim, x: Tensor, y: Tensor, seed: int)
             draws = ReferenceDraws(len(rows))
             state = search.begin(Start(rows, x[rows], y[rows], clean, torch.full_like(rows, job)), draws)
             if isinstance(search, SparseAPGD) and search.shrinking:
-                for _ in range(WASTED):
+                for _ in range(UNUSED_STARTS):
                     draws.normal(*x.shape[1:])
-            while not bool(state.over.all()):
-                answer = search.ask(victim, state)
-                hit = (answer.logits.argmax(1) != state.y) & search.allowed(state) & ~state.over
-                found.note(rows[hit], state.point[hit])
-                search.step(state, answer)
-                draws.left = ~found.broken[rows].cpu()
-                if isinstance(state, Squares):
+            while not bool(state.done.all()):
+                answer = search.query(victim, state)
+                hit = (answer.logits.argmax(1) != state.y) & search.within_budget(state) & ~state.done
+                found.add_hits(rows[hit], state.point[hit])
+                search.update(state, answer)
+                draws.active = ~found.broken[rows].cpu()
+                if isinstance(state, SquareState):
                     assert isinstance(search, Square)
                     _redraw(search, state, draws)
     return found
 
 
-def _redraw(search: Square, state: Squares, draws: ReferenceDraws) -> None:
-    """Propose by the batch's draws, and end the rows that have left: the others' numbers depend on it."""
+def _redraw(search: Square, state: SquareState, draws: ReferenceDraws) -> None:
+    """Make the next proposals from the batch's draws, and end the rows that are broken: they draw no more."""
     channels = state.x.shape[1]
-    place = draws.shared(search.placing)
+    place = draws.shared(search.n_place_draws)
     signs = draws.shared(channels) if search.threat.norm == "linf" else draws.uniform(channels)
-    search.move(state, torch.cat([place, signs], 1).to(state.x))
-    state.over = state.over | ~draws.left.to(state.over.device)
+    search.set_proposal(state, torch.cat([place, signs], 1).to(state.x))
+    state.done = state.done | ~draws.active.to(state.done.device)

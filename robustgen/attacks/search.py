@@ -1,10 +1,10 @@
-"""How a search for adversarial pictures runs over a batch: row by row, each at its own step.
+"""The loop that runs a search for adversarial images over a batch, each row at its own step.
 
-A search is a loop for one picture: ask the model about a point, take the next point. Rows that are
-broken, or that have spent their budget, leave at once and others take their place, so the model is
-always asked about as many points as it likes best. Further restarts and target classes of a picture
-that withstood the first are rows beside each other. Since a row's way depends on nothing but its own
-picture and draws, what it finds does not depend on who its neighbours are.
+A search is written for one image: query the model at a point, then choose the next point. Rows that succeed
+or use up their steps leave at once and others take their place, so that the model is always called at a
+good batch size. Further restarts and target classes of an image that withstood its first job run as rows
+side by side. A row depends on its own image and random stream only, so its result does not depend on the
+rest of the batch.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from torch import Tensor
 
 from robustgen.attacks.early_stopping import stop_early
 from robustgen.attacks.losses import margin
-from robustgen.attacks.victim import SETTLED, Answer, Said, Victim, right_share
-from robustgen.classifiers.base import Classifier
+from robustgen.attacks.victim import Answer, Victim
 from robustgen.draws import Draws
-from robustgen.errors import UnsupportedError, UserError
+from robustgen.errors import UserError
 
 
 @dataclass
 class State:
-    """Rows of a search; every field has them as its first dimension.
+    """The rows of a running search; the first dimension of every field is the row.
 
-    ``row``: place in the batch; ``x``, ``y``: clean picture and label; ``clean``: the model's logits
-    there, of no class unless the search ``ranks`` them; ``job``: which restart or target class; ``step``:
-    how many points were asked about in this job; ``point``: the next one; ``over``: whether the job has
-    ended. ``at_first``, ``lacked``: what the job's best point lacked when that was first known, and at
-    the last look, after ``looked`` steps (early_stopping.py).
+    ``row``: index in the batch; ``x``, ``y``: clean image and label; ``clean``: the model's logits at x, of
+    width 0 unless the search ``needs_clean_logits``; ``job``: the number of the restart or target class;
+    ``step``: queries of this job so far; ``point``: where the next query goes; ``done``: whether the job is
+    over. For early stopping: ``initial_gap``, the first known gap of the job; ``last_gap``, its gap at the
+    last check, which was at step ``last_check``.
     """
 
     row: Tensor
@@ -42,16 +41,16 @@ class State:
     job: Tensor
     step: Tensor
     point: Tensor
-    over: Tensor
-    at_first: Tensor
-    lacked: Tensor
-    looked: Tensor
+    done: Tensor
+    initial_gap: Tensor
+    last_gap: Tensor
+    last_check: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
 
     def take(self, rows: Tensor) -> Self:
-        """Some rows, by mask or index."""
+        """The rows of a mask or an index."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def join(self, other: Self) -> Self:
@@ -64,7 +63,7 @@ S = TypeVar("S", bound=State)
 
 
 class Start(NamedTuple):
-    """Rows whose next job is to begin; fields as of ``State``."""
+    """Rows whose next job is about to begin; fields as in ``State``."""
 
     row: Tensor
     x: Tensor
@@ -73,82 +72,81 @@ class Start(NamedTuple):
     job: Tensor
 
     def fields(self) -> dict[str, Tensor]:
-        """What a new State takes over as it is, its counters at 0."""
+        """The fields of a new State except ``point``."""
         zeros = torch.zeros_like(self.job)
         unknown = torch.full_like(self.job, torch.inf, dtype=torch.float32)
-        known = {"at_first": unknown, "lacked": unknown, "looked": zeros}
-        return {**self._asdict(), "step": zeros, "over": zeros.bool(), **known}
+        gaps = {"initial_gap": unknown, "last_gap": unknown, "last_check": zeros}
+        return {**self._asdict(), "step": zeros, "done": zeros.bool(), **gaps}
 
     def target(self) -> Tensor:
-        """The class that a targeted job aims at, (rows,): the (job + 2)th of the clean picture's, by its
-        logits, the label being the first, be it one of several that tie."""
+        """The class that a targeted job aims at, (rows,): job k takes the class ranked k + 2 by the clean
+        logits, where the label counts as first even if others tie with it."""
         order = self.clean.scatter(1, self.y[:, None], torch.inf).sort(1).indices
         return order.gather(1, order.shape[1] - 2 - self.job[:, None]).squeeze(1)
 
 
 class Search(ABC, Generic[S]):
-    """One attack as a loop for one picture, whose rows are of the type S. ``jobs``: how many such loops a
-    picture gets, each with other draws or another target class: the first alone, since it breaks most, then
-    the others together."""
+    """One attack, as a loop for one image; S is the type of its rows.
+
+    ``jobs``: how many times the loop runs for an image, with other draws or another target class each time.
+    The first job runs alone, since it breaks most images, then the others side by side.
+    """
 
     jobs: int = 1
-    length: int
-    """Steps of a full job, for searches with a ``lacking``."""
-    ranks: bool = False
-    """Whether jobs begin with the model's logits at the clean pictures; without, they are not asked for."""
+    n_steps: int
+    """The steps of a full job; only for searches with a ``gap``."""
+    needs_clean_logits: bool = False
+    """Whether jobs begin with the model's logits at the clean images."""
 
     @abstractmethod
     def begin(self, start: Start, draws: Draws) -> S:
-        """The state before the first question; ``draws`` are streams of these rows and jobs."""
+        """The state before the first query; ``draws`` are the streams of these rows and jobs."""
 
     @abstractmethod
-    def ask(self, victim: Victim, state: S) -> Answer:
-        """Ask about ``state.point``: the one call of the model in a step."""
+    def query(self, victim: Victim, state: S) -> Answer:
+        """Query the victim at ``state.point``: once a step."""
 
     @abstractmethod
-    def step(self, state: S, answer: Answer) -> None:
-        """Take in the answer: move ``state.point``, count ``state.step``, set ``state.over``."""
+    def update(self, state: S, answer: Answer) -> None:
+        """Process the answer: set the next ``state.point``, increment ``state.step``, set ``state.done``."""
 
-    def lacking(self, state: S) -> Tensor | None:
-        """How far the best point of each row's job is from success, (rows,), in any unit, inf where that
-        is not known yet; None for a search whose jobs all run to their end."""
+    def gap(self, state: S) -> Tensor | None:
+        """How far the best point of each job is from success, (rows,), in any unit; inf where not known yet.
+        None for a search whose jobs are never ended early."""
         return None
 
-    def allowed(self, state: S) -> Tensor:
-        """Whether ``state.point`` lies within the budget, (rows,): true of every point of most attacks."""
-        return torch.ones_like(state.over)
+    def within_budget(self, state: S) -> Tensor:
+        """Whether ``state.point`` counts as a result, (rows,): most searches never leave the budget."""
+        return torch.ones_like(state.done)
 
 
 @dataclass
-class Found:
-    """What a search found for each sample of a batch.
+class SearchResult:
+    """The best image found for each sample of a batch.
 
-    ``images``: the picture, the clean one where there is none; ``broken``: whether the model takes it
-    for something else. Of a stochastic model no single answer is believed: there the point of highest
-    ``margin`` is kept, by the mean probability of its draws, and is broken where that is positive.
-    ``right``: the share of the draws that were right where ``judge`` saw it, 1 where nothing was found.
+    ``images``: the clean image where nothing was found; ``broken``: whether the model misclassifies them. A
+    stochastic model's single answers decide nothing: there the image of highest ``margin`` is kept, by the
+    mean probability over draws, and counts as broken where that margin is positive.
     """
 
     images: Tensor
     broken: Tensor
     margin: Tensor
-    right: Tensor
 
     @classmethod
-    def nothing(cls, x: Tensor) -> Found:
-        """Before a search from pictures x."""
-        low = torch.full((len(x),), -torch.inf, device=x.device)
-        return cls(x.clone(), torch.zeros_like(low, dtype=torch.bool), low, torch.ones_like(low))
+    def initial(cls, x: Tensor) -> SearchResult:
+        """The result before any search from the clean images x."""
+        lowest = torch.full((len(x),), -torch.inf, device=x.device)
+        return cls(x.clone(), torch.zeros_like(lowest, dtype=torch.bool), lowest)
 
-    def note(self, rows: Tensor, points: Tensor) -> None:
-        """These points break the samples ``rows``; of several points of a sample the first is kept."""
+    def add_hits(self, rows: Tensor, points: Tensor) -> None:
+        """Record points that break the samples ``rows``; of several points of a sample the first is kept."""
         first = _first_of_each(rows)
         self.images[rows[first]] = points[first]
         self.broken[rows] = True
-        self.right[rows] = 0
 
-    def weigh(self, rows: Tensor, points: Tensor, margins: Tensor) -> None:
-        """Keep the points whose margin is higher than any before."""
+    def keep_highest(self, rows: Tensor, points: Tensor, margins: Tensor) -> None:
+        """Keep each point whose margin is higher than that of all points before it."""
         order = margins.argsort(descending=True, stable=True)
         order = order[_first_of_each(rows[order])]
         best = order[margins[order] > self.margin[rows[order]]]
@@ -156,71 +154,23 @@ class Found:
         self.images[rows], self.margin[rows] = points[best], margins[best].to(self.margin)
         self.broken[rows] = self.margin[rows] > 0
 
-    def standing(self, model: Classifier, x: Tensor, y: Tensor, said: Said) -> Tensor:
-        """Take in the clean pictures; who is to be attacked, bool (batch,): those that are right, of a
-        stochastic model all, since one draw decides nothing. UnsupportedError where there is one class, which
-        would make every picture robust."""
-        if model.num_classes < 2:
-            raise UnsupportedError(
-                "there is nothing to attack where there is one class",
-                expected="a model with 2 classes or more", got=model.num_classes,
-            )  # fmt: skip
-        self.judge(model, torch.arange(len(x), device=x.device), x, said, y)
-        return ~self.broken | model.stochastic
-
-    def judge(self, model: Classifier, rows: Tensor, points: Tensor, said: Said, y: Tensor) -> Tensor:
-        """Record one point for each of ``rows`` (labels y), which no search asked about, by the model's
-        answers there (victims.said). Returns the samples that it breaks; of a stochastic model, those whose
-        margin is above 0 and above every earlier point's."""
-        if model.stochastic:
-            margins, higher = margin(said.logits, y), self.margin[rows]
-            broken = margins > higher.clamp_min(0)
-            self.right[rows] = right_share(said.predicted, y).where(margins > higher, self.right[rows])
-            self.weigh(rows, points, margins)
-        else:
-            broken = said.logits.argmax(1) != y
-            self.note(rows[broken], points[broken])
-        return rows[broken]
-
-
-class Remaining:
-    """Who of a batch is still to be attacked: at first the samples of the mask ``robust``, bool (batch,).
-
-    ``broken_by``: what broke each of the others, None where nothing had to.
-    """
-
-    def __init__(self, robust: Tensor) -> None:
-        self.robust = robust
-        self.broken_by: list[str | None] = [None] * len(robust)
-
-    def rows(self) -> Tensor:
-        """Their places in the batch."""
-        return self.robust.nonzero().squeeze(1)
-
-    def fell(self, rows: Tensor, name: str, found: Found) -> None:
-        """These samples fell to the attack of that name; of a stochastic model those that are not SETTLED
-        stay, and later attacks may do better."""
-        self.robust[rows] = found.right[rows] > SETTLED
-        for i in rows.tolist():
-            self.broken_by[i] = name
-
 
 def run(
     search: Search[S], victim: Victim, x: Tensor, y: Tensor, draws: Draws, *, width: int | None = None,
     thorough: bool = True,
-) -> Found:  # fmt: skip
-    """Search from pictures x (batch, ...) with labels y, at most ``width`` (None: all) points at a time,
-    or one sample's jobs if these are more.
+) -> SearchResult:  # fmt: skip
+    """Search from the images x (batch, ...) with labels y.
 
-    Unless ``thorough``, jobs that will not arrive end early (early_stopping.py). Raises UserError where the
-    model's logits are no numbers.
+    ``width``: how many points are queried at a time (None: all), or one sample's jobs if these are more.
+    Unless ``thorough``, jobs that are unlikely to succeed end early (early_stopping.py). Raises UserError
+    where the model returns NaN or infinite logits.
     """
-    found = Found.nothing(x)
-    fresh = torch.arange(len(x), device=x.device)  # samples whose first job is to begin
-    standing = fresh[:0]  # samples whose other jobs are
+    result = SearchResult.initial(x)
+    waiting = torch.arange(len(x), device=x.device)  # samples whose first job has not begun
+    retrying = waiting[:0]  # samples whose first job failed and whose other jobs have not begun
     others = search.jobs - 1
     width = width or len(x) * search.jobs
-    with victim.serving(fresh):
+    with victim.serving(waiting):
         clean = clean_logits(search, victim, x)
 
     def begin(samples: Tensor, jobs: range) -> S:
@@ -228,80 +178,81 @@ def run(
         job = torch.tensor(jobs, device=x.device).repeat(len(samples))
         return search.begin(Start(row, x[row], y[row], clean[row], job), draws.at(row, job))
 
-    state, fresh = begin(fresh[:width], range(1)), fresh[width:]
-    while len(state) or len(standing) or len(fresh):
-        # Together, whatever the room, so that a sample's way does not depend on its neighbours.
-        count = max((width - len(state)) // others, 0 if len(state) else 1) if len(standing) else 0
+    state, waiting = begin(waiting[:width], range(1)), waiting[width:]
+    while len(state) or len(retrying) or len(waiting):
+        # A sample's other jobs begin together, even beyond the width: else their outcome, which may end them
+        # all, would depend on how full the batch was.
+        count = max((width - len(state)) // others, 0 if len(state) else 1) if len(retrying) else 0
         if count:
-            state = state.join(begin(standing[:count], range(1, search.jobs)))
-            standing = standing[count:]
-        if len(fresh) and len(state) < width:
+            state = state.join(begin(retrying[:count], range(1, search.jobs)))
+            retrying = retrying[count:]
+        if len(waiting) and len(state) < width:
             room = width - len(state)
-            state, fresh = state.join(begin(fresh[:room], range(1))), fresh[room:]
-        ended = _advance(search, victim, state, found, thorough)
+            state, waiting = state.join(begin(waiting[:room], range(1))), waiting[room:]
+        ended = _advance(search, victim, state, result, thorough)
         if ended is not None:
             if others:
                 first = state.row[ended & (state.job == 0)]
-                standing = torch.cat([standing, first[~_settled(found, victim, first, y)]])
+                retrying = torch.cat([retrying, first[~_is_broken(result, victim, first, y)]])
             state = state.take(~ended)
-    return found
+    return result
 
 
-def _advance(search: Search[S], victim: Victim, state: S, found: Found, thorough: bool) -> Tensor | None:
-    """Ask about every row's point and take the answers in; which rows have ended, None where none has."""
+def _advance(
+    search: Search[S], victim: Victim, state: S, result: SearchResult, thorough: bool
+) -> Tensor | None:
+    """One step of every row. Returns which rows have ended, None where none has."""
     with victim.serving(state.row):
-        answer = search.ask(victim, state)
-    asked, allowed = state.point, search.allowed(state)
-    hit = allowed & (answer.logits.argmax(1) != state.y)
-    search.step(state, answer)
-    lacking = None if thorough else search.lacking(state)
-    if lacking is not None:
-        stop_early(state, lacking, search.length)
-    # All that the host has to know of a step, at once: on a GPU it waits for the answer each time.
-    facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.over.any()])
-    finite, some_hit, some_over = facts.tolist()
-    _check(finite)
-    if victim.model.stochastic:  # the mean of its draws may go on rising where it is wrong already
-        found.weigh(state.row, asked, margin(answer.logits, state.y).where(allowed, -torch.inf))
-        return state.over if some_over else None
+        answer = search.query(victim, state)
+    queried, within = state.point, search.within_budget(state)
+    hit = within & (answer.logits.argmax(1) != state.y)
+    search.update(state, answer)
+    gap = None if thorough else search.gap(state)
+    if gap is not None:
+        stop_early(state, gap, search.n_steps)
+    # All that the host needs to know, in one transfer: on a GPU each one waits for the step to finish.
+    facts = torch.stack([answer.logits.isfinite().all(), hit.any(), state.done.any()])
+    finite, some_hit, some_done = facts.tolist()
+    if not finite:
+        raise UserError(
+            "the model returned NaN or infinite logits under attack",
+            expected="finite logits everywhere in the box", remedy="'robustgen check MODEL' says more",
+        )  # fmt: skip
+    if victim.model.stochastic:  # no row stops at a hit: the mean over draws may still rise
+        result.keep_highest(state.row, queried, margin(answer.logits, state.y).where(within, -torch.inf))
+        return state.done if some_done else None
     if some_hit:
-        _note_hits(found, victim, state, asked, hit)
-    return state.over | found.broken[state.row] if some_over or some_hit else None
+        _add_confirmed_hits(result, victim, state, queried, hit)
+    return state.done | result.broken[state.row] if some_done or some_hit else None
+
+
+def _add_confirmed_hits(
+    result: SearchResult, victim: Victim, state: State, points: Tensor, hit: Tensor
+) -> None:
+    rows = hit.nonzero().squeeze(1)
+    with victim.serving(state.row[rows]):
+        rows = rows[victim.confirm(points[rows], state.y[rows])]
+    result.add_hits(state.row[rows], points[rows])
+
+
+def _is_broken(result: SearchResult, victim: Victim, rows: Tensor, y: Tensor) -> Tensor:
+    """Which of these samples need no further job; for a stochastic model, fresh draws have to agree."""
+    broken = result.broken[rows]
+    if victim.model.stochastic and bool(broken.any()):
+        with victim.serving(rows):
+            broken = broken & victim.confirm(result.images[rows], y[rows])
+    return broken
+
+
+def clean_logits(search: Search[Any], victim: Victim, x: Tensor) -> Tensor:
+    """The logits at the clean images, of width 0 where the search does not need them."""
+    return victim.logits(x).logits if search.needs_clean_logits else x.new_empty(len(x), 0)
 
 
 def _first_of_each(rows: Tensor) -> Tensor:
-    """The places at which a value of ``rows`` stands for the first time."""
+    """The positions at which each value of ``rows`` occurs first."""
     order = rows.argsort(stable=True)
     ordered = rows[order]
     new = torch.ones_like(rows, dtype=torch.bool)
     new[1:] = ordered[1:] != ordered[:-1]
     return order[new]
-
-
-def clean_logits(search: Search[Any], victim: Victim, x: Tensor) -> Tensor:
-    """The logits at the clean pictures, of no class where the search does not look at them."""
-    return victim.logits(x).logits if search.ranks else x.new_empty(len(x), 0)
-
-
-def _check(finite: bool) -> None:
-    if not finite:
-        raise UserError(
-            "the model returned NaN or infinite logits under attack",
-            expected="numbers everywhere in the box", remedy="'robustgen check MODEL' says more",
-        )  # fmt: skip
-
-
-def _settled(found: Found, victim: Victim, rows: Tensor, y: Tensor) -> Tensor:
-    """Which of these samples need no other job: they are broken, by draws that the search has not seen."""
-    broken = found.broken[rows]
-    if victim.model.stochastic and bool(broken.any()):
-        with victim.serving(rows):
-            broken = broken & victim.confirm(found.images[rows], y[rows])
-    return broken
-
-
-def _note_hits(found: Found, victim: Victim, state: State, points: Tensor, hit: Tensor) -> None:
-    at = hit.nonzero().squeeze(1)
-    with victim.serving(state.row[at]):
-        at = at[victim.confirm(points[at], state.y[at])]
-    found.note(state.row[at], points[at])

@@ -1,4 +1,4 @@
-"""The nearest adversarial image in L2, at any distance: FAB iterations, then a bisection."""
+"""The nearest wrong picture in L2, without a cap on its distance: FAB's walk and then a bisection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.fab import BETA, behind_boundary, nearest_boundary
+from robustgen.attacks.fab import BETA, beyond_boundary, nearest_boundary
 from robustgen.attacks.victim import Victim
 from robustgen.classifiers.base import Classifier
 
@@ -15,12 +15,12 @@ BISECTIONS = 10
 
 
 class Nearest(NamedTuple):
-    """For each image: the nearest adversarial one found, its class and its L2 distance; and at the clean
-    image, the logit margin z_y - max z_k and the first-order radius min over k of (z_y - z_k) /
+    """What was found for each picture (batch,): the picture, its class, its L2 distance; at the clean
+    picture the logit margin z_y - max z_k, and the first-order radius min over k of (z_y - z_k) /
     |grad (z_y - z_k)|.
 
-    A misclassified clean image has a negative margin, distance 0 and a meaningless radius. If nothing was
-    found, the distance is NaN and ``picture`` is the clean image.
+    A picture that is wrong as it is has a negative margin, distance 0, and a radius that means nothing;
+    where nothing was found the distance is NaN, and the picture the clean one.
     """
 
     picture: Tensor
@@ -31,16 +31,16 @@ class Nearest(NamedTuple):
 
 
 def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Nearest:
-    """Run ``steps`` iterations of FAB (Croce and Hein 2020, algorithm 1, untargeted, without random starts),
-    then bisect between the clean image and the best one.
+    """Walk along the boundary as FAB does (Croce and Hein 2020, algorithm 1, untargeted, without random
+    starts), for ``steps`` iterations, then bisect between the clean picture and the best one.
 
     x (batch, channels, height, width) in [0, 1], y labels (batch,). Costs about 2 (classes - 1) passes
-    per iteration.
+    an iteration.
     """
-    victim = Victim(model, low=False)
-    victim.fast = model  # not the quick copy: the result must not depend on whether a run has one
+    victim = Victim(model, bfloat16_gradients=False)
+    victim.fast = model  # what is measured does not depend on whether a run has a quick copy
     first = nearest_boundary(victim, x, y, "l2")
-    loss, gradient = first.ascent
+    loss, gradient = first.loss_and_gradient
     slope = gradient.flatten(1).double().norm(dim=1).clamp_min(1e-300)
     radius = -loss.double() / slope
     right = first.logits.argmax(1) == y
@@ -50,7 +50,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
     best, distance = x.clone(), torch.where(right, torch.inf, 0.0).to(x)
     point, answer = x.clone(), first
     for _ in range(steps):
-        point = behind_boundary(x, point, point, answer, "l2", (0.0, 1.0))
+        point = beyond_boundary(x, point, point, answer, "l2", (0.0, 1.0))
         wrong = victim.logits(point).logits.argmax(1) != y
         far = (point - x).flatten(1).norm(dim=1)
         nearer = wrong & (far < distance)
@@ -66,7 +66,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
 
 
 def _bisected(victim: Victim, x: Tensor, wrong: Tensor, y: Tensor) -> Tensor:
-    """The nearest misclassified image between x and ``wrong``, to within 2^-BISECTIONS of their distance."""
+    """The nearest wrong picture between x and a wrong one, to a part in 2^BISECTIONS of the way."""
     low, high = torch.zeros(len(x)).to(x), torch.ones(len(x)).to(x)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

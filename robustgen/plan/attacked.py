@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from robustgen import attacks
-from robustgen.attacks.detector import DetectorAware, Fitted, Judged
-from robustgen.attacks.fixed import Fixed
+from robustgen.attacks.detector import DetectorAware, DetectorScore, LazyDetector
+from robustgen.attacks.fixed import FixedSteps
 from robustgen.attacks.surrogates import Transfer
 from robustgen.classifiers import fingerprint_model, load
 from robustgen.classifiers.base import Classifier
@@ -62,13 +62,13 @@ def fixed(planning: Planning, spec: FixedSpec) -> None:
     eps = planning.eps(spec.norm, spec.eps, f"fixed-{spec.objective}")
     if eps is None:
         return
-    made = Fixed(ThreatModel(spec.norm, eps), spec.objective, spec.steps)
+    made = FixedSteps(ThreatModel(spec.norm, eps), spec.objective, spec.steps)
     name = attacks.evaluation_name(made)
     detail = {"objective": spec.objective, "norm": spec.norm, "eps": eps, "steps": spec.steps}
     planning.add(name, "fixed", {**detail, "of": "clean"}, perturbation=made)
     if spec.objective == "label":
         return
-    familiar = Fixed(made.threat, spec.objective, spec.steps, foreign=True)
+    familiar = FixedSteps(made.threat, spec.objective, spec.steps, foreign=True)
     for e in [e for e in planning.evaluations if e.kind == "ood" and "confounded" not in e.detail]:
         described = {**detail, "of": e.name, "fingerprint": e.detail["fingerprint"]}
         planning.add(
@@ -86,10 +86,10 @@ def detected(planning: Planning, spec: DetectedSpec) -> None:
     found = planning.at_hand(f"detected-{spec.score}", pictures)
     if found is None:  # nothing to fit the threshold on
         return
-    fitted = Fitted(spec.score, spec.rejection, pictures)
+    fitted = LazyDetector(spec.score, spec.rejection, pictures)
     made = DetectorAware(ThreatModel(spec.norm, eps), fitted, n_iter=spec.n_iter)
     changed = {"r": (spec.rejection, 0.05), "i": (spec.n_iter, 100)}
     marks = "".join(f"-{letter}{value:g}" for letter, (value, usual) in changed.items() if value != usual)
     about = {"score": spec.score, "rejection": spec.rejection, "calibration": found.fingerprint}
     name = f"detected-{slug(spec.score)}{marks}-{made.threat.slug}"
-    planning.add(name, "detected", made.detail() | about, perturbation=made, scores=(Judged(fitted),))
+    planning.add(name, "detected", made.detail() | about, perturbation=made, scores=(DetectorScore(fitted),))

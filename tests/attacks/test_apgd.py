@@ -138,7 +138,10 @@ def right_digits(name: str, n: int) -> tuple[FixedBatch, Tensor, Tensor]:
 
 def float32_cross_entropy(search: APGD) -> APGD:
     """The same search on the reference's own loss, with its rounding: flat where the label is sure."""
-    search.loss, search.zero = lambda z, y, target: functional.cross_entropy(z, y, reduction="none"), 0.0
+    search.loss, search.initial_loss = (
+        lambda z, y, target: functional.cross_entropy(z, y, reduction="none"),
+        0.0,
+    )
     return search
 
 
@@ -205,16 +208,16 @@ def test_points_lie_in_ball_and_box(norm: str, eps: float, loss: str) -> None:
     rows = torch.arange(12)
     state = search.begin(Start(rows, x, y, model(x), 0 * rows), Draws(0, "apgd", rows))
     asked = 0
-    while not state.over.any():
-        counts = search.allowed(state)
+    while not state.done.any():
+        counts = search.within_budget(state)
         assert threat.contains(x, state.point)[counts].all()
         assert float(state.point.min()) >= 0
         assert float(state.point.max()) <= 1
         asked += int(counts.all())
-        search.step(state, search.ask(Victim(model), state))
+        search.update(state, search.query(Victim(model), state))
     # L1: 30 % of the steps in each of the two larger balls, and a start in each
     assert asked == (30 - 2 * 9 + 1 if norm == "l1" else 31)
-    assert state.over.all()
+    assert state.done.all()
 
 
 @pytest.mark.parametrize("n_iter", [1, 2, 10, 23, 50, 100, 1000])

@@ -16,17 +16,17 @@ from robustgen.attacks.autoattack import (
     STANDARD,
     ApgdT,
     AutoAttack,
+    AutoAttackBudget,
     AutoAttackPlus,
     AutoAttackRand,
-    Budget,
-    part,
-    scaled,
+    build_part,
+    dlr_or_margin,
 )
 from robustgen.attacks.fab import FAB
 from robustgen.attacks.joint import ADAPTIVE
 from robustgen.attacks.losses import LOSSES
-from robustgen.attacks.screen import Screened
-from robustgen.audit import repeats
+from robustgen.attacks.screen import ScreenedSquare
+from robustgen.audit import is_repeated
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
@@ -133,8 +133,8 @@ def test_parts_and_budgets_are_the_references(norm: str) -> None:
         assert tuple(stage.name for stage in stages) == order
         for name, search, _ in stages:
             if name == "square":
-                assert isinstance(search, Screened)
-                assert search.length == theirs.square.n_queries
+                assert isinstance(search, ScreenedSquare)
+                assert search.n_steps == theirs.square.n_queries
             elif name.startswith("fab"):
                 assert isinstance(search, FAB)
                 assert search.n_iter == theirs.fab.n_iter
@@ -162,17 +162,17 @@ def test_rand_is_the_references_in_l1() -> None:
 
 
 def test_losses_fall_back_to_the_margin_where_classes_are_few() -> None:
-    assert [scaled("dlr", k) for k in (2, 3, 4)] == ["margin", "dlr", "dlr"]
-    assert [scaled("dlr-targeted", k) for k in (2, 3, 4)] == [
+    assert [dlr_or_margin("dlr", k) for k in (2, 3, 4)] == ["margin", "dlr", "dlr"]
+    assert [dlr_or_margin("dlr-targeted", k) for k in (2, 3, 4)] == [
         "margin-targeted", "margin-targeted", "dlr-targeted",
     ]  # fmt: skip
     threat = ThreatModel("linf", 0.1)
     for classes, jobs in ((2, 1), (3, 2), (10, 9), (100, 9)):
-        search = part("apgd-t", threat, Budget(), classes)
+        search = build_part("apgd-t", threat, AutoAttackBudget(), classes)
         assert isinstance(search, APGD)
         assert search.jobs == jobs
-        assert search.loss is LOSSES[scaled("dlr-targeted", classes)]
-        assert part("fab-t", threat, Budget(), classes).jobs == jobs
+        assert search.loss is LOSSES[dlr_or_margin("dlr-targeted", classes)]
+        assert build_part("fab-t", threat, AutoAttackBudget(), classes).jobs == jobs
 
 
 def test_unknown_options_are_errors() -> None:
@@ -196,6 +196,6 @@ def test_only_what_an_audit_follows_ends_jobs_early() -> None:
     assert AutoAttackRand(threat).thorough
     assert ApgdT(threat).thorough
     early = (*STANDARD, *PLUS, *ADAPTIVE)
-    assert all(repeats(name, early=True) for name in early)
-    aimed = [name for name in early if repeats(name, early=False)]
+    assert all(is_repeated(name, early=True) for name in early)
+    aimed = [name for name in early if is_repeated(name, early=False)]
     assert aimed == ["apgd-t", "fab-t", "apgd-t", "fab-t", "apgd-margin-t"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustgen.attacks.ball import direction, random_point, steepest, unit
+from robustgen.attacks.ball import normalise, random_direction, random_point, steepest
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
 
@@ -19,11 +19,11 @@ def draws(first: int = 0, stop: int = 400) -> Draws:
 
 
 def test_noise_is_uniform_in_linf_and_normal_in_l2_and_l1() -> None:
-    flat = direction(GREY, "linf", draws())
+    flat = random_direction(GREY, "linf", draws())
     assert flat.shape == GREY.shape
     assert stats.kstest(flat.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
-    assert stats.kstest(direction(GREY, "l2", draws()).flatten().numpy(), "norm").pvalue > 1e-3
-    assert torch.equal(direction(GREY, "l1", draws()), direction(GREY, "l2", draws()))
+    assert stats.kstest(random_direction(GREY, "l2", draws()).flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(random_direction(GREY, "l1", draws()), random_direction(GREY, "l2", draws()))
 
 
 def test_in_linf_every_pixel_is_uniform() -> None:
@@ -55,6 +55,6 @@ def test_no_direction_of_norm_1_leads_up_faster() -> None:
         rise = (gradient * steepest(gradient, norm)).sum((1, 2, 3))  # type: ignore[arg-type]
         torch.testing.assert_close(rise, gradient.flatten(1).norm(p=dual, dim=1))
     for norm, order in (("linf", torch.inf), ("l2", 2)):
-        length = unit(gradient, norm).flatten(1).norm(p=order, dim=1)  # type: ignore[arg-type]
+        length = normalise(gradient, norm).flatten(1).norm(p=order, dim=1)  # type: ignore[arg-type]
         torch.testing.assert_close(length, torch.ones(5))
-    assert not unit(torch.zeros(1, 1, 3, 3), "l2").any()
+    assert not normalise(torch.zeros(1, 1, 3, 3), "l2").any()

@@ -1,4 +1,4 @@
-"""What a climb is said to meet, on models where all of it is known."""
+"""The readout of APGD's path, on models where it is known exactly."""
 
 from __future__ import annotations
 

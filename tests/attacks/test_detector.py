@@ -10,11 +10,11 @@ from torch import Tensor
 from robustgen.attacks.apgd import apgd
 from robustgen.attacks.detector import (
     DetectorAware,
-    Evading,
-    Fitted,
-    Guarded,
-    Judged,
+    DetectorEvasion,
+    DetectorScore,
+    LazyDetector,
     ScoreDetector,
+    VictimWithDetector,
     confidence,
     fit,
     log_prob,
@@ -92,8 +92,8 @@ def test_an_attack_that_does_not_know_of_the_detector_misses_them() -> None:
 def test_it_goes_around_a_detector_in_l1_too() -> None:
     threat = ThreatModel("l1", 0.4)
     x, y = pictures()
-    search = Evading(apgd(threat, "margin"), 1.0)
-    view = partial(Guarded, detector=detector(0.55))
+    search = DetectorEvasion(apgd(threat, "margin"), 1.0)
+    view = partial(VictimWithDetector, detector=detector(0.55))
     found = run(search, view(Plane()), x, y, Draws(0, "test", torch.arange(16)))
     assert bool(found.broken.all())
     assert bool(threat.contains(x, found.images).all())
@@ -144,7 +144,7 @@ def calibration_pictures() -> SimpleNamespace:
 
 def test_a_model_gets_its_detector_once_and_no_sample_pays_for_it() -> None:
     asked = []
-    fitted = Fitted("log_prob", 0.05, lambda: asked.append(1) or calibration_pictures())
+    fitted = LazyDetector("log_prob", 0.05, lambda: asked.append(1) or calibration_pictures())
     model = FixedBatch(Plane(), 8)
     model.begin(4)
     found = fitted(model)
@@ -154,11 +154,11 @@ def test_a_model_gets_its_detector_once_and_no_sample_pays_for_it() -> None:
     assert found == fit(Plane(), calibration_pictures().images)
 
 
-def test_the_rows_say_what_a_picture_was_judged_and_the_threshold() -> None:
-    fitted = Fitted("log_prob", 0.05, calibration_pictures)
+def test_rows_have_the_detectors_score_and_threshold() -> None:
+    fitted = LazyDetector("log_prob", 0.05, calibration_pictures)
     model, (x, _) = FixedBatch(Plane(), 8), pictures()
     model.begin(len(x))
-    found = Judged(fitted)(model, x)
+    found = DetectorScore(fitted)(model, x)
     assert found["judged"].tolist() == pytest.approx(Plane().log_prob(x).tolist())
     detector = fitted(model)
     assert detector is not None
@@ -166,21 +166,21 @@ def test_the_rows_say_what_a_picture_was_judged_and_the_threshold() -> None:
 
 
 def test_a_model_without_the_score_is_left_alone() -> None:
-    fitted = Fitted("log_prob", 0.05, calibration_pictures)
+    fitted = LazyDetector("log_prob", 0.05, calibration_pictures)
     model, (x, y) = FixedBatch(Bare(), 8), pictures()
     model.begin(len(x))
     left = DetectorAware(THREAT, fitted)(model, x, y, Draws(0, "test", torch.arange(len(x))))
     assert torch.equal(left.images, x)
-    assert not Judged(fitted)(model, x)
+    assert not DetectorScore(fitted)(model, x)
 
 
 def test_a_stochastic_model_has_no_detector_since_one_draw_would_decide() -> None:
     plane = Plane()
     plane.stochastic = True
-    assert Fitted("log_prob", 0.05, calibration_pictures)(FixedBatch(plane, 8)) is None
+    assert LazyDetector("log_prob", 0.05, calibration_pictures)(FixedBatch(plane, 8)) is None
 
 
-def test_what_cannot_be_fitted_is_said() -> None:
+def test_what_cannot_be_fitted_is_an_error() -> None:
     images = torch.rand(10, 1, 1, 2)
     with pytest.raises(UnsupportedError, match="no log p"):
         fit(Bare(), images)

@@ -87,12 +87,12 @@ def test_pictures_outside_the_box_are_an_error(value: float) -> None:
 @pytest.mark.parametrize(("n", "labels"), [(0, 0), (4, 3)])
 def test_no_pictures_and_missing_labels_are_an_error(n: int, labels: int) -> None:
     x, y = pictures(4)
-    with pytest.raises(UserError, match="nothing to attack, or a label is missing") as error:
+    with pytest.raises(UserError, match="images and labels do not match, or there are none") as error:
         small().run_standard_evaluation(x[:n], y[:labels])
-    assert error.value.details["got"] == f"{n} pictures, {labels} labels"
+    assert error.value.details["got"] == f"{n} images, {labels} labels"
 
 
-def test_logits_that_are_no_numbers_are_an_error() -> None:
+def test_nan_and_infinite_logits_are_an_error() -> None:
     x, _ = pictures(4)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 

@@ -1,11 +1,11 @@
-"""Jobs that will not arrive end early, and no others."""
+"""Jobs that are unlikely to succeed end early, and no others."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from robustgen.attacks.early_stopping import stop_early
-from robustgen.attacks.search import Found, Search, Start, State, run
+from robustgen.attacks.search import Search, SearchResult, Start, State, run
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier
 from robustgen.draws import Draws
@@ -20,9 +20,9 @@ def asked(lacking: list[float]) -> int:
     state = State(**start.fields(), point=start.x)
     for step, value in enumerate(lacking, start=1):
         state.step = one + step
-        state.over = state.step >= LENGTH
+        state.done = state.step >= LENGTH
         stop_early(state, torch.tensor([value]), LENGTH)
-        if bool(state.over):
+        if bool(state.done):
             return step
     raise AssertionError("the job never ended")
 
@@ -46,14 +46,16 @@ def line(reached_after: float) -> list[float]:
         (64 * [-0.1], 64),  # more than the loss needs, though no hit: other classes may be in the way
     ],
 )
-def test_a_job_goes_on_while_it_would_arrive_at_its_rate_or_is_near(lacking: list[float], steps: int) -> None:
+def test_a_job_goes_on_while_its_gap_would_close_at_its_rate_or_is_small(
+    lacking: list[float], steps: int
+) -> None:
     assert asked(lacking) == steps
 
 
 class Walker(Search[State]):
-    """Goes towards grey 1 at a rate of its picture's, ``length`` steps; success is at grey 1."""
+    """Goes towards grey 1 at a rate of its picture's, ``n_steps`` steps; success is at grey 1."""
 
-    length = LENGTH
+    n_steps = LENGTH
 
     def __init__(self) -> None:
         self.asked = torch.zeros(3, dtype=torch.long)
@@ -61,16 +63,16 @@ class Walker(Search[State]):
     def begin(self, start: Start, draws: Draws) -> State:
         return State(**start.fields(), point=torch.zeros_like(start.x))
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def query(self, victim: Victim, state: State) -> Answer:
         self.asked[state.row] += 1
         return victim.logits(state.point)
 
-    def step(self, state: State, answer: Answer) -> None:
+    def update(self, state: State, answer: Answer) -> None:
         state.step = state.step + 1
         state.point = state.point + state.x
-        state.over = state.step >= self.length
+        state.done = state.step >= self.n_steps
 
-    def lacking(self, state: State) -> Tensor:
+    def gap(self, state: State) -> Tensor:
         return 1 - state.point.flatten(1)[:, 0]
 
 
@@ -88,7 +90,7 @@ class White(Classifier):
         return torch.stack([-level, level + 1e-6], 1)
 
 
-def walk(thorough: bool) -> tuple[Found, list[int]]:
+def walk(thorough: bool) -> tuple[SearchResult, list[int]]:
     search = Walker()
     x = torch.tensor([1 / 60, 1 / 70, 1 / 32]).view(3, 1, 1, 1)
     labels = torch.zeros(3, dtype=torch.long)
@@ -96,7 +98,7 @@ def walk(thorough: bool) -> tuple[Found, list[int]]:
     return run(search, Victim(White()), x, labels, draws, thorough=thorough), search.asked.tolist()
 
 
-def test_a_search_saves_the_questions_of_jobs_without_hope_alone() -> None:
+def test_only_jobs_that_cannot_succeed_are_ended_early() -> None:
     lean, few = walk(False)
     full, many = walk(True)
     assert lean.broken.tolist() == full.broken.tolist() == [True, False, True]

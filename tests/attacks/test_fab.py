@@ -134,14 +134,14 @@ def test_lean_gets_nearer_than_the_reference_with_as_many_passes(digits: Dataset
     rows = torch.arange(len(x))
     state = search.begin(Start(rows, x, y, model(x), torch.zeros_like(rows)), Draws(0, "test", rows))
     ours = torch.full_like(theirs, torch.inf)
-    assert search.lacking(state).isinf().all()  # nothing is known yet
-    while not state.over.all():
-        answer = search.ask(victim, state)
+    assert search.gap(state).isinf().all()  # nothing is known yet
+    while not state.done.all():
+        answer = search.query(victim, state)
         reached = torch.where(answer.logits.argmax(1) != y, threat.distance(x, state.point), torch.inf)
         ours = ours.minimum(reached)
-        search.step(state, answer)
+        search.update(state, answer)
     assert ours.mean() < theirs.mean()
-    torch.testing.assert_close(search.lacking(state).double(), (ours.double() / threat.eps).log())
+    torch.testing.assert_close(search.gap(state).double(), (ours.double() / threat.eps).log())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

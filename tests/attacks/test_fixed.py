@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustgen.attacks.fixed import Fixed
+from robustgen.attacks.fixed import FixedSteps
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
@@ -62,7 +62,7 @@ def test_the_energy_moves_as_far_as_the_dual_norm_allows(
     norm: Literal["linf", "l2"], foreign: bool, way: int
 ) -> None:
     model = Sloped()
-    attack = Fixed(ThreatModel(norm, EPS[norm]), "energy", foreign=foreign)
+    attack = FixedSteps(ThreatModel(norm, EPS[norm]), "energy", foreign=foreign)
     found = attack(model, X, Y, draws()).images
     is_the_most((model.logits(found) - model.logits(X))[:, 0], [way] * 6, model.w, norm)
     assert attack.threat.contains(X, found).all()
@@ -80,7 +80,9 @@ class Shaken(Sloped):
 @pytest.mark.parametrize(("foreign", "way"), [(True, 1), (False, -1)])
 def test_a_stochastic_models_energy_moves_too(foreign: bool, way: int) -> None:
     torch.manual_seed(0)
-    found = Fixed(ThreatModel("linf", EPS["linf"]), "energy", foreign=foreign)(Shaken(), X, Y, draws()).images
+    found = FixedSteps(ThreatModel("linf", EPS["linf"]), "energy", foreign=foreign)(
+        Shaken(), X, Y, draws()
+    ).images
     plain = Sloped()
     is_the_most((plain.logits(found) - plain.logits(X))[:, 0], [way] * 6, plain.w, "linf")
 
@@ -88,7 +90,7 @@ def test_a_stochastic_models_energy_moves_too(foreign: bool, way: int) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_labels_odds_fall_as_far_as_they_can_whether_right_or_wrong(norm: Literal["linf", "l2"]) -> None:
     model = two_classes()
-    found = Fixed(ThreatModel(norm, EPS[norm]), "label")(model, X, Y % 2, draws()).images
+    found = FixedSteps(ThreatModel(norm, EPS[norm]), "label")(model, X, Y % 2, draws()).images
     ways = [-1 if label == 0 else 1 for label in (Y % 2).tolist()]
     w = model.module[1].weight[0]  # type: ignore[index]
     is_the_most((model.logits(found) - model.logits(X))[:, 0], ways, w, norm)
@@ -98,7 +100,7 @@ def test_confidence_is_lowered_on_own_pictures_and_raised_on_foreign_ones() -> N
     model = two_classes()
     before = model.logits(X).softmax(1).amax(1)
     own, foreign = (
-        model.logits(Fixed(ThreatModel("linf", 0.1), "msp", foreign=f)(model, X, Y, draws()).images)
+        model.logits(FixedSteps(ThreatModel("linf", 0.1), "msp", foreign=f)(model, X, Y, draws()).images)
         .softmax(1).amax(1) for f in (False, True)
     )  # fmt: skip
     assert (own < before).all()
@@ -106,18 +108,18 @@ def test_confidence_is_lowered_on_own_pictures_and_raised_on_foreign_ones() -> N
 
 
 def test_the_clean_picture_stands_where_nothing_is_better() -> None:
-    found = Fixed(ThreatModel("linf", 0.1), "msp")(Sloped(), X, Y, draws()).images
+    found = FixedSteps(ThreatModel("linf", 0.1), "msp")(Sloped(), X, Y, draws()).images
     # rounding alone can move this softmax
     assert (Sloped().logits(found).softmax(1) - Sloped().logits(X).softmax(1)).abs().max() < 1e-6
     flat = PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 3, SHAPE)
     nn.init.zeros_(flat.module[1].weight)  # type: ignore[index, arg-type]
-    assert torch.equal(Fixed(ThreatModel("linf", 0.1), "energy")(flat, X, Y, draws()).images, X)
+    assert torch.equal(FixedSteps(ThreatModel("linf", 0.1), "energy")(flat, X, Y, draws()).images, X)
 
 
 def test_every_picture_costs_the_same_and_has_its_own_draws() -> None:
     model = FixedBatch(two_classes(), 6)
     model.begin(6)
-    attack = Fixed(ThreatModel("linf", 0.1), "label", steps=5)
+    attack = FixedSteps(ThreatModel("linf", 0.1), "label", steps=5)
     found = attack(model, X, Y % 2, draws()).images
     assert model.forwards.tolist() == [7.0] * 6  # the clean picture, six points
     assert model.backwards.tolist() == [6.0] * 6
@@ -134,7 +136,7 @@ def test_msp_is_moved_where_the_model_is_sure(scale):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
-    attack = Fixed(ThreatModel("linf", 0.01), "msp")
+    attack = FixedSteps(ThreatModel("linf", 0.01), "msp")
     found = attack(FixedBatch(model, 8), X, Y, draws()).images
     before, after = (model(x).detach()[:, 0].abs() for x in (X, found))
     assert bool((after < before).all())

@@ -14,8 +14,8 @@ from robustgen.attacks.autoattack import STANDARD, AutoAttack
 from robustgen.attacks.joint import ADAPTIVE, JointAdaptive, noise_size
 from robustgen.attacks.losses import margin
 from robustgen.attacks.search import run
-from robustgen.attacks.victim import Victim
-from robustgen.attacks.victims import Averaged, Smoothed
+from robustgen.attacks.substitute_gradients import Smoothed
+from robustgen.attacks.victim import EOT, Victim
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.data import Dataset
@@ -148,7 +148,7 @@ def test_the_margin_breaks_what_the_cross_entropy_cannot() -> None:
     distance = net.distances(x, y, DUAL["linf"])
     threat = ThreatModel("linf", float(distance[blind].median()))
     plain = apgd(threat, "ce", n_iter=20)
-    plain.loss, plain.zero = cross_entropy, 0.0
+    plain.loss, plain.initial_loss = cross_entropy, 0.0
     draws = Draws(0, "test", torch.arange(64))
     by_cross_entropy = run(plain, Victim(model), x, y, draws).broken
     stages = {s.name: s for s in JointAdaptive(threat, n_iter=20).stages(model)}
@@ -158,7 +158,7 @@ def test_the_margin_breaks_what_the_cross_entropy_cannot() -> None:
     assert int((blind & by_margin & ~by_cross_entropy).sum()) > 8
 
 
-def test_the_stage_past_hidden_gradients_is_there_where_it_has_something_to_do(trained: FixedBatch) -> None:
+def test_bpda_is_a_stage_only_where_gradients_are_hidden(trained: FixedBatch) -> None:
     masked = Masked(trained.model, forward=quantised)
     stages = JointAdaptive(THREAT, **SHORT).stages(masked)
     assert tuple(stage.name for stage in stages) == STANDARD + ADAPTIVE
@@ -166,12 +166,12 @@ def test_the_stage_past_hidden_gradients_is_there_where_it_has_something_to_do(t
     assert tuple(stage.name for stage in honest) == (STANDARD + ADAPTIVE)[:-1]
 
 
-def test_every_stage_sees_a_stochastic_model_through_its_mean(trained: FixedBatch) -> None:
+def test_every_stage_attacks_the_mean_of_a_stochastic_model(trained: FixedBatch) -> None:
     masked = Masked(trained.model, forward=noisy, stochastic=True)
     for stage in JointAdaptive(THREAT).stages(masked):
         view = stage.victim(masked)
         point = getattr(view, "point", view)
-        assert isinstance(point, Averaged)
+        assert isinstance(point, EOT)
         assert point.m == 16
 
 
@@ -191,7 +191,7 @@ def test_options_are_checked_and_show_in_the_name() -> None:
         JointAdaptive(THREAT, restart=3)
 
 
-def test_smoothed_stages_look_at_two_levels(trained: FixedBatch) -> None:
+def test_smoothed_stages_use_two_noise_levels(trained: FixedBatch) -> None:
     views = [stage.victim(trained) for stage in JointAdaptive(THREAT).stages(trained)]
     assert [view.sigma for view in views if isinstance(view, Smoothed)] == [0.1, 0.2]
 

@@ -1,4 +1,4 @@
-"""What attacks climb, beside torch's own cross-entropy and the reference's formulas."""
+"""Losses, beside torch's own cross-entropy and the reference's formulas."""
 
 from __future__ import annotations
 

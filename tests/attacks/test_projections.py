@@ -9,7 +9,7 @@ from pyautoattack.autopgd_base import L1_projection
 from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
-from robustgen.attacks.projections import project_l1_box
+from robustgen.attacks.projections import project_l1_box, shrink_to_l1_box
 
 
 def pictures(n: int, *, black: bool = False) -> Tensor:
@@ -126,3 +126,18 @@ def test_extreme_points_stay_finite(scale: float) -> None:
     found = projected(x, x + scale * torch.randn_like(x), 1.0)
     assert torch.isfinite(found).all()
     assert float((found - x).abs().flatten(1).sum(1).max()) <= 1 + 1e-6
+
+
+def test_shrinking_is_the_projection() -> None:
+    x = torch.rand(40, 3, 16, 16, dtype=torch.float64)
+    x[::2] = x[::2].round()  # black and white
+    delta = torch.randn_like(x) ** 3 * 10 ** torch.linspace(-3, -1, 40).view(-1, 1, 1, 1)
+    ours = shrink_to_l1_box(x, delta, 6.0, (0.0, 1.0))
+    exact = project_l1_box(x, x + delta, torch.full((40,), 6.0), (0.0, 1.0)) - x
+    inside = delta.abs().flatten(1).sum(1) < 6
+    assert 0 < int(inside.sum()) < 40
+    assert torch.allclose(ours, exact, rtol=0, atol=1e-12)
+    # in float32, and where the steps do not suffice: within ball and box all the same
+    far = shrink_to_l1_box(x.float(), 1000 * delta.float(), 6.0, (0.0, 1.0))
+    assert float(far.double().abs().flatten(1).sum(1).max()) <= 6 * (1 + 1e-6)
+    assert (x.float() + far).aminmax() == (0, 1)

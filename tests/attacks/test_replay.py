@@ -5,9 +5,9 @@ import torch
 from robustgen.attacks.replay import ReferenceDraws
 
 
-def test_reference_draws_are_torchs_for_the_rows_that_are_left() -> None:
+def test_reference_draws_are_torchs_for_the_active_rows() -> None:
     draws = ReferenceDraws(4)
-    draws.left = torch.tensor([True, False, True, False])
+    draws.active = torch.tensor([True, False, True, False])
     torch.manual_seed(1)
     shared, own = draws.shared(2), draws.uniform(3)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Square with skipped questions beside plain Square, proposal by proposal: the draws are the same."""
+"""Square with skipped queries beside plain Square, proposal by proposal: the draws are the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustgen import data, load_model
 from robustgen.attacks import screen
 from robustgen.attacks.losses import margin
 from robustgen.attacks.search import Search, Start, run
-from robustgen.attacks.square import Squares, square
+from robustgen.attacks.square import SquareState, square
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
@@ -25,14 +25,14 @@ class Kept(nn.Module):
     def __init__(self, search: Search) -> None:
         super().__init__()
         self.asked: dict[int, list[int]] = {}
-        ask = search.ask
+        query = search.query
 
-        def keep(victim: Victim, state: Squares) -> Answer:
+        def keep(victim: Victim, state: SquareState) -> Answer:
             for row, step in zip(state.row.tolist(), state.step.tolist(), strict=True):
                 self.asked.setdefault(row, []).append(step)
-            return ask(victim, state)
+            return query(victim, state)
 
-        search.ask = keep  # type: ignore[method-assign]
+        search.query = keep  # type: ignore[method-assign]
 
 
 def draws(n: int) -> Draws:
@@ -47,12 +47,12 @@ def margins_of_all(
     rows = torch.arange(len(x))
     state = search.begin(Start(rows, x, y, model(x), 0 * rows), draws(len(x)).at(rows, 0 * rows))
     accepted, gains = [], []
-    while not state.over.any():
-        answer = search.ask(Victim(model), state)
+    while not state.done.any():
+        answer = search.query(Victim(model), state)
         gain = margin(answer.logits, state.y) - state.margin
         accepted.append(gain > 0)
         gains.append(gain.clamp_min(0))
-        search.step(state, answer)
+        search.update(state, answer)
     return torch.stack(accepted, 1), torch.stack(gains, 1)
 
 
@@ -68,7 +68,7 @@ def test_on_a_linear_model_only_rejected_proposals_are_skipped(norm: str) -> Non
     model.begin(len(x))
     threat, steps = ThreatModel(norm, eps), 150
     accepted, _ = margins_of_all(model, threat, x, y, steps)
-    search = screen.screened_square(threat, n_queries=steps)
+    search = screen.build_screened_square(threat, n_queries=steps)
     kept = Kept(search)
     rows = torch.arange(len(x))
     model.begin(len(x))
@@ -91,13 +91,13 @@ def test_on_a_trained_net_skipped_proposals_are_worth_little(norm: str, eps: flo
     model = FixedBatch(load_model("pgd-at-digits").eval().requires_grad_(False), 24)
     model.begin(24)
     x, y = digits.images, digits.labels
-    search = screen.screened_square(ThreatModel(norm, eps), n_queries=300)
+    search = screen.build_screened_square(ThreatModel(norm, eps), n_queries=300)
     rows = torch.arange(24)
     state = search.begin(Start(rows, x, y, model(x), 0 * rows), draws(24))
     lost = won = asked = skips = 0.0
     skip = search._skip
 
-    def counted(state: screen.Foretold, skipped: Tensor) -> None:
+    def counted(state: screen.ScreenedState, skipped: Tensor) -> None:
         nonlocal lost, skips
         gain = margin(model(state.point), state.y) - state.margin
         lost += float(gain[skipped].clamp_min(0).sum())
@@ -105,15 +105,15 @@ def test_on_a_trained_net_skipped_proposals_are_worth_little(norm: str, eps: flo
         skip(state, skipped)
 
     search._skip = counted  # type: ignore[method-assign]
-    while not state.over.all():
-        live = ~state.over
-        answer = search.ask(Victim(model), state)
+    while not state.done.all():
+        live = ~state.done
+        answer = search.query(Victim(model), state)
         gain = (margin(answer.logits, state.y) - state.margin)[live & (state.step > 0)]
         won += float(gain.clamp_min(0).sum())
         asked += int(live.sum())
         before = state.take(rows)
-        search.step(state, answer)
-        for field in ("best", "margin", "step", "point", "over"):  # rows that are over stay so
+        search.update(state, answer)
+        for field in ("best", "margin", "step", "point", "done"):  # rows that are over stay so
             kept = getattr(state, field)
             mask = live.view(-1, *[1] * (kept.ndim - 1))
             setattr(state, field, torch.where(mask, kept, getattr(before, field)))
@@ -139,7 +139,7 @@ def test_verdicts_differ_from_plain_squares_by_less_than_its_seeds(norm: str, ep
         return found.broken
 
     plain, other = (broken(square(threat, n_queries=200), seed) for seed in (0, 1))
-    ours = broken(screen.screened_square(threat, n_queries=200), 0)
+    ours = broken(screen.build_screened_square(threat, n_queries=200), 0)
     assert 0.1 < float(plain.float().mean()) < 0.9
     assert int((plain != ours).sum()) <= int((plain != other).sum())
     assert abs(int(plain.sum()) - int(ours.sum())) <= 3
@@ -164,7 +164,7 @@ def test_where_gradients_are_masked_nothing_is_skipped(
     model = FixedBatch(PlainClassifier(Masked(trained.model), 10, (1, 8, 8)), 32)
     x, y, threat = digits.images[:32], digits.labels[:32], ThreatModel(norm, eps)
     found, asked = [], []
-    for search in (square(threat, n_queries=100), screen.screened_square(threat, n_queries=100)):
+    for search in (square(threat, n_queries=100), screen.build_screened_square(threat, n_queries=100)):
         kept = Kept(search)
         model.begin(32)
         found.append(run(search, Victim(model), x, y, draws(32)))
@@ -176,7 +176,7 @@ def test_where_gradients_are_masked_nothing_is_skipped(
 
 
 def test_a_row_does_not_see_its_neighbours(trained: FixedBatch, digits: data.Dataset) -> None:
-    search = screen.screened_square(ThreatModel("linf", 0.15), n_queries=150)
+    search = screen.build_screened_square(ThreatModel("linf", 0.15), n_queries=150)
 
     def some(rows: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
         trained.begin(len(rows))
@@ -194,7 +194,7 @@ def test_a_row_does_not_see_its_neighbours(trained: FixedBatch, digits: data.Dat
 def test_gradients_are_counted_for_their_rows(trained: FixedBatch, digits: data.Dataset) -> None:
     trained.begin(16)
     threat = ThreatModel("linf", 0.01)
-    search = screen.screened_square(threat, n_queries=2 * screen.REFRESH)
+    search = screen.build_screened_square(threat, n_queries=2 * screen.REFRESH)
     kept = Kept(search)
     found = run(search, Victim(trained), digits.images[:16], digits.labels[:16], draws(16))
     stood = (~found.broken).nonzero().squeeze(1).tolist()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.apgd import apgd
-from robustgen.attacks.search import Found, Search, Start, State, run
+from robustgen.attacks.search import Search, SearchResult, Start, State, run
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import FixedBatch
@@ -26,7 +26,7 @@ def test_a_row_does_not_see_its_neighbours(
 ) -> None:
     search = apgd(ThreatModel(norm, EPS[norm]), loss, jobs=2, n_iter=12)
 
-    def some(rows: Tensor, width: int | None = None) -> Found:
+    def some(rows: Tensor, width: int | None = None) -> SearchResult:
         trained.begin(len(rows))
         x, y = digits.images[rows], digits.labels[rows]
         return run(search, Victim(trained), x, y, Draws(3, "e", digits.sample_ids[rows]), width=width)
@@ -58,14 +58,14 @@ class Countdown(Search[State]):
         assert len(draws) == len(start.row)
         return State(**start.fields(), point=torch.zeros_like(start.x))
 
-    def ask(self, victim: Victim, state: State) -> Answer:
+    def query(self, victim: Victim, state: State) -> Answer:
         self.asked.append(state.row.tolist())
         return victim.logits(state.point)
 
-    def step(self, state: State, answer: Answer) -> None:
+    def update(self, state: State, answer: Answer) -> None:
         state.step = state.step + 1
         state.point = torch.ones_like(state.point) * (state.step / self.n + state.job).view(-1, 1, 1, 1)
-        state.over = state.step >= self.n
+        state.done = state.step >= self.n
 
 
 class Threshold(Classifier):
@@ -85,7 +85,7 @@ class Threshold(Classifier):
         return torch.stack([-level, level], 1)
 
 
-def search_in(model: Classifier, search: Search, n: int, width: int | None = None) -> Found:
+def search_in(model: Classifier, search: Search, n: int, width: int | None = None) -> SearchResult:
     x = torch.zeros(n, 1, 2, 2)
     labels = torch.zeros(n, dtype=torch.long)
     return run(search, Victim(model), x, labels, Draws(0, "e", torch.arange(n)), width=width)
@@ -136,19 +136,19 @@ def test_jobs_and_samples_that_wait_for_room_all_have_their_turn(width: int) -> 
 def test_of_several_points_of_a_sample_the_first_is_kept_or_the_highest() -> None:
     points = torch.arange(5.0).view(5, 1, 1, 1)
     rows = torch.tensor([2, 0, 2, 0, 2])
-    found = Found.nothing(torch.full((3, 1, 1, 1), -1.0))
-    found.note(rows, points)
+    found = SearchResult.initial(torch.full((3, 1, 1, 1), -1.0))
+    found.add_hits(rows, points)
     assert found.images.flatten().tolist() == [1, -1, 0]
     assert found.broken.tolist() == [True, False, True]
-    found = Found.nothing(torch.full((3, 1, 1, 1), -1.0))
-    found.weigh(rows, points, torch.tensor([0.1, -3.0, 0.3, -2.0, 0.2]))
+    found = SearchResult.initial(torch.full((3, 1, 1, 1), -1.0))
+    found.keep_highest(rows, points, torch.tensor([0.1, -3.0, 0.3, -2.0, 0.2]))
     assert found.images.flatten().tolist() == [3, -1, 2]
-    found.weigh(rows, 10 + points, torch.tensor([0.1, 1.0, 0.2, -2.0, 0.2]))
+    found.keep_highest(rows, 10 + points, torch.tensor([0.1, 1.0, 0.2, -2.0, 0.2]))
     assert found.images.flatten().tolist() == [11, -1, 2]
     assert found.broken.tolist() == [True, False, True]
 
 
-def test_counts_are_of_the_rows_that_were_asked_about(trained: FixedBatch, digits: Dataset) -> None:
+def test_calls_are_counted_for_the_rows_that_were_queried(trained: FixedBatch, digits: Dataset) -> None:
     trained.begin(32)
     found = run(
         apgd(ThreatModel("linf", 0.1), "ce", n_iter=12), Victim(trained), digits.images[:32],
@@ -176,7 +176,7 @@ def test_a_hit_that_is_not_confirmed_is_none() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
+def test_nan_and_infinite_logits_are_an_error(bad: float) -> None:
     class Broken(Threshold):
         def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
             return torch.where(x.mean((1, 2, 3))[:, None] > 0.25, bad, super().logits(x))
@@ -231,7 +231,7 @@ def test_a_sample_that_a_lucky_draw_broke_gets_its_other_jobs() -> None:
 
 def test_points_outside_the_budget_do_not_count() -> None:
     class Late(Countdown):
-        def allowed(self, state: State) -> Tensor:
+        def within_budget(self, state: State) -> Tensor:
             return state.step >= 6
 
     for stochastic, grey in ((False, 0.6), (True, 0.9)):

@@ -10,10 +10,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robustgen import data, load_model
-from robustgen.attacks.projections import project_l1_box
 from robustgen.attacks.replay import replay
-from robustgen.attacks.search import Found, Start, run
-from robustgen.attacks.square import peaks, shrunk, square
+from robustgen.attacks.search import SearchResult, Start, run
+from robustgen.attacks.square import peaks, square
 from robustgen.attacks.victim import Answer, Victim
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
@@ -82,7 +81,7 @@ def colours(n: int) -> tuple[FixedBatch, Tensor, Tensor]:
     return model, x, model(x).argmax(1)
 
 
-def same_pictures(ours: Found, theirs: Reference, norm: str) -> bool:
+def same_pictures(ours: SearchResult, theirs: Reference, norm: str) -> bool:
     """Bit for bit in Linf, where nothing is summed up."""
     a, b = ours.images[ours.broken], theirs.images[theirs.broken]
     return torch.equal(a, b) if norm == "linf" else torch.allclose(a, b, rtol=0, atol=2e-6)
@@ -122,7 +121,7 @@ def test_breaks_as_many_as_the_reference(case: Case) -> None:
 def test_a_row_goes_its_own_way(trained: FixedBatch, digits: Dataset, norm: str, eps: float) -> None:
     search = square(ThreatModel(norm, eps), n_queries=40)
 
-    def some(rows: Tensor, width: int | None = None) -> Found:
+    def some(rows: Tensor, width: int | None = None) -> SearchResult:
         trained.begin(len(rows))
         own = Draws(7, "e", digits.sample_ids[rows])
         return run(search, Victim(trained), digits.images[rows], digits.labels[rows], own, width=width)
@@ -159,13 +158,13 @@ def test_every_point_lies_in_ball_and_box(norm: str, eps: float) -> None:
     search = square(threat, n_queries=60)
     start = Start(torch.arange(24), x, y, model(x), torch.zeros(24, dtype=torch.long))
     state = search.begin(start, draws(24))
-    while not state.over.any():
+    while not state.done.any():
         assert threat.contains(x, state.point).all()
         assert float(state.point.min()) >= 0
         assert float(state.point.max()) <= 1
         # where the box is far, the whole budget is spent
         assert torch.allclose(threat.distance(x, state.point)[16:].float(), torch.tensor(eps), rtol=1e-5)
-        search.step(state, search.ask(Victim(model), state))
+        search.update(state, search.query(Victim(model), state))
     assert state.step.tolist() == [61] * 24
 
 
@@ -180,7 +179,7 @@ def test_windows_shrink_as_in_the_reference(norm: str) -> None:
     state = search.begin(Start(torch.arange(rows), x, y, torch.zeros(rows, 10), y), draws(rows))
     state.point = state.best = x  # nothing is changed yet, so that a window shows
     state.step = torch.tensor(proposals)
-    search.step(state, Answer(torch.zeros(rows, 10)))
+    search.update(state, Answer(torch.zeros(rows, 10)))
     theirs = SquareAttack(None, p_init=0.8, resc_schedule=False)
     for proposal, changed in zip(proposals, state.point != x, strict=True):
         size = round(math.sqrt(theirs.p_selection(proposal) * 28 * 30))
@@ -200,21 +199,6 @@ def test_peaks_are_the_references(norm: str) -> None:
             torch.manual_seed(seed)
             ours = peaks(size, 2 if norm == "l2" else 1)[turned]
             assert torch.allclose(ours, theirs.eta(size), rtol=1e-6, atol=1e-9)
-
-
-def test_shrinking_is_the_projection() -> None:
-    x = torch.rand(40, 3, 16, 16, dtype=torch.float64)
-    x[::2] = x[::2].round()  # black and white
-    delta = torch.randn_like(x) ** 3 * 10 ** torch.linspace(-3, -1, 40).view(-1, 1, 1, 1)
-    ours = shrunk(x, delta, 6.0, (0.0, 1.0))
-    exact = project_l1_box(x, x + delta, torch.full((40,), 6.0), (0.0, 1.0)) - x
-    inside = delta.abs().flatten(1).sum(1) < 6
-    assert 0 < int(inside.sum()) < 40
-    assert torch.allclose(ours, exact, rtol=0, atol=1e-12)
-    # in float32, and where the steps do not suffice: within ball and box all the same
-    far = shrunk(x.float(), 1000 * delta.float(), 6.0, (0.0, 1.0))
-    assert float(far.double().abs().flatten(1).sum(1).max()) <= 6 * (1 + 1e-6)
-    assert (x.float() + far).aminmax() == (0, 1)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -36,7 +36,7 @@ def net() -> PlainClassifier:
     return PlainClassifier(module, 10, (1, 8, 8)).eval().requires_grad_(False)
 
 
-def test_gives_loss_and_gradient_by_autograd(net: PlainClassifier) -> None:
+def test_the_gradient_is_autograds(net: PlainClassifier) -> None:
     x, y = torch.rand(5, 1, 8, 8), torch.arange(5)
     answer = Victim(net).gradient(x, lambda z: log_odds(z, y))
     point = x.clone().requires_grad_()
@@ -51,13 +51,13 @@ def test_gives_loss_and_gradient_by_autograd(net: PlainClassifier) -> None:
     assert torch.equal(again.gradient, answer.gradient)
 
 
-def test_of_a_model_without_gradient_words_are_said(net: PlainClassifier) -> None:
+def test_a_model_without_gradient_is_an_error_that_names_the_remedy(net: PlainClassifier) -> None:
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return net.logits(x).detach()
 
     victim = Victim(PlainClassifier(Cut(), 10, (1, 8, 8)))
-    with pytest.raises(UserError, match="nothing leads from the model's logits back"):
+    with pytest.raises(UserError, match="do not depend differentiably on its input"):
         victim.gradient(torch.rand(2, 1, 8, 8), lambda z: z[:, 0])
 
 
@@ -90,14 +90,14 @@ def test_the_copys_calls_count_for_the_rows_that_are_served() -> None:
 @pytest.mark.parametrize(
     ("low", "given", "rough"), [(True, None, True), (True, False, False), (False, None, False)]
 )
-def test_low_gradients_where_the_run_has_them_and_nobody_says_otherwise(
+def test_gradients_are_in_bfloat16_where_the_model_says_so_unless_overridden(
     net: PlainClassifier, low: bool, given: bool | None, rough: bool
 ) -> None:
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
     model = FixedBatch(net, 6, quick=quick_copy(net, x), bfloat16_gradients=low)
     model.begin(6)
     exact = Victim(FixedBatch(net, 6, quick=quick_copy(net, x))).gradient(x, lambda z: log_odds(z, y))
-    answer = Victim(model, low=given).gradient(x, lambda z: log_odds(z, y))
+    answer = Victim(model, bfloat16_gradients=given).gradient(x, lambda z: log_odds(z, y))
     assert torch.equal(answer.logits, exact.logits)
     assert torch.equal(answer.loss, exact.loss)
     assert torch.equal(answer.gradient, exact.gradient) != rough

@@ -1,6 +1,6 @@
-"""Attacks of other libraries, by ``LIBRARY:NAME`` in a protocol, such as torchattacks:CW.
+"""Attacks of other libraries, named ``LIBRARY:NAME`` in a protocol, such as torchattacks:CW.
 
-They are taken as they are, with their own defaults; what they return is judged as any attack's is.
+They run unchanged, with their own defaults; what they return is judged as that of any attack.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 
 def known() -> dict[str, str]:
-    """Every attack that ``build`` takes, and in a few words what it is for; imports none of the libraries."""
+    """The name and a short description of every attack that ``build`` takes; imports none of the
+    libraries."""
     return {
         f"{library}:{name}": f"{name} of the package {library}, {' or '.join(norms)}; seeded by chunk"
         for library, attacks in names.NORMS.items()
         for name, norms in attacks.items()
-        if set(norms) <= names.OURS
+        if set(norms) <= names.SUPPORTED_NORMS
     }
 
 
 def build(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> Attack:
-    """The attack ``LIBRARY:NAME`` within a threat model, with options of the outside class's own names.
+    """The attack ``LIBRARY:NAME`` for a threat model; options have the names of the library's own parameters.
 
-    Raises UserError for names and options that the library does not have, for a norm that the attack
-    is not for, and where the package is not installed.
+    Raises UserError for names and options that the library does not have, for a norm that the attack does not
+    support, and where the package is not installed.
     """
     library, _, attack = name.partition(":")
     if library not in names.NORMS:
@@ -44,7 +45,7 @@ def build(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> Attack:
     norms = names.NORMS[library][attack]
     if threat.norm not in norms:
         raise UnsupportedError(
-            f"{name} is an attack in another norm", where=name, expected=" or ".join(norms), got=threat.norm
+            f"{name} does not support this norm", where=name, expected=" or ".join(norms), got=threat.norm
         )
     if find_spec(library) is None:
         raise missing_package(library, library, f"the attack {name}")

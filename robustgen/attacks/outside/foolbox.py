@@ -11,28 +11,29 @@ import foolbox
 from foolbox.attacks.base import FixedEpsilonAttack
 from torch import Tensor
 
-from robustgen.attacks.outside.base import Asked, OutsideAttack, options_of
+from robustgen.attacks.outside.base import ClassifierModule, OutsideAttack, options_of
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
 
-# Set by the threat: the distance that is minimised, by either of two names. Logs are not kept.
-OURS = ("distance", "constraint", "tensorboard")
+RESERVED = ("distance", "constraint", "tensorboard")
+"""Parameters that are not options: the threat sets the distance, which has either of two names; logs are
+not kept."""
 
 
 class FoolboxAttack(OutsideAttack):
-    """An attack of foolbox with its own defaults. Those with a budget get eps; those that minimise the
-    distance may stop below it, and what they found is taken as it is."""
+    """An attack of foolbox with its own defaults. Attacks with a budget get eps; those that minimise the
+    distance may stop below eps, and what they return is not clipped."""
 
     def __init__(self, attack: str, threat: ThreatModel, options: Mapping[str, Any]) -> None:
         title = f"foolbox:{attack}"
         kind = getattr(foolbox.attacks, attack)
-        super().__init__(title, threat, options_of(kind, OURS, title, options))
+        super().__init__(title, threat, options_of(kind, RESERVED, title, options))
         ours = {"distance": getattr(foolbox.distances, threat.norm), "constraint": threat.norm}
         taken = inspect.signature(kind).parameters
         try:
-            self.attack = kind(**{key: ours[key] for key in ours if key in taken}, **self.given)
+            self.attack = kind(**{key: ours[key] for key in ours if key in taken}, **self.options)
         except ValueError as error:
-            raise UserError("foolbox does not take these options", where=title, got=error) from None
+            raise UserError("foolbox does not accept these options", where=title, got=error) from None
         except ModuleNotFoundError as error:  # Brendel and Bethge's attacks need numba
             raise UserError(
                 f"{title} needs the package {error.name!r}", remedy=f"pip install {error.name}"
@@ -40,7 +41,7 @@ class FoolboxAttack(OutsideAttack):
         self.bounded = isinstance(self.attack, FixedEpsilonAttack)
         self.reference = f"foolbox {version('foolbox')}, {attack}"
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         outside = foolbox.PyTorchModel(model, bounds=self.threat.box, device=x.device)
         raw, clipped, _ = self.attack(outside, x, y, epsilons=self.threat.eps)
         found: Tensor = clipped if self.bounded else raw

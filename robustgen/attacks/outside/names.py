@@ -1,11 +1,15 @@
-"""Which attacks the outside libraries have, and in which norms: torchattacks 3.5.1, foolbox 3.3.4.
+"""The attacks of the outside libraries and their norms: torchattacks 3.5.1, foolbox 3.3.4.
 
-A list, and not what the packages say, so that names can be shown and checked without importing them.
+Written out, so that names can be listed and checked without importing the packages.
 """
 
 from __future__ import annotations
 
-OURS = {"linf", "l2", "l1"}
+from typing import get_args
+
+from robustgen.types import Norm
+
+SUPPORTED_NORMS = frozenset(get_args(Norm))
 
 Norms = tuple[str, ...]
 
@@ -14,7 +18,7 @@ def _each(norms: Norms, names: str) -> dict[str, Norms]:
     return dict.fromkeys(names.split(), norms)
 
 
-# By the "Distance Measure" of each class's docstring; FAB's code fails in L1.
+# From the "Distance Measure" in the docstring of each class; FAB's code fails in L1.
 TORCHATTACKS = {
     **_each(
         ("linf",),
@@ -28,7 +32,7 @@ TORCHATTACKS = {
     **_each(("l0",), "JSMA OnePixel Pixle SparseFool"),
 }
 
-# By the distance that each class carries; those that take one as a parameter serve every norm.
+# From the distance attribute of each class; those that take it as a parameter support every norm.
 FOOLBOX = {
     **_each(
         ("linf",),
@@ -75,16 +79,16 @@ NORMS: dict[str, dict[str, Norms]] = {
 REFUSED: dict[str, dict[str, str]] = {
     "pyautoattack": {},
     "torchattacks": {
-        "GN": "it is noise without a bound",
-        "VANILA": "it leaves the picture as it is",
+        "GN": "it adds noise without a bound",
+        "VANILA": "it returns the image unchanged",
         "LGV": "it trains the model further",
         "MultiAttack": "it wraps other attacks; name them one by one",
     },
     "foolbox": {
         "BinarizationRefinementAttack": "it refines what another attack has found",
-        "DatasetAttack": "it must be fed with pictures",
+        "DatasetAttack": "it needs a set of images to choose from",
         "GenAttack": "it needs a target class",
         "PointwiseAttack": "its distance cannot be set",
-        "SpatialAttack": "it turns and shifts pictures, which no norm bounds",
+        "SpatialAttack": "it rotates and shifts images, which no norm bounds",
     },
 }

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from robustgen import load_model
 from robustgen.attacks import outside
-from robustgen.attacks.options import Options
+from robustgen.attacks.options import AttackOptions
 from robustgen.attacks.outside import names
-from robustgen.attacks.outside.base import Asked, OutsideAttack
+from robustgen.attacks.outside.base import ClassifierModule, OutsideAttack
 from robustgen.attacks.pgd import PGD
 from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
@@ -80,9 +80,9 @@ def test_a_picture_beyond_eps_is_no_success(softmax: FixedBatch, digits: Dataset
     assert within.sum() > 10
     assert (fooled & (distance > 0.9)).sum() > 10, "the premise: many are found, but too far away"
     attack = outside.build("foolbox:L2CarliniWagnerAttack", threat, options)
-    found, _, strayed = attack(softmax, x, y, Draws(0, "test", digits.sample_ids[:64]))
-    assert strayed is not None
-    assert not strayed.any(), "it knows of no budget that it could leave"
+    found, _, out_of_budget = attack(softmax, x, y, Draws(0, "test", digits.sample_ids[:64]))
+    assert out_of_budget is not None
+    assert not out_of_budget.any(), "it knows of no budget that it could leave"
     assert torch.equal(found[~within], x[~within])
     assert torch.equal(found[within & (distance > 0)], raw[within & (distance > 0)])
     assert torch.equal(broken(softmax, found, digits), within | broken(softmax, x, digits))
@@ -93,7 +93,7 @@ class TooFar(OutsideAttack):
 
     near: Tensor
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         return x + 3 * (self.near - x)
 
 
@@ -102,16 +102,16 @@ def test_what_lies_beyond_eps_is_not_drawn_back(softmax: FixedBatch, digits: Dat
     near = run(PGD(threat, steps=20), softmax, digits)
     hit = broken(softmax, near, digits) & ~broken(softmax, digits.images[:64], digits)
     part = digits.images[:64][hit], digits.labels[:64][hit]
-    attack = TooFar("test:TooFar", threat, Options())
+    attack = TooFar("test:TooFar", threat, AttackOptions())
     attack.near = near[hit]
-    far = attack.seek(Asked(softmax, torch.device("cpu")), *part, 0)
+    far = attack.generate(ClassifierModule(softmax, torch.device("cpu")), *part, 0)
     drawn_back = softmax(threat.project(part[0], far)).argmax(1) != part[1]
     assert drawn_back.sum() > 5, "the premise: projected, they would pass for successes"
     softmax.begin(len(far))
-    found, _, strayed = attack(softmax, *part, Draws(0, "test", torch.arange(len(far))))
+    found, _, out_of_budget = attack(softmax, *part, Draws(0, "test", torch.arange(len(far))))
     assert torch.equal(found, part[0])
-    assert strayed is not None
-    assert torch.equal(strayed, threat.distance(part[0], far) > 0.6)
+    assert out_of_budget is not None
+    assert torch.equal(out_of_budget, threat.distance(part[0], far) > 0.6)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_options_that_are_not_defaults_show_in_the_name(
         ("torchattack:PGD", "linf", {}, ["no attack library", "did you mean torchattacks"]),
         ("torchattacks:PDG", "linf", {}, ["no attack named", "torchattacks:PGD"]),
         ("foolbox:LinfPDG", "linf", {}, ["no attack named", "foolbox:LinfPGD"]),
-        ("torchattacks:CW", "linf", {}, ["another norm", "l2", "linf"]),
-        ("torchattacks:Square", "l1", {}, ["another norm", "linf or l2", "l1"]),
-        ("foolbox:L2CarliniWagnerAttack", "linf", {}, ["another norm", "l2", "linf"]),
-        ("torchattacks:OnePixel", "l2", {}, ["another norm", "l0"]),
+        ("torchattacks:CW", "linf", {}, ["does not support this norm", "l2", "linf"]),
+        ("torchattacks:Square", "l1", {}, ["does not support this norm", "linf or l2", "l1"]),
+        ("foolbox:L2CarliniWagnerAttack", "linf", {}, ["does not support this norm", "l2", "linf"]),
+        ("torchattacks:OnePixel", "l2", {}, ["does not support this norm", "l0"]),
         ("torchattacks:GN", "l2", {}, ["noise without a bound"]),
-        ("foolbox:DatasetAttack", "l2", {}, ["fed with pictures"]),
+        ("foolbox:DatasetAttack", "l2", {}, ["needs a set of images"]),
         ("torchattacks:PGD", "linf", {"step": 3}, ["no key named 'step'", "steps", "torchattacks:PGD"]),
         ("torchattacks:PGD", "linf", {"eps": 0.3}, ["no key named 'eps'"]),
         ("torchattacks:PGD", "linf", {"steps": 2.5}, ["steps"]),
@@ -223,7 +223,7 @@ def test_options_that_are_not_defaults_show_in_the_name(
         ("pyautoattack:square", "linf", {"n_iter": 3}, ["no key named 'n_iter'", "pyautoattack:square"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_said_in_words(
+def test_mistakes_are_errors_that_name_what_is_known(
     name: str, norm: str, options: dict[str, float | str], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -306,7 +306,7 @@ def test_the_list_costs_no_heavy_import() -> None:
 class Corner(OutsideAttack):
     """A corner of the ball, cut off at the box, as torchattacks ends."""
 
-    def seek(self, model: Asked, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def generate(self, model: ClassifierModule, x: Tensor, y: Tensor, seed: int) -> Tensor:
         sign = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
         return (x + self.threat.eps * (2 * sign.float() - 1)).clamp(0, 1)
 
@@ -316,10 +316,10 @@ def test_rounding_alone_is_no_step_out_of_a_small_ball(levels: float, softmax: F
     x = torch.rand(64, 1, 8, 8)
     softmax.begin(64)
     y = softmax(x).argmax(1)
-    attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), Options())
-    _, _, strayed = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
-    assert strayed is not None
-    assert not strayed.any()
+    attack = Corner("mine.py:corner", ThreatModel("linf", levels / 255), AttackOptions())
+    _, _, out_of_budget = attack(softmax, x, y, Draws(0, "test", torch.arange(64)))
+    assert out_of_budget is not None
+    assert not out_of_budget.any()
 
 
 def test_a_model_that_seeds_the_generators_does_not_set_the_attacks_draws_back() -> None:
@@ -328,7 +328,10 @@ def test_a_model_that_seeds_the_generators_does_not_set_the_attacks_draws_back()
             torch.manual_seed(0)
             return x.flatten(1)[:, :10]
 
-    asked, x = Asked(PlainClassifier(Seeds(), 10, (1, 8, 8)), torch.device("cpu")), torch.rand(2, 1, 8, 8)
+    asked, x = (
+        ClassifierModule(PlainClassifier(Seeds(), 10, (1, 8, 8)), torch.device("cpu")),
+        torch.rand(2, 1, 8, 8),
+    )
     drawn = []
     for _ in range(3):
         asked(x)

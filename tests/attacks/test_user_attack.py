@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustgen import attacks, engine, load_model, load_protocol, registry
-from robustgen.attacks.own import OwnAttack
+from robustgen.attacks.user_attack import UserAttack
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.config import AttackSpec
@@ -117,14 +117,14 @@ def test_what_breaks_is_kept_and_what_does_not_stays_clean(file: Path) -> None:
     assert torch.equal(attacked(file, "corner", X, Y, share=0.1), X)
 
 
-def test_pictures_that_are_no_numbers_are_said_of_their_rows(file: Path) -> None:
+def test_images_of_nan_are_reported_for_their_samples(file: Path) -> None:
     attack = attacks.build(AttackSpec(kind="attack", attack=f"{file}:broken", norm="linf"), LINF)
     model = FixedBatch(PlainClassifier(Bright(), 2, (1, 2, 2)), 4)
     model.begin(4)
     found = attack(model, X, Y, Draws(0, "test", torch.arange(4)))
     assert torch.equal(found.images, X)
-    assert found.strayed is not None
-    assert found.strayed.tolist() == [True, True, True, False]  # the last was wrong from the start
+    assert found.out_of_budget is not None
+    assert found.out_of_budget.tolist() == [True, True, True, False]  # the last was wrong from the start
 
 
 def test_an_attack_leaves_the_model_in_eval_mode(file: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_lies_beyond_the_budget_is_no_success_and_said_of_its_row(file: Pat
     [
         ("fewer", ["of the same shape", "(3, 1, 2, 2)", "(1, 1, 2, 2)"]),
         ("failing", ["this attack failed", "mine.py, line 15", "ZeroDivisionError"]),
-        ("NUMBER", ["this is no attack", "int", "a function of (model, x, y, threat, ...)"]),
+        ("NUMBER", ["this is not an attack", "int", "a function of (model, x, y, threat, ...)"]),
         ("corners", ["no attack named 'corners'", "did you mean corner"]),
     ],
 )
@@ -172,14 +172,14 @@ def test_mistakes_are_told_in_one_message(file: Path, name: str, parts: list[str
 
 def test_options_are_checked_against_the_functions_arguments(file: Path) -> None:
     with pytest.raises(UserError, match="shares"):
-        OwnAttack(f"{file}:corner", LINF, {"shares": 1})
+        UserAttack(f"{file}:corner", LINF, {"shares": 1})
 
 
 @pytest.mark.parametrize("seed", [0, -1])
 def test_a_whole_number_may_be_no_count(file: Path, seed: int) -> None:
-    assert OwnAttack(f"{file}:drawing", LINF, {"seed": seed}).given == {"seed": seed}
+    assert UserAttack(f"{file}:drawing", LINF, {"seed": seed}).options == {"seed": seed}
     with pytest.raises(UserError, match="seed"):
-        OwnAttack(f"{file}:drawing", LINF, {"seed": 0.5})
+        UserAttack(f"{file}:drawing", LINF, {"seed": 0.5})
 
 
 def test_a_protocol_finds_it_beside_itself_and_rows_depend_on_its_content(

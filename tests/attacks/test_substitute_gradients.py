@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from robustgen import load_data, load_model
 from robustgen.attacks.losses import margin, targeted_margin
-from robustgen.attacks.victim import Victim
-from robustgen.attacks.victims import Averaged, Estimated, Smoothed, Straight, hides_gradients, noise_at
+from robustgen.attacks.substitute_gradients import BPDA, NES, Smoothed, antithetic_noise, hides_gradients
+from robustgen.attacks.victim import EOT, Victim
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.types import ConditionalNoise
@@ -93,9 +93,9 @@ def test_the_smoothed_view_answers_for_the_point_itself() -> None:
     assert torch.equal(answer.loss, plain.loss)
 
 
-@pytest.mark.parametrize("kind", [Smoothed, Estimated])
+@pytest.mark.parametrize("kind", [Smoothed, NES])
 def test_gradients_over_noise_are_those_of_the_smoothed_function(
-    kind: type[Smoothed] | type[Estimated],
+    kind: type[Smoothed] | type[NES],
 ) -> None:
     # E cos(w(x + sigma n)) = cos(wx) exp(-sigma^2 |w|^2 / 2)
     model, x, sigma, m = Wave(), pictures(), 0.2, 16384
@@ -112,7 +112,7 @@ def test_gradients_over_noise_are_those_of_the_smoothed_function(
 def test_the_mean_gradient_over_a_models_own_draws_is_the_analytic_one() -> None:
     # E cos(wx + n) = cos(wx) exp(-1/2); a draw's standard deviation is at most 1, and |w_i| in the gradient
     model, x, m = Wave(stochastic=True), pictures(), 4096
-    answer = Averaged(model, m).gradient(x, wave)
+    answer = EOT(model, m).gradient(x, wave)
     assert answer.loss is not None
     assert answer.gradient is not None
     angle, shrunk = x.flatten(1) @ model.w, math.exp(-0.5)
@@ -124,7 +124,7 @@ def test_the_mean_gradient_over_a_models_own_draws_is_the_analytic_one() -> None
 
 def test_the_logits_of_a_stochastic_model_are_logs_of_mean_probabilities() -> None:
     model, x, m = Wave(stochastic=True), pictures(2), 65536
-    found = Averaged(model, m).logits(x).logits
+    found = EOT(model, m).logits(x).logits
     angle = x.flatten(1) @ model.w
     phases = torch.linspace(-8, 8, 4001)
     weights = (-phases.square() / 2).softmax(0)
@@ -152,7 +152,7 @@ class Coin(Classifier):
 def test_one_lucky_draw_breaks_nothing() -> None:
     x, y = pictures(200), torch.zeros(200, dtype=torch.long)
     assert bool(Victim(Coin()).confirm(x, y).any())
-    assert not bool(Averaged(Coin(), 64).confirm(x, y).any())
+    assert not bool(EOT(Coin(), 64).confirm(x, y).any())
 
 
 class Turned(torch.autograd.Function):
@@ -220,7 +220,7 @@ def test_a_hidden_gradient_is_found_and_the_loss_is_the_models_own(kind: type[Li
         hidden = Victim(model).gradient(x, loss).gradient
         assert hidden is not None
         assert float((hidden.flatten(1) * exact).sum()) <= 0, "it is not hidden"
-    answer = Straight(Victim(model)).gradient(x, loss)
+    answer = BPDA(Victim(model)).gradient(x, loss)
     assert answer.loss is not None
     assert answer.gradient is not None
     torch.testing.assert_close(answer.gradient.flatten(1), exact)
@@ -239,16 +239,14 @@ def test_a_graph_that_is_built_anew_for_its_gradient_hides_nothing(name: str) ->
     model = load_model(name)
     assert not hides_gradients(model)
     x, y = load_data("digits").images[:2], torch.tensor([0, 1])
-    ours = Straight(Victim(model)).direction(x, lambda z: margin(z, y))
+    ours = BPDA(Victim(model)).substitute(x, lambda z: margin(z, y))
     theirs = Victim(model).gradient(x, lambda z: margin(z, y)).gradient
     assert torch.equal(ours, theirs)
 
 
 def test_the_mean_over_noise_sees_past_rounding() -> None:
     model, x, y = RoundedLogits(), pictures(), torch.zeros(6, dtype=torch.long)
-    gradient = (
-        Estimated(Victim(model), 0.5, 4096).gradient(x, lambda z: targeted_margin(z, y, y + 1)).gradient
-    )
+    gradient = NES(Victim(model), 0.5, 4096).gradient(x, lambda z: targeted_margin(z, y, y + 1)).gradient
     assert gradient is not None
     exact = (model.weight[1] - model.weight[0]).expand(6, 9)
     assert float(functional.cosine_similarity(gradient.flatten(1), exact).amin()) > 0.99
@@ -256,12 +254,15 @@ def test_the_mean_over_noise_sees_past_rounding() -> None:
 
 def test_noise_belongs_to_the_point() -> None:
     x = pictures(8)
-    together, alone = noise_at(x, 6).view(6, 8, *SHAPE), noise_at(x[3:4], 6).view(6, 1, *SHAPE)
+    together, alone = (
+        antithetic_noise(x, 6).view(6, 8, *SHAPE),
+        antithetic_noise(x[3:4], 6).view(6, 1, *SHAPE),
+    )
     assert torch.equal(together[:, 3:4], alone)
     assert torch.equal(together[:3], -together[3:])
-    moved = noise_at(x + 1e-6, 6).view(6, 8, *SHAPE)
+    moved = antithetic_noise(x + 1e-6, 6).view(6, 8, *SHAPE)
     assert not bool((moved == together).flatten(2).all(2).any())
-    many = noise_at(pictures(2000), 2)
+    many = antithetic_noise(pictures(2000), 2)
     assert abs(float(many.std()) - 1) < 0.02
 
 
