@@ -74,7 +74,7 @@ def rows(chance: Random, folder: Path) -> Case:
     def read() -> Rows | None:
         found = RunStore.read(folder / "m")
         for start, stop in found.finished("clean"):
-            found.damaged(Chunk("clean", start, stop))
+            found.damaged_files(Chunk("clean", start, stop))
         return read_run(found).evaluations["clean"].rows
 
     return Case(how, read, lambda found: found is None or _same_rows(found, sound))

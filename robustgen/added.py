@@ -20,7 +20,7 @@ from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
 from robustgen.data.npz import read_npz
 from robustgen.draws import Draws
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
 from robustgen.pilot import Kernels
@@ -166,5 +166,5 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         raise UserError(
             "cannot read this file of pictures", where=file,
             expected="an .npz or .safetensors file with images and sample_ids, without pickled objects",
-            got=in_words(error), remedy=REMEDY,
+            got=describe_error(error), remedy=REMEDY,
         ) from None  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustgen.chunks import Chunks
-from robustgen.errors import UserError, in_words, missing_package
+from robustgen.errors import UserError, describe_error, missing_package
 from robustgen.store import Chunk, RunStore
 from robustgen.work import Failed, Result, Work
 
@@ -46,7 +46,7 @@ class RayExecutor:
                 "there is no Ray cluster at this address",
                 where="RAY_ADDRESS",
                 expected="the address of a running cluster, or nothing for one on this machine",
-                got=in_words(error),
+                got=describe_error(error),
             ) from None
 
     def has_gpu(self) -> bool:

@@ -181,7 +181,7 @@ class _Job:
         """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
         model, work = self.work(reference)
         path = self.out / "runs" / reference.name
-        found = RunStore.begun(path)
+        found = RunStore.find(path)
         begun = found.spec if found else None
         trial = self._trial(work, begun)
         spec = run_spec(reference, model, self.protocol, self.dataset, self.planned, trial)
@@ -190,16 +190,16 @@ class _Job:
         try:
             store = RunStore.open(path, spec, run_environment(reference, self.root))
         except UserError:
-            if begun is None and RunStore.begun(path):
+            if begun is None and RunStore.find(path):
                 return self.run(reference)  # another process began it meanwhile, and its kernels are kept
             raise
         if self.shard is None:  # else the run that joins the shards reads what is finished
-            store.mend()
+            store.set_aside_damaged()
         if found is not None:
             self.executor.call(work.recognise, store)
         failed = self._compute(store, replace(work, share=trial.share))
         # what was finished is read once more, before numbers are made of it
-        lost = store.mend(pictures=False) if self.shard is None else []
+        lost = store.set_aside_damaged(pictures=False) if self.shard is None else []
         return store, failed or "".join(lost[:1])
 
     def _compute(self, store: RunStore, work: Work) -> str:
@@ -213,7 +213,7 @@ class _Job:
         for count, (chunk, result) in enumerate(self.executor.run(work, store, todo), start=1):
             before = tally.get(chunk.evaluation, Done(0, 0))
             if isinstance(result, Failed):
-                store.note(result.message, chunk)
+                store.log_error(result.message, chunk)
                 failures += 1
                 failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {result.message}"
             else:

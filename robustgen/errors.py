@@ -39,8 +39,8 @@ class UserError(Exception):
         lines = [f"  {key + ':':<10}{value}" for key, value in self.details.items() if value is not None]
         return "\n".join([self.what, *lines])
 
-    def complete(self, **details: object) -> None:
-        """Fill in what the place that raised it could not know; what it did say stays."""
+    def fill_in(self, **details: object) -> None:
+        """Set the details that are still None, such as those that only a caller knows."""
         self.details |= {key: value for key, value in details.items() if self.details[key] is None}
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -52,8 +52,8 @@ def _rebuild(cls: type[UserError], what: str, details: dict[str, object]) -> Use
     return cls(what, **details)  # type: ignore[arg-type]
 
 
-def in_words(error: BaseException, most: int = 200) -> str:
-    """Type and first line of an exception, at most so many characters; the type where it says nothing."""
+def describe_error(error: BaseException, most: int = 200) -> str:
+    """``Type: message``: its first line, at most ``most`` characters; the type alone without a message."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:most]
 
 

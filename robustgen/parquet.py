@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustgen.disk import cannot_read, read_bytes, write_bytes
-from robustgen.errors import DamagedError, in_words
+from robustgen.errors import DamagedError, describe_error
 from robustgen.rowtable import wrong_metadata, wrong_rows
 
 BROKEN = (pa.ArrowException, OSError, ValueError, TypeError)
@@ -26,7 +26,7 @@ def read_parquet(file: Path) -> pa.Table:
     try:
         return pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
     except BROKEN as error:
-        raise damaged(file, in_words(error)) from None
+        raise damaged(file, describe_error(error)) from None
 
 
 def read_rows(file: Path) -> pa.Table:
@@ -65,7 +65,7 @@ def read_metadata(file: Path) -> dict[bytes, bytes]:
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno:  # the disk's word, not the file's
             raise cannot_read(file, error) from None
-        raise damaged(file, in_words(error)) from None
+        raise damaged(file, describe_error(error)) from None
     return _complete(file, metadata)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from robustgen.disk import append_line, listed, read_bytes, read_json, remove_stale, set_aside, write_json
-from robustgen.errors import DamagedError, UserError, in_words
+from robustgen.errors import DamagedError, UserError, describe_error
 from robustgen.parquet import (
     content_hash,
     damaged,
@@ -79,7 +79,7 @@ class RunStore:
         is an error that says what changed. Evaluations may come and go.
         """
         file = path / "run.json"
-        begun = cls.begun(path)
+        begun = cls.find(path)
         if begun is not None:
             old = begun.spec
             changes = list(_changes(old["identity"], spec["identity"]))
@@ -110,8 +110,8 @@ class RunStore:
         return store
 
     @classmethod
-    def begun(cls, path: Path) -> RunStore | None:
-        """The run that stands in a folder; None where there is none, or where its run.json is damaged."""
+    def find(cls, path: Path) -> RunStore | None:
+        """The run in a folder; None if there is none, or if its run.json is damaged."""
         try:
             return cls.read(path) if (path / "run.json").exists() else None
         except DamagedError:
@@ -131,7 +131,9 @@ class RunStore:
             )
         if broken:
             aside = set_aside(file)
-            self.note(f"run.json was damaged and written anew; {aside.name} is the old one", aside=aside.name)
+            self.log_error(
+                f"run.json was damaged and written anew; {aside.name} is the old one", aside=aside.name
+            )
 
     @classmethod
     def read(cls, path: Path) -> RunStore:
@@ -148,7 +150,7 @@ class RunStore:
             raise DamagedError(
                 "this is no run of robustgen", where=path / "run.json",
                 expected="what 'robustgen report' wrote",
-                got=in_words(error), remedy="name the folder of a report",
+                got=describe_error(error), remedy="name the folder of a report",
             ) from None  # fmt: skip
         checksums = [fingerprint([spec, environment]), fingerprint(spec)]  # the latter: older runs
         if stated not in checksums:
@@ -176,7 +178,7 @@ class RunStore:
         """The intervals (m, 2) of an evaluation's chunks that have their rows and every side file.
 
         By listing folders: of a million chunks one is opened, since all of an evaluation have the same side
-        files. Marks and checksums are for ``mend``, which looks at every chunk.
+        files. Marks and checksums are for ``set_aside_damaged``, which looks at every chunk.
         """
         samples = self.path / "samples" / evaluation
         names = {name for name in listed(samples) if CHUNK.fullmatch(name)}
@@ -193,11 +195,11 @@ class RunStore:
         bounds = " ".join(names).replace(".parquet", "").replace("-", " ")
         return np.fromstring(bounds, dtype=np.int64, sep=" ").reshape(-1, 2)
 
-    def mend(self, *, pictures: bool = True) -> list[str]:
-        """Read every finished chunk in full, and set the damaged ones aside: then they are not finished.
+    def set_aside_damaged(self, *, pictures: bool = True) -> list[str]:
+        """Read every finished chunk in full and rename the damaged ones, so that they count as not finished.
 
-        Returns what is said of each, in words; errors.jsonl says it too. Without ``pictures`` these,
-        the bulk of a run, are not read.
+        Returns a message for each, which errors.jsonl gets too. ``pictures=False`` skips the adversarial
+        pictures, the bulk of a run.
         """
         lost = []
         for chunk, file in self._chunks():
@@ -211,7 +213,7 @@ class RunStore:
         """Set a chunk's rows aside, so that it is not finished; returns what errors.jsonl says of it."""
         aside = set_aside(file)
         what = f"a stored chunk was damaged, and set aside as {aside.name}: {error.details['got']}"
-        self.note(what, chunk, aside=aside.name)
+        self.log_error(what, chunk, aside=aside.name)
         return f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {what}"
 
     def _check(self, chunk: Chunk, file: Path, pictures: bool) -> None:
@@ -297,7 +299,7 @@ class RunStore:
             found += float(metadata[b"seconds"]) * (below / (chunk.stop - chunk.start))
         return found
 
-    def smaller(self, evaluation: str, n: int | None = None) -> dict[int, int]:
+    def reduced_batches(self, evaluation: str, n: int | None = None) -> dict[int, int]:
         """How many of the first ``n`` samples were computed at a smaller batch than the run's, by batch."""
         found: dict[int, int] = {}
         for _, metadata, below in self._own(evaluation, n):
@@ -306,8 +308,8 @@ class RunStore:
                 found[batch] = found.get(batch, 0) + below
         return found
 
-    def lost(self, evaluation: str, n: int | None = None) -> int:
-        """How many of the first ``n`` samples have rows, and a table no more that was written beside them."""
+    def incomplete_samples(self, evaluation: str, n: int | None = None) -> int:
+        """How many of the first ``n`` samples have rows but lack a table that was written beside them."""
         have: set[int] = set()
         whole: set[int] = set()
         for chunk, metadata, below in self._own(evaluation, n):
@@ -327,15 +329,15 @@ class RunStore:
             if below > 0 and self._ours(evaluation, metadata):
                 yield chunk, metadata, below
 
-    def damaged(self, chunk: Chunk) -> list[str]:
-        """Side files of a chunk that are absent or not what was written, by their sha256."""
+    def damaged_files(self, chunk: Chunk) -> list[str]:
+        """The side files of a chunk that are missing, or whose sha256 is not the one recorded in its rows."""
         file = self.path / "samples" / chunk.evaluation / f"{chunk.stem}.parquet"
         hashes = _sides(read_metadata(file))
         paths = {name: self.path / name for name in hashes}
         return [n for n, p in paths.items() if not p.is_file() or sha256(read_bytes(p)) != hashes[n]]
 
-    def note(self, message: str, chunk: Chunk | None = None, **more: str) -> None:
-        """Add a line to errors.jsonl."""
+    def log_error(self, message: str, chunk: Chunk | None = None, **more: str) -> None:
+        """Append a line to errors.jsonl."""
         about = {"chunk": chunk._asdict()} if chunk else {}
         line = json.dumps({**about, "time": time.time(), "error": redact(message), **more})
         append_line(self.path / "errors.jsonl", line)

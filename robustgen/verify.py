@@ -85,7 +85,7 @@ def _verify_attack(
         breaches = [
             f"{file} is not the file that was written"
             for start, stop in store.chunks(name)
-            for file in store.damaged(Chunk(name, start, stop))
+            for file in store.damaged_files(Chunk(name, start, stop))
         ]
         rows, stored, clean = store.rows(name), store.adversarial(name), store.rows("clean")
     except UserError as error:

@@ -310,7 +310,7 @@ def test_a_malicious_parquet_of_rows_reads_nothing_outside_its_run(tmp_path: Pat
     (file,) = (tmp_path / "m").glob("samples/clean/*.parquet")
     said = dict(pq.read_schema(file).metadata) | {b"sha256": json.dumps({f"../{secret.name}": "0"}).encode()}
     pq.write_table(rows_table().replace_schema_metadata(said), file)
-    for ask in (lambda: store.rows("clean"), lambda: store.damaged(Chunk("clean", 0, 6))):
+    for ask in (lambda: store.rows("clean"), lambda: store.damaged_files(Chunk("clean", 0, 6))):
         with pytest.raises(UserError, match="a stored chunk is damaged"):
             ask()
     assert store.finished("clean").tolist() == []  # set aside

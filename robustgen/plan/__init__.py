@@ -39,7 +39,7 @@ def _told_where(protocol: Protocol, kind: str) -> Iterator[None]:
         yield
     except UserError as error:
         where = f"the evaluation {kind!r} of the protocol {protocol.name!r}"
-        error.complete(where=where, remedy="mend the protocol")
+        error.fill_in(where=where, remedy="mend the protocol")
         raise
 
 
