@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustgen import cli, engine, work, worker
+from robustgen import cli, engine, job, worker
 from robustgen.classifiers.base import Classifier
 from robustgen.plan import gradients, planning
 
@@ -137,7 +137,7 @@ class Injector:
         for name in ("fsync", "link"):
             self._wrap(os, name, self._write)
         for module, name in (
-            (engine, "load_model"), (engine, "load_data"), (work, "load_data"), (worker, "load_data"),
+            (engine, "load_model"), (engine, "load_data"), (job, "load_data"), (worker, "load_data"),
             (planning, "load_data"), (gradients, "load_data"), (gradients, "load"),
         ):  # fmt: skip
             self._wrap(module, name, self._load)

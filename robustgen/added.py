@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.chunks import left
+from robustgen.chunks import unfinished
 from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
 from robustgen.data.npz import read_npz
@@ -94,11 +94,8 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
     clean = store.rows("clean")
     n = None if clean is None else 1 + max(clean["sample_id"].to_pylist())
     finished = {evaluation.name: store.finished(evaluation.name) for evaluation in evaluations}
-    for chunk in left(evaluations, finished, spec["protocol"]["chunk"], n):
-        result = worker(chunk)
-        store.write(
-            chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds, batch=result.batch
-        )
+    for chunk in unfinished(evaluations, finished, spec["protocol"]["chunk"], n):
+        store.write(chunk, **worker(chunk)._asdict())
     return [evaluation.name for evaluation in evaluations]
 
 

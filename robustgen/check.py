@@ -15,7 +15,7 @@ from robustgen.classifiers import check_attributes, instantiate
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.errors import UserError
-from robustgen.pilot import moved_by_others
+from robustgen.pilot import batch_dependence
 from robustgen.registry import ModelRef
 
 # Rounding that is forgiven when outputs are taken for probabilities.
@@ -150,7 +150,7 @@ def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
 
 
 def _alone(model: Classifier, x: Tensor) -> Iterator[Problem]:
-    gap = moved_by_others(model, x)
+    gap = batch_dependence(model, x)
     if gap:
         yield Problem(
             "error",

@@ -122,7 +122,7 @@ def report(
     }  # fmt: skip
     if dry_run:
         estimates, failures = engine.estimate(references, chosen, data, out, **options)
-        cost.write(out, estimates, n or chosen.n, chosen.name)
+        cost.write_estimates(out, estimates, n or chosen.n, chosen.name)
         _say_estimates(estimates, as_json)
         return _finish(failures)
     with Progress(quiet, verbose) as show:
@@ -131,7 +131,7 @@ def report(
         if not quiet:
             console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
         return _finish(outcome.failures)
-    foretold = cost.written(out, n or chosen.n, chosen.name)
+    foretold = cost.read_estimates(out, n or chosen.n, chosen.name)
     content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, foretold)
     page = render.render(out)
     _say_content(content, as_json, quiet)
@@ -144,8 +144,8 @@ def report(
 def _say_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
     from robustgen import cost
 
-    words = "\n".join(cost.lines(estimates))
-    typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else words)
+    words = "\n".join(cost.estimate_lines(estimates))
+    typer.echo(json.dumps(cost.by_model(estimates), indent=1) if as_json else words)
 
 
 def _say_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
@@ -163,7 +163,7 @@ def _say_beside(content: dict[str, Any], asked: int | None) -> None:
     size = content["data"]["size"]
     if (asked or 0) > size:
         console.print(f"--n {asked}: the test split has {size} samples, and all were taken")
-    for line in cost.beside(content):
+    for line in cost.comparison_lines(content):
         console.print(line, markup=False, soft_wrap=True)
 
 

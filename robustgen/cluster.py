@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from robustgen.chunks import Chunks
 from robustgen.errors import UserError, describe_error, missing_package
+from robustgen.job import Failed, ModelJob, Result
 from robustgen.store import Chunk, RunStore
-from robustgen.work import Failed, Result, Work
 
 T = TypeVar("T")
 
@@ -65,8 +65,8 @@ class RayExecutor:
                 remedy="see to that machine's memory, or choose a smaller --batch",
             ) from None  # fmt: skip
 
-    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
-        crew = _Crew(self, work, store)
+    def run(self, job: ModelJob, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        crew = _Crew(self, job, store)
         queue: Iterator[Chunk] = iter(chunks)
         left, deaths = len(chunks), Counter[Chunk | None]()
         try:
@@ -108,11 +108,11 @@ class RayExecutor:
 class _Crew:
     """The workers of one run, and what each is busy with: a chunk, or None while it loads its model."""
 
-    def __init__(self, executor: RayExecutor, work: Work, store: RunStore) -> None:
+    def __init__(self, executor: RayExecutor, job: ModelJob, store: RunStore) -> None:
         self.executor = executor
-        self.needs = {"num_cpus": store.spec["kernels"]["threads"], "num_gpus": work.share}
+        self.needs = {"num_cpus": store.spec["kernels"]["threads"], "num_gpus": job.gpu_share}
         self.actor = executor.ray.remote(**self.needs)(_Actor)
-        self.sent = executor.ray.put((_surroundings(), work, store))
+        self.sent = executor.ray.put((_surroundings(), job, store))
         self.busy: dict[Any, tuple[Any, Chunk | None]] = {}
 
     def hire(self, wanted: int) -> None:
@@ -147,17 +147,17 @@ class _Crew:
 class _Actor:
     """A worker in a process of its own, on any machine of the cluster."""
 
-    def __init__(self, sent: tuple[dict[str, str], Work, RunStore]) -> None:
+    def __init__(self, sent: tuple[dict[str, str], ModelJob, RunStore]) -> None:
         self.sent = sent
 
     def begin(self) -> bool:
-        surroundings, work, store = self.sent
+        surroundings, job, store = self.sent
         _settle(surroundings)
-        self.function = work.begin(store)
+        self.compute_chunk = job.start_worker(store)
         return True
 
     def compute(self, chunk: Chunk) -> Result:
-        return self.function(chunk)
+        return self.compute_chunk(chunk)
 
 
 def _call(surroundings: dict[str, str], function: Callable[..., T], arguments: tuple[object, ...]) -> T:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROW_MAKERS = (
     "attacks/**/*.py", "classifiers/**/*.py", "corruptions/**/*.py", "data/**/*.py", "gradients/**/*.py",
     "plan/**/*.py", "audit.py", "detectors.py", "draws.py", "evaluation.py", "metrics/verdicts.py",
-    "perturb.py", "rowtable.py", "scores.py", "threat.py", "work.py", "worker.py",
+    "perturb.py", "rowtable.py", "scores.py", "threat.py", "verdict.py", "job.py", "worker.py",
 )  # fmt: skip
 """The modules of robustgen that decide what stands in a row, as patterns of files."""
 

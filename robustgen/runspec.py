@@ -13,23 +13,24 @@ from robustgen.config import Protocol
 from robustgen.data import Dataset
 from robustgen.environment import environment, row_code
 from robustgen.evaluation import Plan
+from robustgen.pilot import Profile
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.types import VERDICT_DRAWS
-from robustgen.work import Trial
 
 
 def run_spec(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    profile: Profile,
 ) -> dict[str, Any]:  # fmt: skip
     """A run's specification: rows depend on its ``identity`` and the evaluations' descriptions alone."""
-    identity = _identity(reference, model, protocol, dataset, planned, trial)
+    identity = _identity(reference, model, protocol, dataset, planned, profile)
     return {
         "identity": identity,
         "model": {
             "name": reference.name,
             "fingerprint": identity["model"],
             **_of_card(reference),
-            **_of_model(model, trial),
+            **_of_model(model, profile),
         },
         "data": {
             "name": dataset.name,
@@ -55,7 +56,8 @@ def run_environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
 
 
 def _identity(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    profile: Profile,
 ) -> dict[str, Any]:  # fmt: skip
     packages = environment()
     versions = {name: packages.get(name) for name in ("robustgen", "torch", "scipy", *libraries(planned))}
@@ -64,10 +66,10 @@ def _identity(
         "data": dataset.fingerprint,
         "seed": protocol.seed,
         "chunk": protocol.chunk,
-        "kernels": trial.kernels._asdict(),
+        "kernels": profile.kernels._asdict(),
         "versions": versions,
         "code": row_code(),
-        **({"draws": VERDICT_DRAWS} if trial.stochastic else {}),
+        **({"draws": VERDICT_DRAWS} if profile.stochastic else {}),
     }
 
 
@@ -78,16 +80,16 @@ def _of_card(reference: ModelRef) -> dict[str, Any]:
     return {"family": card.family, "summary": card.summary, "data": card.data, "calls": card.calls}
 
 
-def _of_model(model: Classifier, trial: Trial) -> dict[str, Any]:
+def _of_model(model: Classifier, profile: Profile) -> dict[str, Any]:
     return {
         "num_classes": model.num_classes,
         "input_shape": list(model.input_shape),
         "supports": sorted(model.supports),
         "density": model.density,
         "noise": repr(model.noise),
-        "stochastic": trial.stochastic,
-        **({"stochastic_declared": model.stochastic} if trial.stochastic else {}),
-        **({"mixes": True} if trial.mixes else {}),
+        "stochastic": profile.stochastic,
+        **({"stochastic_declared": model.stochastic} if profile.stochastic else {}),
+        **({"mixes": True} if profile.batch_dependent else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 

@@ -89,7 +89,7 @@ class Progress:
         if step.model not in self.tasks:
             self.tasks[step.model] = self.bar.add_task(step.model, total=step.total, now="")
         now = f"{step.chunk.evaluation} {step.chunk.stop}" if step.chunk else ""
-        now += f", {100 * step.right / step.seen:.1f} % right" if step.seen else ""
+        now += f", {100 * step.correct / step.labelled:.1f} % right" if step.labelled else ""
         over = step.done == step.total
         self.bar.update(self.tasks[step.model], completed=step.done, now="" if over else now)
         if self.lines and now:

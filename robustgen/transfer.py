@@ -28,7 +28,7 @@ from robustgen.recalled import load_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
-from robustgen.worker import ask
+from robustgen.verdict import fresh_verdict
 
 Array = np.ndarray
 BEATEN = 0.01  # of what a model's own attack has left
@@ -140,7 +140,7 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
                 continue
             ids, images = ids[moved], torch.from_numpy(images[moved])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
-            verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
+            verdict = fresh_verdict(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
             correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
             right, mine = majority(correct, count), own.rows.of(ids)
             beaten = mine.correct & ~right & fell(mine.share, correct / count, count)

@@ -19,7 +19,7 @@ from robustgen.recalled import load_run
 from robustgen.store import Chunk, RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ATTACKED
-from robustgen.worker import Verdict, ask
+from robustgen.verdict import Verdict, fresh_verdict
 
 CHANCE = 4.0
 """Standard errors: two shares of draws that are further apart than this are not taken for chance."""
@@ -125,7 +125,7 @@ def _ask_again(
             continue
         asked |= at
         draws = Draws(store.spec["protocol"]["seed"], name, ids[at])
-        found.append(ask(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
+        found.append(fresh_verdict(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
     correct, logits = (torch.cat([getattr(v, part) for v in found]) for part in ("correct", "logits"))
     return Verdict(found[0].draws, correct, logits, None)
 
