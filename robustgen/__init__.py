@@ -93,7 +93,7 @@ def evaluate(
     """
     from robustgen import engine, registry
     from robustgen.errors import UserError
-    from robustgen.places import place
+    from robustgen.places import as_path
     from robustgen.report.result import Report
     from robustgen.report.summary import summarise
 
@@ -101,9 +101,9 @@ def evaluate(
         raise UserError(
             "so many pictures make no report", where="n", expected="1 or more, or None", got=repr(n)
         )
-    refs = registry.references(models)
+    refs = registry.model_refs(models)
     chosen = registry.load_protocol(protocol)
-    folder = place(out)
+    folder = as_path(out)
     outcome = engine.evaluate(refs, chosen, data, folder, n=n, root=Path(root) if root else None)
     content = summarise(folder, outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)
     return Report(folder, content, outcome.failures)
@@ -111,7 +111,7 @@ def evaluate(
 
 def render(out: Path | str) -> Path:
     """Write OUT/index.html from what is stored under OUT, and return its path; UserError where none is."""
-    from robustgen.places import place
+    from robustgen.places import as_path
     from robustgen.report.render import render as write_page
 
-    return write_page(place(out))
+    return write_page(as_path(out))

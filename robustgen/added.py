@@ -24,8 +24,8 @@ from robustgen.errors import UserError, describe_error
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
 from robustgen.pilot import Kernels
-from robustgen.recalled import load_run
 from robustgen.registry import slug
+from robustgen.reload import reload_run
 from robustgen.store import RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ADDED
@@ -64,12 +64,12 @@ class Added(Attack):
 def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[Path] = ()) -> list[str]:
     """Add a file's pictures to a run of the report in ``folder``, for each ball that the run's attacks have.
 
-    ``model``: whose; needed where the report has several; ``code``: see ``load_run``. Returns the
+    ``model``: whose; needed where the report has several; ``code``: see ``reload_run``. Returns the
     evaluations that were added. Raises UserError where file and run do not go together. Adding a file again
     changes nothing.
     """
     store = _run(folder, model)
-    batched, dataset = load_run(store, code=code)
+    batched, dataset = reload_run(store, code=code)
     pictures = read(file, dataset)
     spec = store.spec
     threats = {(e["norm"], e["eps"]) for e in spec["evaluations"] if e["kind"] == "attack"}

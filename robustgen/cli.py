@@ -17,7 +17,7 @@ import typer
 
 from robustgen import __version__
 from robustgen.errors import UserError
-from robustgen.places import place
+from robustgen.places import as_path
 from robustgen.terminal import Commands, Progress, console, examples, print_table, say_where
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ CodeOption = Annotated[
 ]
 OutOption = Annotated[
     Path,
-    typer.Option("--out", help="Folder to write to, or s3://BUCKET/FOLDER.", parser=place, metavar="PATH"),
+    typer.Option("--out", help="Folder to write to, or s3://BUCKET/FOLDER.", parser=as_path, metavar="PATH"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -109,7 +109,7 @@ def report(
 
     chosen = registry.load_protocol(protocol)
     references = registry.resolve_all(models or [], data)
-    for name, reason in registry.left_out(data).items() if not models and not quiet else ():
+    for name, reason in registry.named_only(data).items() if not models and not quiet else ():
         console.print(f"{name}: {reason}, so only where it is named", markup=False)
 
     from robustgen import chunks, cost, engine, executors
@@ -185,7 +185,7 @@ def train(
 
 @app.command(epilog=examples("transfer"))
 def transfer(
-    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=as_path, metavar="PATH")],
     code: CodeOption = None,
 ) -> None:
     """Ask every model of a report about the pictures that were made to break the others."""
@@ -226,7 +226,7 @@ def check(
 @app.command(epilog=examples("verify"))
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="The --out of a report, or one run in it.", parser=place, metavar="PATH")
+        Path, typer.Argument(help="The --out of a report, or one run in it.", parser=as_path, metavar="PATH")
     ],
     add: Annotated[
         Path | None,
@@ -268,7 +268,7 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
 @app.command(epilog=examples("compare"))
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH")
+        list[Path], typer.Argument(help="The --out of several reports.", parser=as_path, metavar="PATH")
     ],
     out: OutOption,
     as_json: JsonOption = False,
@@ -284,7 +284,7 @@ def compare(
 
 @app.command(epilog=examples("export"))
 def export(
-    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=as_path, metavar="PATH")],
 ) -> None:
     """Write a report's robust accuracies as RobustBench's JSON, a file a model and threat."""
     from robustgen.report.robustbench import export as run

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from robustgen.places import shown
+from robustgen.places import display_path
 
 if TYPE_CHECKING:
     from robustgen.engine import Step
@@ -120,4 +120,4 @@ def print_table(content: dict[str, Any]) -> None:
 
 def say_where(page: Path) -> None:
     """The path of a page, on stderr."""
-    console.print(f"\n{shown(page)}", style="bold", markup=False, soft_wrap=True)
+    console.print(f"\n{display_path(page)}", style="bold", markup=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Rows, is_of, to_rows
 from robustgen.metrics.verdicts import fell, majority
-from robustgen.recalled import load_run
+from robustgen.reload import reload_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
@@ -120,7 +120,7 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
     if table is None:
         raise UserError("there are no clean rows", where=store.path, remedy="run the report with them")
     clean = to_rows(table)
-    model, dataset = load_run(store, code=code)
+    model, dataset = reload_run(store, code=code)
     for evaluation, own in stored[store.model].items():
         for source, theirs in stored.items():
             if evaluation not in theirs:

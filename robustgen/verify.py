@@ -15,7 +15,7 @@ from robustgen import data
 from robustgen.classifiers.base import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
-from robustgen.recalled import load_run
+from robustgen.reload import reload_run
 from robustgen.store import Chunk, RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ATTACKED
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 
 
 def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]:
-    """Check every run under a report's folder (or a single run's); ``code``: see ``load_run``."""
+    """Check every run under a report's folder (or a single run's); ``code``: see ``reload_run``."""
     runs = run_folders(folder)
     if not runs:
         raise UserError("there is no run here", where=folder, expected="the --out of 'robustgen report'")
@@ -73,7 +73,7 @@ def verify_run(store: RunStore, *, code: Collection[Path] = ()) -> list[Finding]
     attacked = [e for e in store.spec["evaluations"] if e["kind"] in ATTACKED]
     if not attacked:
         return []
-    batched, dataset = load_run(store, code=code)
+    batched, dataset = reload_run(store, code=code)
     return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacked]
 
 

@@ -12,23 +12,23 @@ from robustgen import engine, registry
 from robustgen.cli import app
 from robustgen.disk import append_line, atomic, listed, read_bytes, write_json
 from robustgen.errors import DamagedError, UserError
-from robustgen.places import is_remote, place, relative, shown, within
+from robustgen.places import as_path, display_path, is_remote, relative_path, resolve_path
 from robustgen.store import RunStore
 
 ARGUMENTS = ["softmax-digits", "--data", "digits", "--protocol", "clean", "--n", "100", "--quiet"]
 
 
 def test_a_place_is_a_path_of_this_machine_or_a_url(bucket, tmp_path):
-    assert place("out") == Path("out")
-    assert not is_remote(place("out"))
+    assert as_path("out") == Path("out")
+    assert not is_remote(as_path("out"))
     assert is_remote(bucket)
-    assert shown(bucket / "a") == "s3://results/a"
-    with pytest.raises(UserError, match="no such kind of place"):
-        place("nonsense://a/b")
-    assert relative(bucket / "a" / "runs", bucket / "a") == "runs"
-    assert relative(tmp_path / "runs", tmp_path) == "runs"
-    assert within(bucket / "a", relative(bucket / "a" / "runs", bucket / "a")) == bucket / "a" / "runs"
-    assert within(tmp_path, relative(bucket / "a" / "runs", tmp_path)) == bucket / "a" / "runs"
+    assert display_path(bucket / "a") == "s3://results/a"
+    with pytest.raises(UserError, match="unknown kind of address"):
+        as_path("nonsense://a/b")
+    assert relative_path(bucket / "a" / "runs", bucket / "a") == "runs"
+    assert relative_path(tmp_path / "runs", tmp_path) == "runs"
+    assert resolve_path(bucket / "a", "runs") == bucket / "a" / "runs"
+    assert resolve_path(tmp_path, relative_path(bucket / "a" / "runs", tmp_path)) == bucket / "a" / "runs"
 
 
 def test_an_object_appears_whole_and_a_new_one_only_once(bucket):
@@ -52,7 +52,7 @@ def test_an_object_appears_whole_and_a_new_one_only_once(bucket):
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):
     with pytest.raises(UserError, match="cannot write") as caught:
-        write_json(place("s3://elsewhere") / "a.json", [1])
+        write_json(as_path("s3://elsewhere") / "a.json", [1])
     assert "s3://elsewhere/a.json" in str(caught.value)
 
 

@@ -76,7 +76,7 @@ def test_a_report_that_names_a_python_file_does_not_run_it(tmp_path: Path):
     file, mark = evil(tmp_path / "evil")
     points_to(out, f"{file}:net")
     for ask in (verify_report, lambda folder: transfer_two(folder)):
-        with pytest.raises(UserError, match="no code runs on a report's word alone") as caught:
+        with pytest.raises(UserError, match="runs only if you name it") as caught:
             ask(out)
         assert f"--code {file}" in str(caught.value)
     assert not mark.exists()
@@ -99,7 +99,7 @@ def test_a_report_that_names_a_zoo_model_does_not_run_its_code(tmp_path: Path, m
     (tmp_path / "models" / "evil-digits" / "card.yaml").write_text(card)
     monkeypatch.chdir(tmp_path)
     points_to(out, "evil-digits")
-    with pytest.raises(UserError, match="no code runs on a report's word alone"):
+    with pytest.raises(UserError, match="runs only if you name it"):
         verify_report(out)
     points_to(out, "*-digits")
     with pytest.raises(UserError, match="run code of their own"):
