@@ -23,7 +23,7 @@ import torch
 
 from robustgen import cli, engine, job, worker
 from robustgen.classifiers.base import Classifier
-from robustgen.plan import gradients, planning
+from robustgen.plan import builder, gradients
 
 MENU = {
     "write": ("kill", "power loss", "full disk", "read-only folder"),
@@ -138,7 +138,7 @@ class Injector:
             self._wrap(os, name, self._write)
         for module, name in (
             (engine, "load_model"), (engine, "load_data"), (job, "load_data"), (worker, "load_data"),
-            (planning, "load_data"), (gradients, "load_data"), (gradients, "load"),
+            (builder, "load_data"), (gradients, "load_data"), (gradients, "load"),
         ):  # fmt: skip
             self._wrap(module, name, self._load)
 

@@ -17,9 +17,9 @@ from robustgen.store import RunStore
 
 
 def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
-    """The model of a run, with the kernels of the run, and the run's data. Raises UserError if either changed.
+    """The model of a run, called with the run's kernels, and its data. Raises UserError if either changed.
 
-    ``code``: Python files that may be run. A report may come from anybody, so its naming a file is not enough.
+    ``code``: Python files that may be run. A report may come from anybody, so what it names is not enough.
     """
     spec = store.spec
     reference = _reference(store, code)
@@ -42,7 +42,7 @@ def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBa
 
 
 def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
-    """The model that run.json names. Raises UserError if that would run a file that ``code`` does not list."""
+    """The model that run.json names. Raises UserError if that would run a file that is not in ``code``."""
     named = str(store.environment.get("reference"))
     found = resolve_one(named, where=store.path)
     file = user_code(found)
