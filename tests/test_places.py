@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from robustgen import engine, registry
 from robustgen.cli import app
-from robustgen.disk import append_line, atomic, listed, read_bytes, write_json
+from robustgen.disk import append_line, atomic, list_names, read_bytes, write_json
 from robustgen.errors import DamagedError, UserError
 from robustgen.places import as_path, display_path, is_remote, relative_path, resolve_path
 from robustgen.store import RunStore
@@ -35,14 +35,14 @@ def test_an_object_appears_whole_and_a_new_one_only_once(bucket):
     path = bucket / "one" / "a.json"
     with pytest.raises(UserError), atomic(path) as temporary:
         raise UserError(str(temporary.write_bytes(b"half a fi")))
-    assert listed(bucket / "one") == []
+    assert list_names(bucket / "one") == []
     write_json(path, [1], new=True)
     with pytest.raises(FileExistsError):
         write_json(path, [2], new=True)
     assert json.loads(read_bytes(path)) == [1]
     write_json(path, [3])
     assert json.loads(read_bytes(path)) == [3]
-    assert listed(bucket / "one") == ["a.json"]
+    assert list_names(bucket / "one") == ["a.json"]
     append_line(bucket / "one" / "lines", "a")
     append_line(bucket / "one" / "lines", "b")
     assert read_bytes(bucket / "one" / "lines") == b"a\nb\n"
@@ -81,7 +81,7 @@ def test_a_report_on_an_object_store_has_the_rows_of_one_on_disk_and_mends_what_
     ).runs  # fmt: skip
     assert steps[-1].done == 1
     assert again.rows("clean") == local.rows("clean")
-    assert f".{rows.name}.damaged" in listed(rows.parent)
+    assert f".{rows.name}.damaged" in list_names(rows.parent)
 
 
 def test_a_report_on_an_object_store_is_compared_with_one_on_disk(bucket, tmp_path):
