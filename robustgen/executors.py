@@ -59,7 +59,7 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor, "ray": _
 
 
 def by_name(name: str) -> Executor:
-    """The executor of that name."""
+    """The executor of that name. Raises UserError for an unknown name."""
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
     return EXECUTORS[name]()

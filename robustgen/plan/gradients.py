@@ -16,7 +16,7 @@ from robustgen.perturb import Readout
 from robustgen.plan.builder import PlanBuilder
 from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
-from robustgen.types import LEAST_LEVELS, Kind
+from robustgen.types import MIN_LEVELS, Kind
 
 
 def add_guidance(builder: PlanBuilder, spec: GradientsSpec) -> None:
@@ -46,11 +46,11 @@ def add_efficiency(builder: PlanBuilder) -> None:
 
         return Sweep(sweep, reference)
 
-    if 0 < len(sweep) < LEAST_LEVELS:
+    if 0 < len(sweep) < MIN_LEVELS:
         raise UserError(
             "an integral over noise levels needs more of them",
             where=f"the protocol's data.{builder.dataset.name}.sweep",
-            expected=f"{LEAST_LEVELS} levels or more",
+            expected=f"{MIN_LEVELS} levels or more",
             got=len(sweep),
         )
     _add_guided(builder, "efficiency", sorted(sweep), readout)
