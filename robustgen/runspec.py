@@ -1,4 +1,4 @@
-"""What run.json says of a run: what its rows depend on, and what the report says beside."""
+"""The content of run.json: what a run's rows depend on, and what else the report says of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_spec(
     reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
     profile: Profile,
 ) -> dict[str, Any]:  # fmt: skip
-    """A run's specification: rows depend on its ``identity`` and the evaluations' descriptions alone."""
+    """A run's specification. Its rows depend on ``identity`` and the evaluations' descriptions only."""
     identity = _identity(reference, model, protocol, dataset, planned, profile)
     return {
         "identity": identity,
@@ -50,7 +50,7 @@ def run_spec(
 
 
 def run_environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
-    """What is worth knowing of where a run was made, though its rows do not depend on it."""
+    """Where and with what a run was computed, as far as its rows do not depend on it."""
     where = {"data_root": str(root.resolve())} if root else {}
     return environment() | {"reference": str(reference)} | where
 
@@ -95,23 +95,23 @@ def _of_model(model: Classifier, profile: Profile) -> dict[str, Any]:
 
 
 OPENCV = ("opencv-python", "opencv-python-headless")
-MADE_WITH = {
+CORRUPTION_PACKAGES = {
     "jpeg_compression": ("pillow",),
     "frost": ("pillow", "imagecorruptions"),
     "imagenet-constants:frost": OPENCV,
     "spatter": OPENCV,
     "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
 }
-"""The packages whose versions a corruption's bits depend on, by what its type's name has in it."""
+"""The packages on whose versions a corruption's bits depend, by a part of its name."""
 
 
 def libraries(planned: Plan) -> list[str]:
-    """The packages that outside attacks come from, and those that some corruptions are made with."""
+    """The packages of a plan's outside attacks and corruptions, on whose versions rows depend."""
     named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
     types = {str(e.detail["type"]) for e in planned.evaluations if e.kind == "corruption"}
     made = {
         package
-        for name, packages in MADE_WITH.items()
+        for name, packages in CORRUPTION_PACKAGES.items()
         for package in packages
         if any(name in type_ for type_ in types)
     }
