@@ -44,17 +44,17 @@ def protocol_files() -> dict[str, Path]:
 
 
 def _unique(kind: str, paths: list[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for path in paths:
         name = path.stem if path.suffix == ".yaml" else path.name
-        if name in found:
+        if name in by_name:
             raise UserError(
                 f"two {kind}s are named {name!r}",
-                where=f"{found[name]} and {path}",
+                where=f"{by_name[name]} and {path}",
                 remedy="rename one of them, or run from another folder",
             )
-        found[name] = path
-    return dict(sorted(found.items()))
+        by_name[name] = path
+    return dict(sorted(by_name.items()))
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -66,7 +66,7 @@ def load_card(folder: Path) -> ModelCard:
             where=folder / "card.yaml",
             expected=folder.name,
             got=card.name,
-            remedy="rename the folder, or mend the card",
+            remedy="rename the folder, or correct the card",
         )
     return card
 
@@ -79,8 +79,8 @@ def load_protocol(name: str) -> Protocol:
     """
     if name.endswith((".yaml", ".yml")):
         protocol = strict.read(Protocol, Path(name))
-        found = [_resolve_attack(spec, Path(name).parent) for spec in protocol.evaluations]
-        return protocol.model_copy(update={"evaluations": found})
+        specs = [_resolve_attack(spec, Path(name).parent) for spec in protocol.evaluations]
+        return protocol.model_copy(update={"evaluations": specs})
     files = protocol_files()
     if name not in files:
         raise unknown_name("protocol", name, files)
@@ -88,7 +88,7 @@ def load_protocol(name: str) -> Protocol:
     if protocol.name != name:
         raise UserError(
             "a protocol's name must be that of its file", where=files[name], expected=name, got=protocol.name,
-            remedy="rename the file, or mend the name",
+            remedy="rename the file, or correct the name",
         )  # fmt: skip
     for spec in protocol.evaluations:
         if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
@@ -194,14 +194,14 @@ def resolve(reference: str) -> list[ModelRef]:
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
     if matching := fnmatch.filter(zoo, reference):
-        found = [model for model, _ in _zoo(reference)]
-        if not found:
+        models = [model for model, _ in _zoo(reference)]
+        if not models:
             raise UserError(
                 "this pattern matches no classifier", where=reference, expected="one that some match",
                 got=", ".join(matching), remedy="'robustgen list models' names them",
             )  # fmt: skip
-        _refuse_code(reference, [model.name for model in found if user_code(model)])
-        return [*found]
+        _refuse_code(reference, [model.name for model in models if user_code(model)])
+        return [*models]
     registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
@@ -216,13 +216,13 @@ def resolve(reference: str) -> list[ModelRef]:
 
 def resolve_one(reference: str, *, where: object = None) -> ModelRef:
     """Resolve a MODEL argument to one model. Raises UserError if it matches several."""
-    found = resolve(reference)
-    if len(found) != 1:
-        names = ", ".join(ref.name for ref in found)
+    refs = resolve(reference)
+    if len(refs) != 1:
+        names = ", ".join(ref.name for ref in refs)
         raise UserError(
             f"{reference!r} matches several models", where=where, expected="the name of one model", got=names
         )
-    return found[0]
+    return refs[0]
 
 
 def _refuse_code(pattern: str, names: list[str]) -> None:
@@ -269,17 +269,17 @@ def model_refs(models: object) -> list[ModelRef]:
         named = [(None, models)]
     else:
         named = [(None, model) for model in models]
-    found: list[ModelRef] = []
+    refs: list[ModelRef] = []
     for name, model in named:
         if not isinstance(model, str | Module):
             raise UserError(
                 "this is no model", where=name or "models", expected="a name as on the command line, or a "
                 "torch.nn.Module", got=type(model).__name__,
             )  # fmt: skip
-        found += resolve(model) if isinstance(model, str) else [from_module(model, name)]
-    if not found:
+        refs += resolve(model) if isinstance(model, str) else [from_module(model, name)]
+    if not refs:
         raise UserError("no model was named", where="models", expected="one or more", got="none")
-    return without_duplicates(found)
+    return without_duplicates(refs)
 
 
 def without_duplicates(references: Iterable[ModelRef]) -> list[ModelRef]:
@@ -318,22 +318,22 @@ def resolve_all(references: list[str], data: str) -> list[ModelRef]:
 
 def named_only(data: str) -> dict[str, str]:
     """The zoo's classifiers for that data that run only if they are named: name to reason."""
-    found = {}
+    reasons = {}
     for model, card in _zoo():
         if card.data == data and own_code(card.arch):
-            found[model.name] = "code of its own"
+            reasons[model.name] = "code of its own"
         elif card.data == data and card.calls >= MANY_CALLS:
-            found[model.name] = "many network calls a picture"
-    return found
+            reasons[model.name] = "many network calls a picture"
+    return reasons
 
 
 def _zoo(pattern: str = "*") -> list[tuple[ZooModel, ModelCard]]:
     """The zoo's classifiers that match a glob pattern, each with its card."""
     folders = model_folders()
-    found = [
+    with_cards = [
         (ZooModel(name, folders[name]), load_card(folders[name])) for name in fnmatch.filter(folders, pattern)
     ]
-    return [(model, card) for model, card in found if card.family != "denoiser"]
+    return [(model, card) for model, card in with_cards if card.family != "denoiser"]
 
 
 def slug(text: str) -> str:

@@ -361,9 +361,9 @@ def test_an_audit_that_nobody_answers_claims_nothing():
     skipped = {"name": "a", "skip_reason": "not found"}
     sound = {"name": "b", "version": "1", "vulns": []}
     bad = {"name": "c", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
-    assert audit.judge([], "no route") == (["not audited: no route"], 0)
-    lines, code = audit.judge([skipped], "")
+    assert audit.summarise([], "no route") == (["not audited: no route"], 0)
+    lines, code = audit.summarise([skipped], "")
     assert (lines[-1].startswith("not audited"), code) == (True, 0)
-    assert audit.judge([sound, skipped], "")[1] == 0
-    lines, code = audit.judge([sound, bad], "")
-    assert (code, lines) == (1, ["c 1: CVE-1, mended in 2", "2 packages audited, 1 known vulnerabilities"])
+    assert audit.summarise([sound, skipped], "")[1] == 0
+    lines, code = audit.summarise([sound, bad], "")
+    assert (code, lines) == (1, ["c 1: CVE-1, fixed in 2", "2 packages audited, 1 known vulnerabilities"])

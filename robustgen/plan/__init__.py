@@ -39,7 +39,7 @@ def _located(protocol: Protocol, kind: str) -> Iterator[None]:
         yield
     except UserError as error:
         where = f"the evaluation {kind!r} of the protocol {protocol.name!r}"
-        error.fill_in(where=where, remedy="mend the protocol")
+        error.fill_in(where=where, remedy="correct the protocol")
         raise
 
 
