@@ -51,7 +51,7 @@ $(UV): ; $(call need_python)
 	@echo "Installing the installer (uv) into .venv-tools"
 	@$(PYTHON) -m pip install -qq --root-user-action=ignore --upgrade --target .venv-tools uv==0.13.8
 
-# Two steps need a word. `pip sync`, not `pip install -r`: the latter refuses the lock, whose versions override
+# Two steps need an explanation. `pip sync`, not `pip install -r`: the latter refuses the lock, whose versions override
 # pins of robustbench. And robustbench a second time: torchattacks' wheel carries a stale copy of it, and which of
 # the two stays after a parallel install is a race.
 .venv/.ready: lock/requirements.lock lock/build-constraints.txt pyproject.toml | $(UV)

@@ -1,7 +1,7 @@
 """Look the locked packages up in a database of known vulnerabilities, with pip-audit.
 
-Exit code 1 where one is known; 0 where none is, and where the database cannot be asked: then the last line
-begins with "not audited", and nothing is claimed.
+Exits with 1 if there is a known vulnerability, else with 0. If the database cannot be reached, the last line
+begins with "not audited".
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 LOCK = Path(__file__).resolve().parent.parent / "lock" / "requirements.lock"
 
 
-def ask() -> tuple[list[dict[str, Any]], str]:
-    """What pip-audit says of each package, and its words where it says nothing."""
+def query() -> tuple[list[dict[str, Any]], str]:
+    """pip-audit's result for each package, and its error message if there is none."""
     command = [sys.executable, "-m", "pip_audit", "-r", str(LOCK), "--disable-pip", "--require-hashes"]
     command += ["--format", "json", "--progress-spinner", "off", "--timeout", "15"]
     try:
@@ -28,17 +28,17 @@ def ask() -> tuple[list[dict[str, Any]], str]:
         return [], (result.stderr.strip().splitlines() or ["no answer"])[-1]
 
 
-def judge(packages: list[dict[str, Any]], said: str) -> tuple[list[str], int]:
+def summarise(packages: list[dict[str, Any]], failure: str) -> tuple[list[str], int]:
     """Lines to print, the last of them the outcome, and the exit code.
 
-    pip-audit calls a package that the database does not answer for "skipped" and ends well all the same.
+    pip-audit calls a package that the database does not know "skipped", and still exits with 0.
     """
     known = [package for package in packages if "skip_reason" not in package]
     if not known:
-        reason = said or f"the database has no answer for any of {len(packages)} packages"
+        reason = failure or f"the database has no answer for any of {len(packages)} packages"
         return [f"not audited: {reason}"], 0
     lines = [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {', '.join(found['fix_versions'])}"
+        f"{package['name']} {package['version']}: {found['id']}, fixed in {', '.join(found['fix_versions'])}"
         for package in known
         for found in package["vulns"]
     ]
@@ -50,8 +50,8 @@ def judge(packages: list[dict[str, Any]], said: str) -> tuple[list[str], int]:
 
 
 def main() -> int:
-    """Ask and print."""
-    lines, code = judge(*ask())
+    """Query the database and print the outcome."""
+    lines, code = summarise(*query())
     print("\n".join(lines))
     return code
 

@@ -72,7 +72,7 @@ class Audit:
             chunk = Chunk(file.parent.name, int(start), int(stop))
             try:
                 ours = store._ours(chunk.evaluation, read_rows(file).schema.metadata)
-                if ours and not store.damaged(chunk):
+                if ours and not store.damaged_files(chunk):
                     found.append(chunk)
             except UserError:
                 continue

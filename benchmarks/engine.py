@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 
 from robustgen import engine, registry, worker
-from robustgen.chunks import left
+from robustgen.chunks import unfinished
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Identity
@@ -96,7 +96,7 @@ def listing(chunks: int, stored: int) -> dict[str, Any]:
     """Plan that many chunks, and find that many finished ones in a folder."""
     evaluation = Evaluation("clean", "clean", "digits", "test", 64 * chunks, {}, perturbation=Identity())
     began = time.perf_counter()
-    plan = left([evaluation], {}, 64, None)
+    plan = unfinished([evaluation], {}, 64, None)
     assert sum(1 for _ in plan) == chunks
     planned = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def listing(chunks: int, stored: int) -> dict[str, Any]:
         began = time.perf_counter()
         finished = store.finished("clean")
         assert len(finished) == stored
-        rest = left([evaluation], {"clean": finished}, 64, None)
+        rest = unfinished([evaluation], {"clean": finished}, 64, None)
         assert len(rest) == chunks - stored
         found = time.perf_counter() - began
     return {"chunks": chunks, "listed_s": planned, "stored": stored, "found_s": found}

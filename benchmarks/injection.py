@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustgen import cli, engine, work, worker
+from robustgen import cli, engine, job, worker
 from robustgen.classifiers.base import Classifier
-from robustgen.plan import gradients, planning
+from robustgen.plan import builder, gradients
 
 MENU = {
     "write": ("kill", "power loss", "full disk", "read-only folder"),
@@ -137,8 +137,8 @@ class Injector:
         for name in ("fsync", "link"):
             self._wrap(os, name, self._write)
         for module, name in (
-            (engine, "load_model"), (engine, "load_data"), (work, "load_data"), (worker, "load_data"),
-            (planning, "load_data"), (gradients, "load_data"), (gradients, "load"),
+            (engine, "load_model"), (engine, "load_data"), (job, "load_data"), (worker, "load_data"),
+            (builder, "load_data"), (gradients, "load_data"), (gradients, "load"),
         ):  # fmt: skip
             self._wrap(module, name, self._load)
 

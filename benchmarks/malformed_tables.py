@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.malformed_files import Case, broken_bytes, picture
 from robustgen import data
 from robustgen.metrics.rows import Rows, read_run
-from robustgen.parquet import SAID, content_hash
+from robustgen.parquet import HASHED_METADATA, content_hash
 from robustgen.rowtable import row_schema
 from robustgen.store import Chunk, RunStore
 
@@ -52,7 +52,7 @@ def rows(chance: Random, folder: Path) -> Case:
         file.write_bytes(content)
     elif how == "table":
         how, table = _broken_rows(chance, sound)
-        said = {key: value for key, value in pq.read_schema(file).metadata.items() if key in SAID}
+        said = {key: value for key, value in pq.read_schema(file).metadata.items() if key in HASHED_METADATA}
         if chance.random() < 0.7:  # who forges rows can forge their hash
             said[b"content"] = content_hash(table, said).encode()
         pq.write_table(table.replace_schema_metadata(said), file)
@@ -63,8 +63,8 @@ def rows(chance: Random, folder: Path) -> Case:
             (b"", b"{", b"[]", b'{"../../x": "0"}', b'{"/dev/zero": ""}', b"nan", b"\xff")
         )
         how = f"{key!r} is {metadata[key]!r}"
-        if key in SAID:
-            said = {k: v for k, v in metadata.items() if k in SAID}
+        if key in HASHED_METADATA:
+            said = {k: v for k, v in metadata.items() if k in HASHED_METADATA}
             metadata[b"content"] = content_hash(sound, said).encode()
         pq.write_table(sound.replace_schema_metadata(metadata), file)
     else:
@@ -74,7 +74,7 @@ def rows(chance: Random, folder: Path) -> Case:
     def read() -> Rows | None:
         found = RunStore.read(folder / "m")
         for start, stop in found.finished("clean"):
-            found.damaged(Chunk("clean", start, stop))
+            found.damaged_files(Chunk("clean", start, stop))
         return read_run(found).evaluations["clean"].rows
 
     return Case(how, read, lambda found: found is None or _same_rows(found, sound))

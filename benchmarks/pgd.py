@@ -30,7 +30,7 @@ from robustgen.classifiers.quick import quick_copy
 from robustgen.draws import Draws
 from robustgen.metrics.intervals import wilson
 from robustgen.perturb import enforce_budget
-from robustgen.pilot import pilot
+from robustgen.pilot import choose_kernels
 from robustgen.threat import ThreatModel
 
 BATCH = 64
@@ -48,7 +48,7 @@ def batches(find: Find) -> Find:
 
 
 def ours(model: Classifier, threat: ThreatModel, steps: int, example: Tensor) -> Find:
-    kernels = pilot(model, example, "auto")
+    kernels = choose_kernels(model, example, "auto")
     batched = FixedBatch(
         model, BATCH, quick=quick_copy(model, example[:8]), low=kernels.precision == "bf16",
         sizes=kernels.sizes,

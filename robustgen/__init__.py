@@ -1,6 +1,6 @@
 """How far a classifier can be trusted when its input is attacked, corrupted or foreign.
 
-The public API; nothing heavy is imported before one of these is called.
+The public API. Nothing heavy is imported before it is needed.
 
 >>> import robustgen
 >>> model = robustgen.load_model("softmax-digits")
@@ -11,9 +11,12 @@ The public API; nothing heavy is imported before one of these is called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from robustgen.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,24 +29,35 @@ if TYPE_CHECKING:
     from robustgen.types import Split
 
 __version__ = "0.1.0"
-__all__ = ["AutoAttack", "evaluate", "load_data", "load_model", "load_protocol", "render"]
+__all__ = [
+    "AutoAttack", "Report", "UserError", "evaluate", "load_data", "load_model", "load_protocol", "render",
+]  # fmt: skip
+
+_LAZY = {"AutoAttack": "robustgen.attacks.dropin", "Report": "robustgen.report.result"}
 
 
-def __getattr__(name: str) -> type[AutoAttack]:
-    """``robustgen.AutoAttack``, imported when it is asked for."""
-    if name == "AutoAttack":
-        from robustgen.attacks.dropin import AutoAttack
-
-        return AutoAttack
+def __getattr__(name: str) -> Any:
+    """Import ``AutoAttack`` and ``Report`` when they are first used."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'robustgen' has no attribute {name!r}")
 
 
-def load_model(reference: str, data: str = "") -> Classifier:
-    """A classifier, ready to use: a zoo name, FILE.py:NAME, an entry point, or LIBRARY:NAME.
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-    ``data`` names the data set that a custom or outside model is for (digits unless said); a zoo model's
-    card says it. Raises UserError where the reference means no model or several, and where it does not fit
-    that data.
+
+def load_model(reference: str, data: str = "") -> Classifier:
+    """Load a classifier by its name, ready to use.
+
+    Args:
+        reference: as on the command line: a zoo name, a model's folder, FILE.py:NAME, an entry point, or
+            LIBRARY:NAME.
+        data: the data set that the model is for. Needed for models that are not of the zoo, whose card says
+            it; digits by default.
+
+    Raises:
+        UserError: if the reference matches no model or several, or the model does not fit the data.
     """
     from robustgen import classifiers, registry
     from robustgen import data as datasets
@@ -56,11 +70,16 @@ def load_model(reference: str, data: str = "") -> Classifier:
 
 
 def load_data(name: str, split: Split = "test", root: Path | str | None = None) -> Dataset:
-    """A split (train, calibration or test) of a data set, by its name or path.
+    """Load a split of a data set: ``images`` float32 (n, channels, height, width) in [0, 1] and ``labels``
+    int64 (n,).
 
-    ``images`` float32 (n, channels, height, width) in [0, 1], ``labels`` int64 (n,). ``root``: where data
-    sets lie (ROBUSTGEN_DATA, or the user's cache folder, unless said). Raises UserError where there is no
-    such set or split, or its files cannot be had.
+    Args:
+        name: as on the command line: a name, imagefolder:PATH, FILE.npz or FILE.parquet.
+        split: train, calibration or test.
+        root: the folder of the data sets; by default ROBUSTGEN_DATA, else the user's cache folder.
+
+    Raises:
+        UserError: if there is no such data set or split, or its files cannot be read or downloaded.
     """
     from robustgen import data
 
@@ -68,7 +87,10 @@ def load_data(name: str, split: Split = "test", root: Path | str | None = None) 
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name or by the path of its YAML file; UserError where there is none, or it is wrong."""
+    """Load a protocol by its name or the path of its YAML file.
+
+    Raises UserError if there is none, or it is not valid.
+    """
     from robustgen import registry
 
     return registry.load_protocol(name)
@@ -82,36 +104,63 @@ def evaluate(
     out: Path | str = "out",
     n: int | None = None,
     root: Path | str | None = None,
+    batch: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    time_limit: float | None = None,
 ) -> Report:
-    """Run one or several models through a protocol, as ``robustgen report`` does; finished chunks are kept.
+    """Run one or several models through a protocol, as ``robustgen report`` does.
 
-    A model is what the command line takes, or a ``torch.nn.Module`` that maps pictures in [0, 1] to logits:
-    it is copied, and goes by the name of its class, or by its key where ``models`` is a mapping. ``n``: the
-    first n samples of every evaluation (as the protocol says unless said). What fails of one model is in
-    the report's ``failures``; UserError where nothing can be run at all. The returned report is a data
-    frame by ``.to_frame()``, a page by ``.page()``, and a table in a notebook.
+    What is finished is stored under ``out`` and not computed again by the next call. The report holds the
+    numbers (``.to_frame()``), the doubts about them (``.flags()``) and the page (``.page()``), and shows
+    itself as a table in a notebook.
+
+    Args:
+        models: names as on the command line, and live ``torch.nn.Module`` objects that map pictures in
+            [0, 1] to logits. A module is copied, and named after its class, or by its key in a mapping.
+        data: a data set's name, imagefolder:PATH, FILE.npz or FILE.parquet.
+        protocol: a protocol's name, or the path of its YAML file.
+        out: the folder of the report, or s3://BUCKET/FOLDER.
+        n: only the first n samples of every evaluation; by default as many as the protocol says.
+        root: the folder of the data sets; by default ROBUSTGEN_DATA, else the user's cache folder.
+        batch: pictures a call of a model; by default the protocol's chunk size, at most 64.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        precision: of attacks' gradients: float32, bf16, or auto: bf16 if it is clearly faster.
+        time_limit: seconds that a chunk of samples may take.
+
+    Raises:
+        UserError: if no model could be run. If only some fail, ``failures`` of the report says why.
     """
     from robustgen import engine, registry
-    from robustgen.errors import UserError
-    from robustgen.places import place
+    from robustgen.places import as_path
     from robustgen.report.result import Report
     from robustgen.report.summary import summarise
 
-    if n is not None and (not isinstance(n, Integral) or n < 1):
-        raise UserError(
-            "so many pictures make no report", where="n", expected="1 or more, or None", got=repr(n)
-        )
-    refs = registry.references(models)
+    for name, value in {"n": n, "batch": batch}.items():
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise UserError(
+                f"{name} must be a positive integer",
+                where=name,
+                expected="1 or more, or None",
+                got=repr(value),
+            )
+    refs = registry.model_refs(models)
     chosen = registry.load_protocol(protocol)
-    folder = place(out)
-    outcome = engine.evaluate(refs, chosen, data, folder, n=n, root=Path(root) if root else None)
+    folder = as_path(out)
+    outcome = engine.evaluate(
+        refs, chosen, data, folder, n=n, root=Path(root) if root else None, batch=batch, device=device,
+        precision=precision, limit=time_limit,
+    )  # fmt: skip
     content = summarise(folder, outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)
     return Report(folder, content, outcome.failures)
 
 
 def render(out: Path | str) -> Path:
-    """Write OUT/index.html from what is stored under OUT, and return its path; UserError where none is."""
-    from robustgen.places import place
+    """Write OUT/index.html again from what is stored under OUT, and return its path.
+
+    Raises UserError if there is no report in OUT.
+    """
+    from robustgen.places import as_path
     from robustgen.report.render import render as write_page
 
-    return write_page(place(out))
+    return write_page(as_path(out))

@@ -1,7 +1,7 @@
-"""``robustgen verify DIR --add FILE``: adversarial pictures from elsewhere, beside a run's own attacks.
+"""``robustgen verify DIR --add FILE``: adds adversarial pictures made elsewhere to a run.
 
-A picture that breaks the model within the budget counts, whoever found it: it becomes an evaluation of
-the run, which the worst case takes in. Where the file has no picture of a sample, the clean one stands.
+They become an evaluation of the run, which counts in its worst case like the run's own attacks. The clean
+picture is used for samples that the file does not have.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.chunks import left
+from robustgen.chunks import unfinished
 from robustgen.classifiers.base import Classifier
 from robustgen.data import Dataset
 from robustgen.data.npz import read_npz
 from robustgen.draws import Draws
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.evaluation import Evaluation
 from robustgen.perturb import Attack, Perturbed
 from robustgen.pilot import Kernels
-from robustgen.recalled import load_run
 from robustgen.registry import slug
+from robustgen.reload import reload_run
 from robustgen.store import RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ADDED
 from robustgen.worker import Worker
 
-REMEDY = "write the file anew, as with numpy.savez(FILE, images=..., sample_ids=...)"
+REMEDY = "write the file again, as with numpy.savez(FILE, images=..., sample_ids=...)"
 
 
 class Pictures(NamedTuple):
-    """What a file holds: ``images`` (n, channels, height, width) in [0, 1] of the samples ``ids`` (n,)."""
+    """A file's content: ``images`` (n, channels, height, width) in [0, 1] of the samples ``ids`` (n,)."""
 
     name: str
     sha256: str
@@ -44,7 +44,7 @@ class Pictures(NamedTuple):
 
 
 class Added(Attack):
-    """The pictures of a file, brought into a ball around the clean ones; the clean one where it has none."""
+    """An attack that returns the pictures of a file; the clean picture for samples that the file lacks."""
 
     def __init__(self, threat: ThreatModel, pictures: Pictures) -> None:
         super().__init__(threat)
@@ -62,14 +62,15 @@ class Added(Attack):
 
 
 def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[Path] = ()) -> list[str]:
-    """Add a file's pictures to a run of the report in ``folder``, for each ball that the run's attacks have.
+    """Add a file's pictures to a run of the report in ``folder``: an evaluation for each norm and eps of its
+    attacks.
 
-    ``model``: whose; needed where the report has several; ``code``: see ``load_run``. Returns the
-    evaluations that were added. Raises UserError where file and run do not go together. Adding a file again
-    changes nothing.
+    ``model``: the run's model, needed if the report has several; ``code``: see ``reload_run``. Returns the
+    names of the evaluations. Adding the same file again changes nothing. Raises UserError if the file does
+    not fit the run.
     """
     store = _run(folder, model)
-    batched, dataset = load_run(store, code=code)
+    batched, dataset = reload_run(store, code=code)
     pictures = read(file, dataset)
     spec = store.spec
     threats = {(e["norm"], e["eps"]) for e in spec["evaluations"] if e["kind"] == "attack"}
@@ -94,11 +95,8 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
     clean = store.rows("clean")
     n = None if clean is None else 1 + max(clean["sample_id"].to_pylist())
     finished = {evaluation.name: store.finished(evaluation.name) for evaluation in evaluations}
-    for chunk in left(evaluations, finished, spec["protocol"]["chunk"], n):
-        result = worker(chunk)
-        store.write(
-            chunk, result.rows, adversarial=result.adversarial, seconds=result.seconds, batch=result.batch
-        )
+    for chunk in unfinished(evaluations, finished, spec["protocol"]["chunk"], n):
+        store.write(chunk, **worker(chunk)._asdict())
     return [evaluation.name for evaluation in evaluations]
 
 
@@ -125,15 +123,21 @@ def _evaluation(threat: ThreatModel, pictures: Pictures, dataset: Dataset) -> Ev
 
 
 def read(file: Path, dataset: Dataset) -> Pictures:
-    """A file of pictures: .npz or .safetensors with ``images`` (n, channels, height, width), float in
-    [0, 1] or uint8, and ``sample_ids`` (n,), their places in the test split (0 to n - 1 where there are
-    none). Nothing in it is run. Raises UserError."""
+    """Read a file of pictures: .npz or .safetensors with ``images`` (n, channels, height, width), float in
+    [0, 1] or uint8, and ``sample_ids`` (n,), their positions in the test split (by default 0 to n - 1).
+
+    No code in it is run. Raises UserError if it does not fit the data.
+    """
     content = _arrays(file)
     expected = f"images of shape (n, {', '.join(map(str, dataset.shape))}) in [0, 1], sample_ids (n,)"
 
     def wrong(got: object) -> UserError:
         return UserError(
-            "these are no pictures of this data", where=file, expected=expected, got=got, remedy=REMEDY
+            "these pictures do not fit the data of the run",
+            where=file,
+            expected=expected,
+            got=got,
+            remedy=REMEDY,
         )
 
     if "images" not in content:
@@ -162,9 +166,9 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
             return load_file(file)
         return read_npz(file)
-    except Exception as error:  # a file from anywhere: anything may come
+    except Exception as error:  # the file may hold anything
         raise UserError(
             "cannot read this file of pictures", where=file,
             expected="an .npz or .safetensors file with images and sample_ids, without pickled objects",
-            got=in_words(error), remedy=REMEDY,
+            got=describe_error(error), remedy=REMEDY,
         ) from None  # fmt: skip

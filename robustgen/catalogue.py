@@ -1,4 +1,4 @@
-"""What ``robustgen list`` and ``robustgen show`` say."""
+"""What ``robustgen list`` and ``robustgen show`` print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustgen.errors import LISTED, UserError, unknown_name
 
 
 def entries(what: str) -> list[tuple[str, str]]:
-    """(name, one line) of every model, protocol, attack, corruption or data set."""
+    """(name, summary) of every model, protocol, attack, corruption or data set."""
     match what:
         case "models":
             cards = [registry.load_card(folder) for folder in registry.model_folders().values()]
@@ -38,9 +38,9 @@ def entries(what: str) -> list[tuple[str, str]]:
 
 
 def show(name: str) -> str:
-    """The file of a model's card or of a protocol, by its name or path, as it was written.
+    """The text of a model's card or of a protocol, by its name or path.
 
-    Raises UserError where there is none, or where it is not valid.
+    Raises UserError if there is none, or it is not valid.
     """
     models, protocols = registry.model_folders(), registry.protocol_files()
     folder = models.get(name, Path(name).resolve())
@@ -55,7 +55,7 @@ def show(name: str) -> str:
 
 
 def _cost(protocol: Protocol) -> str:
-    """What can be said of a protocol's cost without a model, and how to measure the rest."""
+    """What is known of a protocol's cost without a model, and how to measure the rest."""
     pictures = f"the first {protocol.n}" if protocol.n else "all"
     several = "evaluations" if len(protocol.evaluations) > 1 else "evaluation"
     return (

@@ -1,4 +1,4 @@
-"""``robustgen check MODEL``: what is wrong with a model, in plain words, and how to mend it."""
+"""``robustgen check MODEL``: finds the usual mistakes in a model, and says how to correct them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from robustgen.classifiers import check_attributes, instantiate
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.errors import UserError
-from robustgen.pilot import moved_by_others
+from robustgen.pilot import batch_dependence
 from robustgen.registry import ModelRef
 
-# Rounding that is forgiven when outputs are taken for probabilities.
 TOLERANCE = 1e-6
-LEAST = 8
-"""Pictures that a model is asked about, however many network calls each of them costs."""
-AT_ONCE = 2**20
+"""Rounding that is allowed when outputs are taken for probabilities."""
+MIN_PICTURES = 8
+"""A model is checked on at least so many pictures, however many network calls each costs."""
+MAX_VALUES = 2**20
 """Pixel values in one call of a model: with its gradients, 256 large pictures would not fit into memory."""
 
 
@@ -35,53 +35,60 @@ class Problem(NamedTuple):
 
 
 def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
-    """Look for the usual mistakes on n pictures of a data set; an empty list is good news.
+    """Look for the usual mistakes on n pictures of a data set; the list is empty if none was found.
 
-    They are taken from all over it, since those of a folder come class by class; fewer of them where a
-    picture costs many network calls.
+    The pictures are spread evenly over the data set, since those of a folder come class by class. A model of
+    many network calls a picture gets fewer.
     """
+    model = _load(reference, dataset)
+    n = min(len(dataset), max(MIN_PICTURES, n // model.calls_per_image))
+    chosen = torch.arange(n) * len(dataset) // n
+    x, y = dataset.images[chosen], dataset.labels[chosen]
+    problems = list(_check_mode(model, x))
+    model.eval()
+    logits = _try_logits(model, x, len(dataset.class_names))
+    if isinstance(logits, Problem):
+        return [*problems, logits]
+    problems += _check_probabilities(logits)
+    problems += _check_determinism(model, x, logits)
+    problems += _check_batch_dependence(model, x)
+    problems += _check_gradient(model, x, y)
+    problems += _check_normalisation(model, x, y, logits)
+    return problems
+
+
+def _load(reference: ModelRef, dataset: Dataset) -> Classifier:
+    """The model, not yet in eval mode: the mode in which it arrives is one of the things to check."""
     module = instantiate(reference, dataset.class_names, dataset.shape)
     if isinstance(module, Denoiser):
         raise UserError(f"{reference.name!r} is a denoiser, not a classifier", remedy="name a classifier")
     if isinstance(module, Classifier):
         check_attributes(module, reference)
-        model = module
-    else:
-        model = PlainClassifier(module, len(dataset.class_names), dataset.shape)
-    n = min(len(dataset), max(LEAST, n // model.calls_per_image))
-    chosen = torch.arange(n) * len(dataset) // n
-    x, y = dataset.images[chosen], dataset.labels[chosen]
-    found = list(_mode(model, x))
-    model.eval()
-    answer = _answer(model, x, len(dataset.class_names))
-    if isinstance(answer, Problem):
-        return [*found, answer]
-    found += [*_probabilities(answer), *_random(model, x, answer), *_alone(model, x)]
-    found += _gradient(model, x, y)
-    return [*found, *_normalisation(model, x, y, answer)]
+        return module
+    return PlainClassifier(module, len(dataset.class_names), dataset.shape)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(max(1, AT_ONCE // x[0].numel()))
+    """The pictures, split into calls that fit into memory."""
+    return x.split(max(1, MAX_VALUES // x[0].numel()))
 
 
 def _logits(model: Classifier, x: Tensor) -> Tensor:
-    """The model's logits, in calls that fit into memory; whatever else it returns, of the first call."""
+    """The model's logits; anything else that it returns, of the first call only."""
     found = [model.logits(part) for part in _parts(x)]
     return torch.cat(found) if all(isinstance(part, Tensor) and part.ndim for part in found) else found[0]
 
 
-def _answer(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
+def _try_logits(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
     """The logits, or why there are none that the other checks could look at."""
     given = x.clone()
     try:
         with torch.no_grad():
             logits = _logits(model, given)
-    except Exception as error:  # the user's code: anything may come
+    except Exception as error:  # the user's code
         wanted = f"float32 pictures of shape {tuple(x.shape)} in [0, 1]"
-        return Problem(
-            "error", f"the model raises {type(error).__name__}: {error}", f"it must accept {wanted}"
-        )
+        what = f"the model raises {type(error).__name__}: {error}"
+        return Problem("error", what, f"it must accept {wanted}")
     if not torch.equal(given, x):
         return Problem(
             "error", "the model writes into the pictures that it is given",
@@ -104,20 +111,22 @@ def _answer(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
     return logits
 
 
-def _mode(model: Classifier, x: Tensor) -> Iterator[Problem]:
+def _check_mode(model: Classifier, x: Tensor) -> Iterator[Problem]:
+    """Whether the model arrives in train mode, and answers differently there."""
     inner = model.module if isinstance(model, PlainClassifier) else model
     if not inner.training:
         return
     try:
         with torch.no_grad():
-            # a copy, whose statistics of batch-norm this moves; twice, for one that is random in any mode
+            # on copies, since this moves batch-norm's statistics; twice in eval mode, since the model may be
+            # random there too
             train, once, again = (
                 copy.deepcopy(inner).train(mode)(x[:32].clone()) for mode in (True, False, False)
             )
             same = torch.equal(train.nan_to_num(), once.nan_to_num())
             same = same or not torch.equal(once.nan_to_num(), again.nan_to_num())
     except Exception:
-        return  # the same failure is reported by the forward pass that follows
+        return  # the forward pass that follows reports the failure
     if not same:
         yield Problem(
             "warning",
@@ -126,7 +135,7 @@ def _mode(model: Classifier, x: Tensor) -> Iterator[Problem]:
         )
 
 
-def _probabilities(logits: Tensor) -> Iterator[Problem]:
+def _check_probabilities(logits: Tensor) -> Iterator[Problem]:
     inside = bool(((logits >= -TOLERANCE) & (logits <= 1 + TOLERANCE)).all())
     if inside and bool(((logits.sum(1) - 1).abs() < 10 * TOLERANCE).all()):
         yield Problem(
@@ -136,7 +145,7 @@ def _probabilities(logits: Tensor) -> Iterator[Problem]:
         )
 
 
-def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
+def _check_determinism(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
     with torch.no_grad():
         again = [_logits(model, x) for _ in range(3)]
     if not model.stochastic and any(not torch.equal(logits, other) for other in again):
@@ -149,8 +158,8 @@ def _random(model: Classifier, x: Tensor, logits: Tensor) -> Iterator[Problem]:
         )
 
 
-def _alone(model: Classifier, x: Tensor) -> Iterator[Problem]:
-    gap = moved_by_others(model, x)
+def _check_batch_dependence(model: Classifier, x: Tensor) -> Iterator[Problem]:
+    gap = batch_dependence(model, x)
     if gap:
         yield Problem(
             "error",
@@ -161,7 +170,7 @@ def _alone(model: Classifier, x: Tensor) -> Iterator[Problem]:
         )
 
 
-def _gradient(model: Classifier, x: Tensor, y: Tensor) -> Iterator[Problem]:
+def _check_gradient(model: Classifier, x: Tensor, y: Tensor) -> Iterator[Problem]:
     remedy = "no detach(), no_grad(), numpy or rounding between the picture and the logits"
     found: list[Tensor] = []
     try:
@@ -188,18 +197,19 @@ def _gradient(model: Classifier, x: Tensor, y: Tensor) -> Iterator[Problem]:
         )
 
 
-def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> Iterator[Problem]:
+def _check_normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> Iterator[Problem]:
+    """Whether the model expects another range of pixels; if not, whether it is better than chance."""
     right = logits.argmax(1) == y
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     ranges = {"(x - mean) / std": (x - mean) / std, "2x - 1": 2 * x - 1, "255 x": 255 * x}
     by_range = {"[0, 1]": right}
     for name, z in ranges.items():
-        with contextlib.suppress(Exception), torch.no_grad():  # a model may refuse what is not in [0, 1]
+        with contextlib.suppress(Exception), torch.no_grad():  # the model may refuse other ranges
             by_range[name] = _logits(model, z).argmax(1) == y
     best = max(by_range, key=lambda name: by_range[name].sum().item())
     gained = int((by_range[best] & ~right).sum())
     lost = int((right & ~by_range[best]).sum())
-    # A sign test on the pictures whose verdict changes: is the other range better beyond chance?
+    # Sign test on the pictures whose prediction changes: is the other range better beyond chance?
     if gained > lost and binomtest(gained, gained + lost, alternative="greater").pvalue < 0.001:
         yield Problem(
             "error",
@@ -214,7 +224,7 @@ def _normalisation(model: Classifier, x: Tensor, y: Tensor, logits: Tensor) -> I
 
 
 def _largest_share(y: Tensor) -> float:
-    """What a model that always says the same has right at most."""
+    """The accuracy of always predicting the most frequent class."""
     return float(y.bincount().max()) / len(y)
 
 

@@ -1,4 +1,4 @@
-"""A plan's chunks: cut at multiples of the chunk size, listed as intervals, never sample by sample."""
+"""Cuts a plan into chunks at multiples of the chunk size; held as intervals, never sample by sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
 
 
 class Chunks:
-    """Chunks in the order of a plan; 16 bytes each until they are asked for."""
+    """The chunks to compute, in the order of the plan; stored as intervals of 16 bytes each."""
 
     def __init__(self, parts: Iterable[tuple[str, np.ndarray]]) -> None:
         self.parts = list(parts)
@@ -47,15 +47,15 @@ class Chunks:
                     yield Chunk(name, start, stop)
 
 
-def left(
+def unfinished(
     evaluations: Iterable[Evaluation], finished: dict[str, np.ndarray], size: int, n: int | None,
     shard: Shard | None = None,
 ) -> Chunks:  # fmt: skip
-    """What is left to do of each evaluation's first n samples, where ``finished`` has the intervals
-    (m, 2) of an evaluation's finished chunks.
+    """The chunks of each evaluation's first n samples that are still to be computed.
 
-    Of k shards the i-th gets every k-th chunk of the whole plan, whatever is finished: dear evaluations
-    and cheap ones are shared alike, and k jobs compute each chunk once.
+    ``finished`` has the intervals (m, 2) of each evaluation's finished chunks. Of k shards the i-th gets
+    every k-th chunk of the whole plan, finished or not: costly and cheap evaluations are shared evenly, and
+    k jobs compute each chunk once.
     """
     parts = []
     before = 0

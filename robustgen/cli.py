@@ -1,6 +1,6 @@
-"""The command line: it parses and delegates; what is done stands in the modules that it calls.
+"""The command line: parses arguments, calls the module that does the work, and prints the result.
 
-Nothing heavy is imported before a command needs it, so that --help takes under a second.
+Heavy modules are imported inside the commands, so that --help takes under a second.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import typer
 
 from robustgen import __version__
 from robustgen.errors import UserError
-from robustgen.places import place
-from robustgen.terminal import Commands, Progress, console, examples, print_table, say_where
+from robustgen.places import as_path
+from robustgen.terminal import Commands, Progress, console, examples, print_path, print_table
 
 if TYPE_CHECKING:
     from robustgen.cost import CostEstimate
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 
 def _models(begun: str) -> list[str]:
-    """What the shell completes a MODEL to."""
+    """Completions of a MODEL in the shell."""
     from robustgen.registry import model_folders
 
     return [name for name in model_folders() if name.startswith(begun)]
@@ -51,15 +51,15 @@ DataOption = Annotated[
 ]
 RootOption = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Where data sets lie (else ROBUSTGEN_DATA, else the cache)."),
+    typer.Option("--data-root", help="Folder of the data sets (default: ROBUSTGEN_DATA, or the cache)."),
 ]
 CodeOption = Annotated[
     list[Path] | None,
-    typer.Option("--code", help="A Python file of a model in the report, which may be run; repeatable."),
+    typer.Option("--code", help="A Python file of a model in the report that may be run; repeatable."),
 ]
 OutOption = Annotated[
     Path,
-    typer.Option("--out", help="Folder to write to, or s3://BUCKET/FOLDER.", parser=place, metavar="PATH"),
+    typer.Option("--out", help="Folder to write to, or s3://BUCKET/FOLDER.", parser=as_path, metavar="PATH"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -75,12 +75,15 @@ def report(
     ] = None,
     data: DataOption = "digits",
     protocol: Annotated[
-        str, typer.Option(help="'robustgen list protocols', or a YAML file.", autocompletion=_protocols)
+        str,
+        typer.Option(help="'robustgen list protocols', or a YAML file.", autocompletion=_protocols),
     ] = "quick",
     n: Annotated[
         int | None,
         typer.Option(
-            min=1, max=2**31 - 1, help="The first n samples, of the calibration split and foreign sets too."
+            min=1,
+            max=2**31 - 1,
+            help="Only the first n samples of every split and foreign set.",
         ),
     ] = None,
     out: OutOption = Path("out"),
@@ -91,13 +94,14 @@ def report(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of attacks' gradients: auto, float32 or bf16.")] = "auto",
     executor: Annotated[str, typer.Option(help="Where chunks are computed: local, or ray.")] = "local",
-    shard: Annotated[str | None, typer.Option(help="i/k: one of k jobs that share the chunks.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/k: compute the i-th of k parts of the chunks.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a chunk may take.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure a few pictures, and say what all will take.")
+        bool, typer.Option("--dry-run", help="Estimate the cost from a few pictures, and stop.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what summary.json holds, or estimate.json, not a table.")
+        bool,
+        typer.Option("--json", help="Print summary.json (or estimate.json), not a table."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
     verbose: Annotated[
@@ -109,8 +113,8 @@ def report(
 
     chosen = registry.load_protocol(protocol)
     references = registry.resolve_all(models or [], data)
-    for name, reason in registry.left_out(data).items() if not models and not quiet else ():
-        console.print(f"{name}: {reason}, so only where it is named", markup=False)
+    for name, reason in registry.named_only(data).items() if not models and not quiet else ():
+        console.print(f"{name} is left out ({reason}); name it to include it", markup=False)
 
     from robustgen import chunks, cost, engine, executors
     from robustgen.report import render, summary
@@ -122,48 +126,48 @@ def report(
     }  # fmt: skip
     if dry_run:
         estimates, failures = engine.estimate(references, chosen, data, out, **options)
-        cost.write(out, estimates, n or chosen.n, chosen.name)
-        _say_estimates(estimates, as_json)
+        cost.write_estimates(out, estimates, n or chosen.n, chosen.name)
+        _print_estimates(estimates, as_json)
         return _finish(failures)
     with Progress(quiet, verbose) as show:
         outcome = engine.evaluate(references, chosen, data, out, **options, shard=part, progress=show)
-    if part is not None:  # the other jobs' chunks may not be there yet
+    if part is not None:  # the other shards may not be finished yet
         if not quiet:
-            console.print(f"shard {shard} is computed; the command without --shard makes the page of all")
+            console.print(f"shard {shard} is computed; run the command without --shard to make the page")
         return _finish(outcome.failures)
-    foretold = cost.written(out, n or chosen.n, chosen.name)
-    content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, foretold)
+    estimated = cost.read_estimates(out, n or chosen.n, chosen.name)
+    content = summary.summarise(out, outcome.runs, n or chosen.n, _command(), outcome.failures, estimated)
     page = render.render(out)
-    _say_content(content, as_json, quiet)
+    _print_content(content, as_json, quiet)
     if not quiet:
-        _say_beside(content, n)
-        say_where(page)
+        _print_notes(content, n)
+        print_path(page)
     _finish(outcome.failures)
 
 
-def _say_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
+def _print_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
     from robustgen import cost
 
-    words = "\n".join(cost.lines(estimates))
-    typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else words)
+    text = "\n".join(cost.estimate_lines(estimates))
+    typer.echo(json.dumps(cost.by_model(estimates), indent=1) if as_json else text)
 
 
-def _say_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
-    """What a summary holds: all of it as JSON, or its table, unless quiet."""
+def _print_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
+    """Print a summary as JSON, or its main table unless quiet."""
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
         print_table(content)
 
 
-def _say_beside(content: dict[str, Any], asked: int | None) -> None:
-    """That fewer pictures were taken than --n asked for, and what was foretold beside what was taken."""
+def _print_notes(content: dict[str, Any], asked: int | None) -> None:
+    """Print that --n is larger than the test split, and the estimated cost beside the true one."""
     from robustgen import cost
 
     size = content["data"]["size"]
     if (asked or 0) > size:
-        console.print(f"--n {asked}: the test split has {size} samples, and all were taken")
-    for line in cost.beside(content):
+        console.print(f"--n {asked}: the test split has {size} samples, and all were used")
+    for line in cost.comparison_lines(content):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -174,9 +178,9 @@ def train(
         Path | None, typer.Option("--out", help="The model's folder; default: models/<name>.")
     ] = None,
     data_root: RootOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, from no checkpoint.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, and start again.")] = False,
 ) -> None:
-    """Train a model from its recipe; a training that was cut off goes on from its last checkpoint."""
+    """Train a model from its recipe; an interrupted training continues from its last checkpoint."""
     from robustgen.training.loop import train as run
 
     folder = run(recipe, out=out, root=data_root, fresh=fresh)
@@ -185,10 +189,10 @@ def train(
 
 @app.command(epilog=examples("transfer"))
 def transfer(
-    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=as_path, metavar="PATH")],
     code: CodeOption = None,
 ) -> None:
-    """Ask every model of a report about the pictures that were made to break the others."""
+    """Show every model of a report the adversarial pictures that were made for the others."""
     from robustgen.transfer import transfer as run
 
     run(folder, code=code or ())
@@ -203,7 +207,7 @@ def check(
     data_root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say in plain words what is wrong with a model, and how to mend it."""
+    """Find the usual mistakes in a model, and say how to correct them."""
     from robustgen import data as datasets
     from robustgen import registry
 
@@ -226,20 +230,18 @@ def check(
 @app.command(epilog=examples("verify"))
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="The --out of a report, or one run in it.", parser=place, metavar="PATH")
+        Path, typer.Argument(help="The --out of a report, or one run in it.", parser=as_path, metavar="PATH")
     ],
     add: Annotated[
         Path | None,
-        typer.Option(
-            help="Adversarial pictures from elsewhere (.npz, .safetensors): what they break counts."
-        ),
+        typer.Option(help="Adversarial pictures made elsewhere (.npz, .safetensors), to add to a run."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose pictures these are, where there are several.")
+        str | None, typer.Option(help="The model that they were made for, if the report has several.")
     ] = None,
     code: CodeOption = None,
 ) -> None:
-    """Ask every model again at its stored adversarial pictures, in float32, without attacking."""
+    """Ask every model again about its stored adversarial pictures, in float32, without attacking."""
     from robustgen.verify import verify_report
 
     if add is not None:
@@ -253,7 +255,7 @@ def verify(
 
 
 def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
-    """Add pictures to a run, and write the report anew."""
+    """Add pictures to a run, and write the report again."""
     from robustgen.added import add
     from robustgen.report import render, summary
 
@@ -262,13 +264,13 @@ def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n, earlier = summary.gather([out], out)
     print_table(summary.summarise(out, runs, n, str(earlier[0]["command"]), earlier=earlier))
-    say_where(render.render(out))
+    print_path(render.render(out))
 
 
 @app.command(epilog=examples("compare"))
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="The --out of several reports.", parser=place, metavar="PATH")
+        list[Path], typer.Argument(help="The --out of several reports.", parser=as_path, metavar="PATH")
     ],
     out: OutOption,
     as_json: JsonOption = False,
@@ -278,15 +280,15 @@ def compare(
 
     runs, n, earlier = summary.gather(folders, out)
     content = summary.summarise(out, runs, n, _command(), earlier=earlier)
-    _say_content(content, as_json)
-    say_where(render.render(out))
+    _print_content(content, as_json)
+    print_path(render.render(out))
 
 
 @app.command(epilog=examples("export"))
 def export(
-    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=place, metavar="PATH")],
+    folder: Annotated[Path, typer.Argument(help="A finished report.", parser=as_path, metavar="PATH")],
 ) -> None:
-    """Write a report's robust accuracies as RobustBench's JSON, a file a model and threat."""
+    """Write a report's robust accuracies as RobustBench's JSON, a file for each model and threat."""
     from robustgen.report.robustbench import export as run
 
     for path in run(folder):
@@ -298,7 +300,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="models, protocols, attacks, corruptions or data.")],
     as_json: JsonOption = False,
 ) -> None:
-    """List what there is, with a line on each."""
+    """List what is available, with a one-line summary of each."""
     from robustgen import catalogue
 
     rows = catalogue.entries(what)
@@ -335,13 +337,13 @@ def _finish(failures: dict[str, str]) -> None:
     for model, message in failures.items():
         console.print(f"\n{model} was not finished: {message}", style="red", markup=False, soft_wrap=True)
     if failures:
-        console.print("\nThe same command tries again what is missing.")
+        console.print("\nRun the same command again to try what is missing.")
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one message without a traceback, exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that it lacks, such as ∞, ends nothing
+    """The entry point. A UserError is printed without a traceback and exits with 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # encodings that lack a sign such as ∞
         sys.stdout.reconfigure(errors="replace")
     try:
         app()

@@ -1,8 +1,8 @@
-"""Chunks on the machines of a Ray cluster: the one of RAY_ADDRESS, one that runs here, or a new one.
+"""Computes chunks on a Ray cluster: that of RAY_ADDRESS, one that runs on this machine, or a new one.
 
-An actor is a worker: it loads model and data once, computes chunk after chunk, and stores each itself;
-what travels back is a count. Where a worker dies, with its process or its machine, its chunk is computed
-by another; what it had finished is in the store.
+Each worker is an actor: it loads model and data once, computes one chunk after the other and stores each
+itself; only counts are sent back. If a worker dies, with its process or machine, another computes its chunk;
+what it had finished is in the store.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustgen.chunks import Chunks
-from robustgen.errors import UserError, in_words, missing_package
+from robustgen.errors import UserError, describe_error, missing_package
+from robustgen.job import Failed, ModelJob, Result
 from robustgen.store import Chunk, RunStore
-from robustgen.work import Failed, Result, Work
 
 T = TypeVar("T")
 
-LIVES = 3
-"""So many workers may die over a chunk, one after the other, before it counts as failed."""
+MAX_DEATHS = 3
+"""A chunk counts as failed after so many workers died while computing it."""
 
 
 class RayExecutor:
-    """As many workers as the cluster has room for: each takes as many processors as the run has threads,
-    and the share of a GPU that its model needs."""
+    """Runs as many workers as the cluster has room for.
+
+    Each takes as many processors as the run has threads, and the share of a GPU that its model needs.
+    """
 
     def __init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,7 +48,7 @@ class RayExecutor:
                 "there is no Ray cluster at this address",
                 where="RAY_ADDRESS",
                 expected="the address of a running cluster, or nothing for one on this machine",
-                got=in_words(error),
+                got=describe_error(error),
             ) from None
 
     def has_gpu(self) -> bool:
@@ -56,7 +58,7 @@ class RayExecutor:
         if not self.has_gpu():
             return function(*arguments)
         remote = self.ray.remote(num_gpus=1)(_call)
-        answer = remote.remote(_surroundings(), function, arguments)
+        answer = remote.remote(_lookup_context(), function, arguments)
         try:
             return self.get(answer)
         except self.deaths as error:
@@ -65,8 +67,8 @@ class RayExecutor:
                 remedy="see to that machine's memory, or choose a smaller --batch",
             ) from None  # fmt: skip
 
-    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
-        crew = _Crew(self, work, store)
+    def run(self, job: ModelJob, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        crew = _Crew(self, job, store)
         queue: Iterator[Chunk] = iter(chunks)
         left, deaths = len(chunks), Counter[Chunk | None]()
         try:
@@ -75,7 +77,7 @@ class RayExecutor:
                 worker, chunk, result = crew.next()
                 if result is None:
                     deaths[chunk] += 1
-                    if deaths[chunk] < LIVES:
+                    if deaths[chunk] < MAX_DEATHS:
                         queue = queue if chunk is None else chain([chunk], queue)
                         continue
                     result = _given_up(chunk)
@@ -93,12 +95,12 @@ class RayExecutor:
 
     @property
     def deaths(self) -> tuple[type[Exception], ...]:
-        """What ``get`` raises where the worker died."""
+        """What ``get`` raises if the worker died."""
         errors = self.ray.exceptions
         return errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError
 
     def get(self, answer: Any) -> Any:
-        """What a worker returned; a UserError of the worker's is raised here, as is its death."""
+        """A worker's answer. Raises its UserError, or one of ``deaths`` if it died."""
         try:
             return self.ray.get(answer)
         except self.ray.exceptions.RayTaskError as error:
@@ -106,17 +108,17 @@ class RayExecutor:
 
 
 class _Crew:
-    """The workers of one run, and what each is busy with: a chunk, or None while it loads its model."""
+    """The workers of one run, and the chunk that each is computing, None while it loads its model."""
 
-    def __init__(self, executor: RayExecutor, work: Work, store: RunStore) -> None:
+    def __init__(self, executor: RayExecutor, job: ModelJob, store: RunStore) -> None:
         self.executor = executor
-        self.needs = {"num_cpus": store.spec["kernels"]["threads"], "num_gpus": work.share}
+        self.needs = {"num_cpus": store.spec["kernels"]["threads"], "num_gpus": job.gpu_share}
         self.actor = executor.ray.remote(**self.needs)(_Actor)
-        self.sent = executor.ray.put((_surroundings(), work, store))
+        self.sent = executor.ray.put((_lookup_context(), job, store))
         self.busy: dict[Any, tuple[Any, Chunk | None]] = {}
 
     def hire(self, wanted: int) -> None:
-        """Start workers until there are as many as are wanted, or as the cluster has room for."""
+        """Start workers until there are ``wanted`` many, or the cluster is full."""
         room = self.executor.ray.cluster_resources()
         fit = min(int(room.get(name, 0) / self.needs[key] + 1e-6)
                   for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if self.needs[key])  # fmt: skip
@@ -128,7 +130,7 @@ class _Crew:
         self.busy[worker.compute.remote(chunk)] = worker, chunk
 
     def next(self) -> tuple[Any, Chunk | None, Any]:
-        """Wait for the next of them: which, what it was busy with, and what came of that (None: it died)."""
+        """Wait for a worker to finish: the worker, its chunk, and the result (None if it died)."""
         (answer, *_), _ = self.executor.ray.wait(list(self.busy), num_returns=1)
         worker, chunk = self.busy.pop(answer)
         try:
@@ -147,38 +149,38 @@ class _Crew:
 class _Actor:
     """A worker in a process of its own, on any machine of the cluster."""
 
-    def __init__(self, sent: tuple[dict[str, str], Work, RunStore]) -> None:
+    def __init__(self, sent: tuple[dict[str, str], ModelJob, RunStore]) -> None:
         self.sent = sent
 
     def begin(self) -> bool:
-        surroundings, work, store = self.sent
-        _settle(surroundings)
-        self.function = work.begin(store)
+        context, job, store = self.sent
+        _apply_context(context)
+        self.compute_chunk = job.start_worker(store)
         return True
 
     def compute(self, chunk: Chunk) -> Result:
-        return self.function(chunk)
+        return self.compute_chunk(chunk)
 
 
-def _call(surroundings: dict[str, str], function: Callable[..., T], arguments: tuple[object, ...]) -> T:
-    _settle(surroundings)
+def _call(context: dict[str, str], function: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    _apply_context(context)
     return function(*arguments)
 
 
-def _surroundings() -> dict[str, str]:
-    """By what models and data are looked up."""
+def _lookup_context() -> dict[str, str]:
+    """What decides where models and data are found: the working directory and ROBUSTGEN_DATA."""
     return {"folder": str(Path.cwd()), "data": os.environ.get("ROBUSTGEN_DATA", "")}
 
 
-def _settle(surroundings: dict[str, str]) -> None:
-    if Path(surroundings["folder"]).is_dir():
-        os.chdir(surroundings["folder"])
-    if surroundings["data"]:
-        os.environ["ROBUSTGEN_DATA"] = surroundings["data"]
+def _apply_context(context: dict[str, str]) -> None:
+    if Path(context["folder"]).is_dir():
+        os.chdir(context["folder"])
+    if context["data"]:
+        os.environ["ROBUSTGEN_DATA"] = context["data"]
 
 
 def _given_up(chunk: Chunk | None) -> Failed:
-    why = f"{LIVES} workers died of it, one after the other"
+    why = f"{MAX_DEATHS} workers died of it, one after the other"
     if chunk is None:
         raise UserError(
             "the workers die while they load the model",

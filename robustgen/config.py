@@ -1,4 +1,4 @@
-"""What people write down: protocols and model cards, as types of YAML (recipes: training/recipe.py)."""
+"""Types of the YAML files of protocols and model cards (recipes: training/recipe.py)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from robustgen.types import Norm
 
 
 def _own_file(value: str) -> str:
-    """A file that lies beside the one that names it: never a way out of that folder."""
+    """A file in the same folder as the file that names it, never outside."""
     if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
         raise ValueError("expected the name of a file in the same folder, without a path")
     return value
 
 
 def own_code(arch: str) -> tuple[str, str] | None:
-    """File and name of an architecture ``FILE.py:NAME`` beside its card or recipe; None for one of
-    robustgen's."""
+    """File and name of an architecture ``FILE.py:NAME`` in the card's or recipe's folder; None for an
+    architecture of robustgen."""
     file, colon, name = arch.partition(":")
     return (file, name) if colon else None
 
@@ -43,20 +43,20 @@ Arch = Annotated[str, AfterValidator(_architecture)]
 
 
 class CleanSpec(Strict):
-    """The test pictures as they are, and the calibration split for a fitted temperature."""
+    """The test split as it is, and the calibration split, on which a temperature is fitted."""
 
     kind: Literal["clean"]
 
 
 class AttackSpec(Strict):
-    """An attack by name, at the data's eps for that norm unless ``eps`` lists others."""
+    """An attack by name, at the data's eps for that norm, unless ``eps`` lists others."""
 
     kind: Literal["attack"]
     attack: str
     norm: Norm
     eps: list[Positive] | None = None
     scales: list[Positive] = Field(default=[1.0], min_length=1)
-    """Multiples of the data's eps, for a curve of accuracy against eps; unused where eps is given."""
+    """Multiples of the data's eps, for a curve of accuracy against eps; ignored if eps is given."""
     options: dict[str, int | float | str] = Field(default_factory=dict)
 
 
@@ -71,19 +71,19 @@ class TransferSpec(Strict):
 
 
 class CorruptionsSpec(Strict):
-    """Corruptions by name and severity; those that the picture size refuses are left out with a flag."""
+    """Corruptions by name and severity; those that need larger pictures are left out with a flag."""
 
     kind: Literal["corruptions"]
     types: list[str] = Field(min_length=1)
     severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(min_length=1)
     baseline: str | None = None
-    """A family: errors are also given relative to its model for the data, where a report has it."""
+    """A family: errors are also given relative to its model for the data, if the report has that model."""
 
 
 class OodSpec(Strict):
-    """Foreign pictures: the data's own list of foreign sets, each in the data's size and codec.
+    """Out-of-distribution detection on the data's list of foreign sets, each in the data's size and codec.
 
-    ``scores`` and ``detectors`` are read of foreign and clean pictures beside what the logits say.
+    ``scores`` and ``detectors`` are computed on foreign and clean pictures besides the scores from logits.
     """
 
     kind: Literal["ood"]
@@ -93,11 +93,11 @@ class OodSpec(Strict):
 
 
 class FixedSpec(Strict):
-    """A fixed number of steps from every picture, none ending early: what calibration and scores are
-    after an attack of one size.
+    """A fixed number of steps from every picture, none ending early: calibration and scores under an attack
+    of the same strength everywhere.
 
-    ``objective``: ``label`` lowers the label's probability on the data's pictures; ``energy`` and
-    ``msp`` make the data's pictures look foreign by that score and foreign ones familiar.
+    ``objective``: ``label`` lowers the label's probability on the data's pictures; ``energy`` and ``msp``
+    make the data's pictures look foreign by that score, and foreign ones familiar.
     """
 
     kind: Literal["fixed"]
@@ -109,7 +109,7 @@ class FixedSpec(Strict):
 
 
 class DetectedSpec(Strict):
-    """An attack that knows of a detector: it seeks wrong pictures that the detector accepts.
+    """A detector-aware attack: it seeks misclassified pictures that the detector accepts.
 
     The detector rejects a share ``rejection`` of the calibration pictures by ``score``: log p(x), for
     models that have it, or the confidence, which all have.
@@ -148,14 +148,13 @@ class ExplainedSpec(Strict):
 
 
 class ProbesSpec(Strict):
-    """What the model's gradients are like at each picture: flags are read from it."""
+    """Measures the model's gradients at each picture, for the flags of masked gradients."""
 
     kind: Literal["probes"]
 
 
 class ClimbsSpec(Strict):
-    """What APGD meets on its way up, and whether its seed decides, on one sample of ``every``, by its id:
-    flags are read from it."""
+    """Records APGD's path, and whether its seed decides, for flags; on one sample of ``every``, by its id."""
 
     kind: Literal["climbs"]
     every: Count = 8
@@ -179,10 +178,10 @@ EvaluationSpec = Annotated[
 
 
 def _distinct(levels: list[float]) -> list[float]:
-    names = [f"{level:g}" for level in levels]  # as variants of metrics are named
+    names = [f"{level:g}" for level in levels]  # as in the variants of metrics
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
-        raise ValueError(f"each level once, and {', '.join(double)} stands there again")
+        raise ValueError(f"each level once, and {', '.join(double)} occurs twice or more")
     return levels
 
 
@@ -190,7 +189,7 @@ Levels = Annotated[list[Positive], AfterValidator(_distinct)]
 
 
 class DataSettings(Strict):
-    """What a protocol must know of a data set."""
+    """A protocol's settings for a data set."""
 
     eps: dict[Norm, Positive] = Field(default_factory=dict)
     foreign: list[str] = Field(default_factory=list)
@@ -202,20 +201,20 @@ class DataSettings(Strict):
 
 
 class Protocol(Strict):
-    """By what models are judged: a file of attacks/."""
+    """How models are evaluated: a file of attacks/."""
 
     name: Slug
     version: int = Field(ge=1)
     summary: str
     reference: str = ""
     cost: str = ""
-    """What a run takes, in words: measured, with the hardware."""
+    """The measured cost of a run, as text, with the hardware."""
     n: Count | None = None
     """How many test samples, from the first; None means all."""
     seed: int = 0
     chunk: Count = 64
     data: dict[str, DataSettings]
-    """Settings by data set; ``any`` serves the data sets that have none of their own."""
+    """Settings by data set; ``any`` is for data sets that are not listed."""
     evaluations: list[EvaluationSpec] = Field(min_length=1)
 
     def settings(self, data: str) -> DataSettings:
@@ -236,8 +235,8 @@ Settings = TypeVar("Settings")
 
 
 def of_data(settings: Mapping[str, Settings], data: str) -> Settings | None:
-    """What a protocol's ``data`` says of a data set: by its name, of some classes by the whole set's name
-    (of digits:0-7 by digits), else for any."""
+    """The settings for a data set: by its name, by the name of the whole set (digits for digits:0-7), or
+    ``any``."""
     names = (data, data.partition(":")[0], "any")
     return next((settings[name] for name in names if name in settings), None)
 
@@ -246,14 +245,14 @@ def of_data(settings: Mapping[str, Settings], data: str) -> Settings | None:
 
 
 class Weights(Strict):
-    """A weight file beside its card."""
+    """The weight file in a card's folder."""
 
     file: OwnFile = "weights.safetensors"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Claim(Strict):
-    """A measured figure of a card, in the terms of a report; a test measures it again."""
+    """A measured number of a card, as in a report; ``make zoo`` measures it again."""
 
     protocol: str
     evaluation: str
@@ -264,11 +263,11 @@ class Claim(Strict):
     ci_high: float
     n: int
     published: str = ""
-    """The paper's figure and why ours differs from it."""
+    """The paper's number, and why ours differs from it."""
 
 
 class ModelCard(Strict):
-    """A trained model of the zoo: what it is, what it learned from, and what it claims."""
+    """A trained model of the zoo: what it is, what it was trained on, and what it claims."""
 
     name: Slug
     family: str
@@ -280,16 +279,16 @@ class ModelCard(Strict):
     """Keyword arguments of the architecture."""
     weights: Weights | None = None
     over: Slug | None = None
-    """Zoo name of the trained denoiser that the model stands on, instead of weights and recipe of its own."""
+    """Zoo name of the trained denoiser that the model uses, instead of weights and a recipe of its own."""
     calls: int = Field(default=1, ge=1)
     """Network calls that the logits of one picture cost."""
     recipe: OwnFile = "recipe.yaml"
     provenance: str = ""
-    """Which copy of which data it was trained on."""
+    """Which copy of which data set it was trained on."""
     licence: str = "Apache-2.0"
     reference: str = ""
     claims: list[Claim] = Field(default_factory=list)
     published: list[str] = Field(default_factory=list)
-    """What others published of this family, a line each with its source, and why the claims here differ."""
+    """Published numbers of this family, a line each with its source, and why the claims here differ."""
     tried: list[str] = Field(default_factory=list)
     """What was tried and failed, a line each, so that nobody tries it twice."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said of those that cannot be read or written."""
+"""Atomic writes, and reads and writes whose failures are UserErrors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from robustgen.errors import DamagedError, DiskFullError, UserError
 from robustgen.places import is_remote, move, put
 
 STALE = 24 * 3600.0
-"""Seconds after which a temporary file is taken for one that a crash left behind."""
+"""Age in seconds from which a temporary file counts as left behind by a crash."""
 
 
 @contextmanager
 def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """A temporary path that becomes ``path``, whole and on disk, when the block ends well; where ``new``,
-    only if there is no such file: else FileExistsError."""
+    """Yield a temporary path that becomes ``path``, complete and synced to disk, when the block succeeds.
+
+    With ``new``, raises FileExistsError if ``path`` exists then.
+    """
     if is_remote(path):
         with TemporaryDirectory(prefix="robustgen-") as folder:
             yield Path(folder) / path.name
@@ -57,7 +59,7 @@ def _put(path: Path, content: bytes, new: bool = False) -> None:
         put(path, content, new=new)
     except FileExistsError:
         raise
-    except Exception as error:  # what an object store's library raises is as varied as these are
+    except Exception as error:  # the libraries of object stores raise all kinds
         raise cannot_write(path, _as_os_error(error)) from None
 
 
@@ -66,7 +68,7 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """The error for a file that was not written."""
+    """The error for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(where=path.parent)
     return UserError(
@@ -82,13 +84,13 @@ def write_bytes(path: Path, content: bytes, *, new: bool = False) -> None:
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:
-    """The error for a file that the disk did not give; one that is not there is as good as damaged."""
+    """The error for a file that could not be read: DamagedError if it does not exist."""
     kind = DamagedError if isinstance(error, FileNotFoundError) else UserError
     return kind("cannot read the file", where=path, got=error.strerror or error)
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content; what the disk does not give is a UserError."""
+    """A file's content. Raises UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -100,8 +102,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, on a line of its own even where a crash cut off the last one. An object is
-    written anew: of two that do so at once one line may be lost."""
+    """Append a line to a file, on a line of its own even if a crash cut off the last one.
+
+    In an object store the whole object is written again, so that of two writers one may lose its line.
+    """
     if is_remote(path):
         _put(path, (read_bytes(path) if path.exists() else b"") + line.encode() + b"\n")
         return
@@ -119,7 +123,7 @@ def write_json(path: Path, content: object, *, new: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; what is none is a DamagedError."""
+    """Read JSON. Raises DamagedError if it is not valid."""
     content = read_bytes(path)
     try:
         return json.loads(content.decode())
@@ -130,8 +134,8 @@ def read_json(path: Path) -> Any:
         ) from None  # fmt: skip
 
 
-def listed(folder: Path) -> list[str]:
-    """The names in a folder; none where it is not there."""
+def list_names(folder: Path) -> list[str]:
+    """The names in a folder; none if it does not exist."""
     try:
         return [path.name for path in folder.iterdir()] if is_remote(folder) else os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -139,8 +143,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a damaged file out of the way, under a hidden name: who reads the folder whole, as pyarrow and
-    pandas do, passes over it."""
+    """Rename a damaged file to a hidden name, which pyarrow and pandas skip when they read a folder."""
     aside = path.with_name(f".{path.name}.damaged")
     try:
         move(path, aside) if is_remote(path) else path.replace(aside)
@@ -152,7 +155,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove temporary files that a crash left behind, but none that another process may be writing."""
+    """Remove temporary files that a crash left behind, but none that another process may still be writing."""
     if is_remote(folder):
         return  # an object has no temporary name
     for path in folder.rglob(".*.tmp"):

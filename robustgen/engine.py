@@ -1,6 +1,7 @@
-"""The way of the data: a protocol's evaluations become chunks, and chunks become rows in a store.
+"""Runs models through a protocol: its evaluations become chunks, and chunks become rows in a store.
 
-Work (work.py) is all that an executor needs to compute a chunk somewhere else, and to store it from there.
+The engine plans, and decides what is still to be computed. An executor (executors.py) sends a ``ModelJob``
+(job.py) to where chunks are computed; there a ``Worker`` (worker.py) computes each, and the job stores it.
 """
 
 from __future__ import annotations
@@ -12,72 +13,76 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar, Unpack
 
 import torch
 
-from robustgen.chunks import Shard, left
+from robustgen.chunks import Shard, unfinished
 from robustgen.classifiers import load_model
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
-from robustgen.cost import CostEstimate, measure
+from robustgen.cost import CostEstimate, estimate_cost
 from robustgen.data import Dataset
 from robustgen.environment import threads_for
 from robustgen.errors import DiskFullError, UserError
 from robustgen.evaluation import Plan, load_data
 from robustgen.executors import Executor, LocalExecutor
+from robustgen.job import Failed, ModelJob, Stored
 from robustgen.limits import time_limit
-from robustgen.pilot import check_precision
+from robustgen.pilot import Profile, check_precision
 from robustgen.plan import plan
 from robustgen.registry import ModelRef
 from robustgen.runspec import run_environment, run_spec
 from robustgen.store import Chunk, RunStore
 from robustgen.types import ADDED
-from robustgen.work import Done, Failed, Trial, Work
 
-BATCH = 64
+MAX_BATCH = 64
+"""The batch size by default, unless a chunk is smaller."""
 
 
 class Step(NamedTuple):
-    """How far a model's run is: ``done`` of ``total`` chunks, the last of them ``chunk`` (None before the
-    first), and how many of the ``seen`` samples of its evaluation are ``right``, as far as they were
-    computed now; foreign pictures are neither. ``failed``: how many of the chunks that are done have
-    no rows."""
+    """Progress of a model's run: ``done`` of ``total`` chunks, of which ``failed`` have no rows.
+
+    ``chunk`` is the last of them, None before the first. Of the samples of its evaluation that were
+    computed now and have a label, ``labelled`` in number, the model gets ``correct`` right.
+    """
 
     model: str
     chunk: Chunk | None
     done: int
     total: int
-    seen: int = 0
-    right: int = 0
+    labelled: int = 0
+    correct: int = 0
     failed: int = 0
 
 
-Progress: TypeAlias = Callable[[Step], None]
+OnStep: TypeAlias = Callable[[Step], None]
 T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """The runs that have rows, and what went wrong with which model."""
+    """The runs that have rows, and what failed: model name to message."""
 
     runs: list[RunStore]
     failures: dict[str, str]
 
 
 class Options(TypedDict, total=False):
-    """How a protocol is run, beside what it says itself."""
+    """How to run a protocol; all are optional."""
 
     n: int | None
-    """The first n samples, of the calibration split and foreign sets too, all where there are fewer."""
+    """The first n samples of every split and foreign set, all if it has fewer; default: the protocol's n."""
     root: Path | None
-    """Where data sets lie."""
+    """The folder of the data sets."""
     batch: int | None
-    """How many pictures a call of the model takes; by default the protocol's chunk, at most 64."""
+    """Pictures a call of the model; by default the protocol's chunk size, at most 64."""
     device: str
+    """cpu, cuda, or auto, the default: a GPU if there is one."""
     precision: str
-    """Of attacks' gradients: float32, bf16 or auto."""
+    """Of attacks' gradients: float32, bf16, or auto, the default: bf16 if it is clearly faster."""
     limit: float | None
     """Seconds that a chunk may take."""
     executor: Executor | None
+    """Where chunks are computed; by default in this process."""
     shard: Shard | None
-    """The part of the chunks to compute; all by default."""
-    progress: Progress
+    """The part of the chunks to compute; by default all."""
+    progress: OnStep
     """Called as chunks finish."""
 
 
@@ -87,52 +92,53 @@ def evaluate(
     """Run every model through a protocol on a data set; finished chunks are not computed again.
 
     ``source`` is a data set's name, ``NAME:CLASSES``, ``imagefolder:PATH``, an .npz or a .parquet. A model
-    that fails is noted and the others go on. Raises UserError if none could be run.
+    that fails is reported in the outcome, and the others go on. Raises UserError if none could be run.
     """
-    job = _Job.plan(protocol, source, out, **options)
-    found, failures = _each(models, job.run)
-    failures |= {store.model: failed for store, failed in found if failed}
-    return Outcome([store for store, _ in found], failures)
+    session = _Session.prepare(protocol, source, out, **options)
+    runs, failures = _for_each(models, session.run)
+    failures |= {store.model: failure for store, failure in runs if failure}
+    return Outcome([store for store, _ in runs], failures)
 
 
 def estimate(
     models: Iterable[ModelRef], protocol: Protocol, source: str, out: Path, **options: Unpack[Options]
 ) -> tuple[list[CostEstimate], dict[str, str]]:
-    """What ``evaluate`` with the same arguments will take, from a few pictures, and what went wrong with
-    which model; nothing is stored. Raises UserError if none could be estimated."""
-    job = _Job.plan(protocol, source, out, **options)
-    return _each(models, job.estimate)
+    """Estimate from a few pictures what ``evaluate`` with the same arguments will take; nothing is stored.
+
+    Returns the estimates and what failed: model name to message. Raises UserError if all failed.
+    """
+    session = _Session.prepare(protocol, source, out, **options)
+    return _for_each(models, session.estimate)
 
 
-def _each(models: Iterable[ModelRef], of_one: Callable[[ModelRef], T]) -> tuple[list[T], dict[str, str]]:
-    """What comes of each model, and what went wrong with which; raises the first error if none could be."""
-    found: list[T] = []
+def _for_each(
+    models: Iterable[ModelRef], function: Callable[[ModelRef], T]
+) -> tuple[list[T], dict[str, str]]:
+    """The function's results, and the errors by model; if all models fail, raises the first error."""
+    results: list[T] = []
     errors: dict[str, UserError] = {}
     for reference in models:
         try:
-            found.append(of_one(reference))
+            results.append(function(reference))
         except DiskFullError:
             raise
-        except Exception as error:  # whatever loading a model raises, too, or a disk that does not answer
-            known = error if isinstance(error, UserError) else _unknown(reference, error)
-            errors[reference.name] = known
-    if errors and not found:
+        except UserError as error:
+            errors[reference.name] = error
+        except Exception as error:  # whatever loading a model raises, or a disk that does not answer
+            got = f"{type(error).__name__}: {error}"
+            errors[reference.name] = UserError("the model could not be run", where=reference.name, got=got)
+    if errors and not results:
         raise next(iter(errors.values()))
-    return found, {name: str(error) for name, error in errors.items()}
-
-
-def _unknown(reference: ModelRef, error: Exception) -> UserError:
-    got = f"{type(error).__name__}: {error}"
-    return UserError("the model could not be run", where=reference.name, got=got)
+    return results, {name: str(error) for name, error in errors.items()}
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is asked of every model."""
+class _Session:
+    """One call of ``evaluate`` or ``estimate``: data, plan and options, the same for every model."""
 
     protocol: Protocol
     dataset: Dataset
-    planned: Plan
+    plan: Plan
     out: Path
     n: int | None
     root: Path | None
@@ -142,14 +148,14 @@ class _Job:
     limit: float | None
     executor: Executor
     shard: Shard | None
-    progress: Progress
+    progress: OnStep
 
     @classmethod
-    def plan(
+    def prepare(
         cls, protocol: Protocol, source: str, out: Path, *, n: int | None = None, root: Path | None = None,
         batch: int | None = None, device: str = "auto", precision: str = "auto", limit: float | None = None,
-        executor: Executor | None = None, shard: Shard | None = None, progress: Progress = lambda _: None,
-    ) -> _Job:  # fmt: skip
+        executor: Executor | None = None, shard: Shard | None = None, progress: OnStep = lambda _: None,
+    ) -> _Session:  # fmt: skip
         executor = executor or LocalExecutor()
         check_precision(precision)
         try:
@@ -165,77 +171,84 @@ class _Job:
             precision, limit, executor, shard, progress,
         )  # fmt: skip
 
-    def work(self, reference: ModelRef) -> tuple[Classifier, Work]:
-        """The model, and what a worker is made of."""
+    def estimate(self, reference: ModelRef) -> CostEstimate:
+        """What one model's run will take, measured where its chunks would be computed."""
+        _, job = self._job(reference)
+        return self.executor.call(estimate_cost, job, self._profile(job, None), self.n)
+
+    def run(self, reference: ModelRef) -> tuple[RunStore, str]:
+        """One model's run, and what failed in it ("" if nothing). Raises UserError if it cannot begin."""
+        model, job = self._job(reference)
+        store, profile, resumed = self._open_store(reference, model, job)
+        if self.shard is None:  # damage is looked for by the run that joins the shards
+            store.set_aside_damaged()
+        if resumed:
+            self.executor.call(job.check_answers, store)
+        failure = self._compute(store, replace(job, gpu_share=profile.gpu_share))
+        # read the finished chunks once more before numbers are made of them
+        lost = store.set_aside_damaged(pictures=False) if self.shard is None else []
+        return store, failure or "".join(lost[:1])
+
+    def _job(self, reference: ModelRef) -> tuple[Classifier, ModelJob]:
         dataset = self.dataset
         with time_limit(self.limit):
             model = load_model(reference, class_names=dataset.class_names, input_shape=dataset.shape)
-        parts = reference, self.protocol, dataset.source, self.root, self.device
-        return model, Work(*parts, limit=self.limit, loaded=(model, self.planned))
+        fields = reference, self.protocol, dataset.source, self.root, self.device
+        return model, ModelJob(*fields, limit=self.limit, loaded=(model, self.plan))
 
-    def estimate(self, reference: ModelRef) -> CostEstimate:
-        """What one model's run will take, measured where its chunks would be computed."""
-        _, work = self.work(reference)
-        return self.executor.call(measure, work, self._trial(work, None), self.n)
-
-    def run(self, reference: ModelRef) -> tuple[RunStore, str]:
-        """One model's run, and what failed in it (nothing: ""). Raises UserError where it cannot begin."""
-        model, work = self.work(reference)
+    def _open_store(
+        self, reference: ModelRef, model: Classifier, job: ModelJob
+    ) -> tuple[RunStore, Profile, bool]:
+        """The run's store, the model's profile, and whether the run existed before."""
         path = self.out / "runs" / reference.name
-        found = RunStore.begun(path)
-        begun = found.spec if found else None
-        trial = self._trial(work, begun)
-        spec = run_spec(reference, model, self.protocol, self.dataset, self.planned, trial)
-        # pictures from elsewhere (added.py) belong to the run, whatever the protocol asks for
-        spec["evaluations"] += [e for e in (begun or {}).get("evaluations", []) if ADDED in e]
-        try:
-            store = RunStore.open(path, spec, run_environment(reference, self.root))
-        except UserError:
-            if begun is None and RunStore.begun(path):
-                return self.run(reference)  # another process began it meanwhile, and its kernels are kept
-            raise
-        if self.shard is None:  # else the run that joins the shards reads what is finished
-            store.mend()
-        if found is not None:
-            self.executor.call(work.recognise, store)
-        failed = self._compute(store, replace(work, share=trial.share))
-        # what was finished is read once more, before numbers are made of it
-        lost = store.mend(pictures=False) if self.shard is None else []
-        return store, failed or "".join(lost[:1])
+        while True:
+            existing = RunStore.find(path)
+            earlier = existing.spec if existing else None
+            profile = self._profile(job, earlier)
+            spec = run_spec(reference, model, self.protocol, self.dataset, self.plan, profile)
+            # pictures that were added (added.py) stay in the run, whatever the protocol asks for
+            spec["evaluations"] += [e for e in (earlier or {}).get("evaluations", []) if ADDED in e]
+            try:
+                store = RunStore.open(path, spec, run_environment(reference, self.root))
+            except UserError:
+                if existing or not RunStore.find(path):
+                    raise
+                continue  # another process has just begun this run: profile again, and keep its kernels
+            return store, profile, existing is not None
 
-    def _compute(self, store: RunStore, work: Work) -> str:
-        """Have every chunk computed that is not finished; returns the last failure, if any."""
-        evaluations = self.planned.evaluations
-        finished = {e.name: store.finished(e.name) for e in evaluations}
-        todo = left(evaluations, finished, self.protocol.chunk, self.n, self.shard)
-        failed, failures = "", 0
-        tally: dict[str, Done] = {}
-        self.progress(Step(store.model, None, 0, len(todo)))
-        for count, (chunk, result) in enumerate(self.executor.run(work, store, todo), start=1):
-            before = tally.get(chunk.evaluation, Done(0, 0))
-            if isinstance(result, Failed):
-                store.note(result.message, chunk)
-                failures += 1
-                failed = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {result.message}"
-            else:
-                before = Done(before.labelled + result.labelled, before.right + result.right)
-            tally[chunk.evaluation] = before
-            self.progress(Step(store.model, chunk, count, len(todo), *before, failures))
-        return failed
-
-    def _trial(self, work: Work, begun: dict[str, Any] | None) -> Trial:
-        """How the model is called; what a run began with is kept, since kernels are never switched midway."""
-        kept = begun["kernels"] if begun else {}
-        batch = self.batch or kept.get("batch") or min(BATCH, self.protocol.chunk)
+    def _profile(self, job: ModelJob, earlier: dict[str, Any] | None) -> Profile:
+        """How to call the model: as ``earlier`` says, the specification of the run, if there is one."""
+        kept = earlier["kernels"] if earlier else {}
+        batch = self.batch or kept.get("batch") or min(MAX_BATCH, self.protocol.chunk)
         threads = kept.get("threads") or threads_for(self.dataset.shape)
-        return self.executor.call(work.trial, begun, batch, threads, self.precision)
+        return self.executor.call(job.profile, earlier, batch, threads, self.precision)
+
+    def _compute(self, store: RunStore, job: ModelJob) -> str:
+        """Compute every chunk that is not finished; returns the message of the last failure, "" if none."""
+        evaluations = self.plan.evaluations
+        finished = {e.name: store.finished(e.name) for e in evaluations}
+        chunks = unfinished(evaluations, finished, self.protocol.chunk, self.n, self.shard)
+        failure, failed = "", 0
+        tallies: dict[str, Stored] = {}
+        self.progress(Step(store.model, None, 0, len(chunks)))
+        for done, (chunk, result) in enumerate(self.executor.run(job, store, chunks), start=1):
+            tally = tallies.get(chunk.evaluation, Stored(0, 0))
+            if isinstance(result, Failed):
+                store.log_error(result.message, chunk)
+                failed += 1
+                failure = f"{chunk.evaluation}, samples {chunk.start} to {chunk.stop}: {result.message}"
+            else:
+                tally = Stored(tally.labelled + result.labelled, tally.correct + result.correct)
+            tallies[chunk.evaluation] = tally
+            self.progress(Step(store.model, chunk, done, len(chunks), *tally, failed))
+        return failure
 
 
 def _device(name: str, executor: Executor) -> torch.device:
-    there = executor.has_gpu()
+    has_gpu = executor.has_gpu()
     if name == "auto":
-        name = "cuda" if there else "cpu"
-    if name not in ("cpu", "cuda") or (name == "cuda" and not there):
+        name = "cuda" if has_gpu else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not has_gpu):
         raise UserError(
             "no such device", where="--device", expected="auto, cpu, or cuda where there is one", got=name
         )

@@ -1,4 +1,4 @@
-"""With what a run was computed: versions, processor, cores, and the code that makes its rows."""
+"""What a run is computed with: package versions, processor, cores, and the code that makes rows."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 ROW_MAKERS = (
     "attacks/**/*.py", "classifiers/**/*.py", "corruptions/**/*.py", "data/**/*.py", "gradients/**/*.py",
     "plan/**/*.py", "audit.py", "detectors.py", "draws.py", "evaluation.py", "metrics/verdicts.py",
-    "perturb.py", "rowtable.py", "scores.py", "threat.py", "work.py", "worker.py",
+    "perturb.py", "rowtable.py", "scores.py", "threat.py", "verdict.py", "job.py", "worker.py",
 )  # fmt: skip
-"""The modules of robustgen that decide what stands in a row, as patterns of files."""
+"""The modules of robustgen that decide what is in a row, as glob patterns."""
 
 
 @functools.cache
 def row_code() -> str:
-    """sha256 of the code that makes rows: those of an attack as it was are not those of the attack edited."""
+    """sha256 of the code that makes rows; after an edit of it, new rows cannot be mixed with old ones."""
     root = Path(__file__).parent
     files = sorted(file for pattern in ROW_MAKERS for file in root.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def environment() -> dict[str, str]:
-    """What a run was computed with: versions, processor, cores. The versions of packages that its rows depend
-    on are a part of its identity (runspec.py)."""
+    """Package versions, Python, processor and cores, as run.json has them.
+
+    The versions that rows depend on are part of the run's identity too (runspec.py).
+    """
     names = [
         "robustgen", "torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pillow", "pyautoattack",
         "torchattacks", "foolbox", "imagecorruptions", "scikit-image", "opencv-python",
@@ -49,8 +51,8 @@ def environment() -> dict[str, str]:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; a processor that emulates it takes about 100 times
-    as long as in float32 (a U-Net's training step, AVX2)."""
+    """Whether the device has bfloat16 arithmetic; a processor that emulates it takes about 100 times as long
+    as in float32 (a U-Net's training step, AVX2)."""
     import torch
 
     if device.type == "cuda":
@@ -59,7 +61,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def make_exact(device: torch.device) -> None:
-    """On a GPU float32 means float32, and the same bits twice."""
+    """On a GPU, turn off TF32 and kernels that are not deterministic."""
     import torch
 
     if device.type == "cuda":
@@ -78,7 +80,7 @@ def threads_for(shape: tuple[int, int, int]) -> int:
 
 
 def version_of(package: str) -> str:
-    """The version of a package; "" where it is not installed."""
+    """The version of a package; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

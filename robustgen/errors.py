@@ -1,11 +1,10 @@
-"""Errors that are written for people: what, where, expected, got, remedy."""
+"""Errors written for users: what is wrong, where, what was expected, what was found, and the remedy."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# What 'robustgen list' can show, by the word that messages use for one of them.
 LISTED = {
     "model": "models",
     "protocol": "protocols",
@@ -13,13 +12,18 @@ LISTED = {
     "corruption": "corruptions",
     "data set": "data",
 }
+"""What 'robustgen list' can show, by the word that messages use for one of them."""
 
 
 class UserError(Exception):
-    """A mistake that its reader can mend; the command line prints it without a traceback, exit code 2.
+    """A mistake that the user can correct; the command line prints it without a traceback and exits with 2.
 
-    Parameters say what is wrong, where (a file, a key, an option), what was expected, what was
-    found instead, and what to do about it. Parts that add nothing are left out.
+    Args:
+        what: what is wrong.
+        where: the file, key or option.
+        expected: what would have been right.
+        got: what was found instead.
+        remedy: what to do about it.
     """
 
     def __init__(
@@ -39,12 +43,12 @@ class UserError(Exception):
         lines = [f"  {key + ':':<10}{value}" for key, value in self.details.items() if value is not None]
         return "\n".join([self.what, *lines])
 
-    def complete(self, **details: object) -> None:
-        """Fill in what the place that raised it could not know; what it did say stays."""
+    def fill_in(self, **details: object) -> None:
+        """Set the details that are still None, such as those that only a caller knows."""
         self.details |= {key: value for key, value in details.items() if self.details[key] is None}
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The default would call __init__ without the keyword arguments when a worker sends it home.
+        # A worker process pickles it; the default would drop the keyword arguments.
         return _rebuild, (type(self), self.what, self.details)
 
 
@@ -52,17 +56,17 @@ def _rebuild(cls: type[UserError], what: str, details: dict[str, object]) -> Use
     return cls(what, **details)  # type: ignore[arg-type]
 
 
-def in_words(error: BaseException, most: int = 200) -> str:
-    """Type and first line of an exception, at most so many characters; the type where it says nothing."""
+def describe_error(error: BaseException, most: int = 200) -> str:
+    """``Type: message``: its first line, at most ``most`` characters; the type alone without a message."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:most]
 
 
 class UnsupportedError(UserError):
-    """A model, a data set or an evaluation was asked for something that it does not have."""
+    """A model, data set or evaluation does not support what was asked of it."""
 
 
 class DiskFullError(UserError):
-    """There is no room to write: nothing more can be computed, and nothing that is finished is lost."""
+    """The disk is full: nothing more can be computed, but what is finished is kept."""
 
     def __init__(self, what: str = "the disk is full", **details: object) -> None:
         remedy = "free some room and run the same command again: what is finished is kept"
@@ -70,19 +74,19 @@ class DiskFullError(UserError):
 
 
 class DamagedError(UserError):
-    """A stored file is not what was written: nothing in it is believed."""
+    """A stored file is not as it was written, so nothing in it is used."""
 
 
 class UnknownNameError(UserError):
-    """A name that nothing bears: a slip of the pen, never a thing that happens to be absent."""
+    """An unknown name: most likely a typing mistake, not something that happens to be missing."""
 
 
 def unknown_name(
     kind: str, name: str, known: Iterable[str], *, where: object = None, also: str = ""
 ) -> UnknownNameError:
-    """The error for a name that is not known, with the nearest ones as suggestions.
+    """The error for an unknown name, with the most similar known ones as suggestions.
 
-    ``also`` names what else would have been understood, such as a path.
+    ``also``: what else would have been accepted, such as a path.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

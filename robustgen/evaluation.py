@@ -1,4 +1,4 @@
-"""What a plan is made of: evaluations, and the data that they share."""
+"""Evaluations, of which a plan consists, and data sets cached per process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from robustgen.types import Kind, Split
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One thing to measure: which data, what is done to it, and what is read beside the rows.
+    """One thing to measure: data x perturbation x readout.
 
-    ``detail`` says in words, for run.json, what perturbation and readouts are; the readouts are built
-    when the first chunk needs them, since they may need the training split. ``scores`` are read into
-    the rows; ``foreign`` loads the pictures where they are not a split of the data.
+    ``detail`` describes perturbation and readouts in run.json. ``readouts`` are built when the first chunk
+    needs them, since they may load the training split. ``scores`` are stored in the rows. ``foreign`` loads
+    the pictures if they are not a split of the data.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Evaluation:
     foreign: Callable[[], Dataset] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The evaluation as it stands in run.json."""
+        """The evaluation as run.json has it."""
         return {"name": self.name, "kind": self.kind, "data": self.data, "size": self.size, **self.detail}
 
 
 class Plan(NamedTuple):
-    """The evaluations of a protocol on a data set, and those that were refused, with the reason."""
+    """The evaluations of a protocol on a data set, and those that were refused, each with the reason."""
 
     evaluations: list[Evaluation]
     refused: list[dict[str, str]]
@@ -49,11 +49,11 @@ class Plan(NamedTuple):
 
 @cache
 def load_data(source: str, split: Split, root: Path | None) -> Dataset:
-    """``data.load``, once a process: a run needs the same few splits again and again."""
+    """``data.load``, cached: a run needs the same few splits again and again."""
     return data.load(source, split, root=root)
 
 
 @cache
 def load_foreign(source: str, familiar: str, root: Path | None) -> data.Foreign:
-    """``data.load_foreign`` for the test split of ``familiar``, once a process."""
+    """``data.load_foreign`` for the test split of ``familiar``, cached."""
     return data.load_foreign(source, load_data(familiar, "test", root), root)

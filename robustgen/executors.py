@@ -9,15 +9,15 @@ import torch
 
 from robustgen.chunks import Chunks
 from robustgen.errors import unknown_name
+from robustgen.job import ModelJob, Result
 from robustgen.store import Chunk, RunStore
-from robustgen.work import Result, Work
 
 T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Has chunks computed and stored, in any order; one that raises yields what was raised, and the
-    rest go on."""
+    """Has chunks computed and stored, in any order; a chunk that raises yields ``Failed``, and the rest go
+    on."""
 
     def has_gpu(self) -> bool:
         """Whether there is a GPU where chunks are computed."""
@@ -27,8 +27,8 @@ class Executor(Protocol):
         """Call a function where chunks are computed."""
         ...
 
-    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
-        """Yield each chunk as it is finished. Raises UserError where nothing can be computed or stored."""
+    def run(self, job: ModelJob, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        """Yield each chunk as it finishes. Raises UserError if nothing can be computed or stored."""
         ...
 
 
@@ -41,10 +41,12 @@ class LocalExecutor:
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         return function(*arguments)
 
-    def run(self, work: Work, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
-        compute = work.begin(store) if len(chunks) else None
+    def run(self, job: ModelJob, store: RunStore, chunks: Chunks) -> Iterator[tuple[Chunk, Result]]:
+        if not len(chunks):
+            return
+        compute = job.start_worker(store)
         for chunk in chunks:
-            yield chunk, compute(chunk)  # type: ignore[misc]
+            yield chunk, compute(chunk)
 
 
 def _ray() -> Executor:
@@ -57,7 +59,7 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor, "ray": _
 
 
 def by_name(name: str) -> Executor:
-    """The executor of that name."""
+    """The executor of that name. Raises UserError for an unknown name."""
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
     return EXECUTORS[name]()

@@ -1,4 +1,4 @@
-"""What a chunk may not go beyond: the machine's memory, and a time limit where one is set."""
+"""Limits of a chunk: running out of memory, and the time limit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from robustgen.errors import UserError
 
 GRACE = 10.0
-"""Seconds beyond twice a time limit, after which native code is given up."""
+"""Seconds beyond twice the time limit, after which a process that hangs in native code is ended."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch says it of the processor's in a RuntimeError."""
+    """Whether an error means that memory ran out; for main memory torch raises a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -26,12 +26,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """A block that is still running after ``seconds`` (None: no limit) is left by a UserError.
+    """Raise UserError inside the block if it is still running after ``seconds`` (None: no limit).
 
-    The alarm is heard wherever Python code runs or waits, in the main thread, and rings again each
-    second in case that someone's code catches what it raises. Where native code never comes back, or
-    the block runs in another thread, the process ends after twice the time and 10 s, with a traceback
-    and exit code 1: what is finished is on disk, and the same command goes on from there.
+    An alarm does this while the main thread runs Python code or waits; it repeats every second, in case the
+    user's code catches the error. If native code never returns, or the block runs in another thread, the
+    process ends after twice the time and 10 s, with a traceback and exit code 1: what is finished is on disk,
+    and the same command continues from there.
     """
     if seconds is None:
         yield
@@ -44,14 +44,14 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         )  # fmt: skip
 
     faulthandler.dump_traceback_later(2 * seconds + GRACE, exit=True, file=2)  # stderr
-    heard = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if heard:
+    has_alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if has_alarm:
         handler = signal.signal(signal.SIGALRM, ring)
         timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
-        if heard:
+        if has_alarm:
             signal.setitimer(signal.ITIMER_REAL, *timer)
             signal.signal(signal.SIGALRM, handler)
         faulthandler.cancel_dump_traceback_later()

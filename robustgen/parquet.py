@@ -1,4 +1,4 @@
-"""Tables as Parquet files that say themselves whether they are what was written."""
+"""Tables as Parquet files with checksums, by which damage is found when they are read."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustgen.disk import cannot_read, read_bytes, write_bytes
-from robustgen.errors import DamagedError, in_words
-from robustgen.rowtable import wrong_metadata, wrong_rows
+from robustgen.errors import DamagedError, describe_error
+from robustgen.rowtable import metadata_problem, rows_problem
 
 BROKEN = (pa.ArrowException, OSError, ValueError, TypeError)
-"""What pyarrow raises at a broken file."""
-SAID = (b"sha256", b"seconds", b"run", b"batch")
-"""What the metadata of a rows file says, beside the hash of it all, ``content``."""
+"""What pyarrow raises for a damaged file."""
+HASHED_METADATA = (b"sha256", b"seconds", b"run", b"batch")
+"""The metadata of a rows file that its ``content`` hash covers, together with the rows."""
 
 
 def read_parquet(file: Path) -> pa.Table:
-    """Read one file with its page checksums verified; a damaged one is a DamagedError."""
-    # In this thread alone: a thread of Arrow's that lets go of these bytes while Python ends aborts it.
+    """Read a file and verify its page checksums. Raises DamagedError if it is damaged."""
+    # Single-threaded: an Arrow thread that frees these bytes while Python exits aborts the process.
     content = pa.BufferReader(read_bytes(file))
     try:
         return pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
     except BROKEN as error:
-        raise damaged(file, in_words(error)) from None
+        raise damaged(file, describe_error(error)) from None
 
 
 def read_rows(file: Path) -> pa.Table:
-    """Read the rows of a chunk; they and their metadata are what was written, or this is a DamagedError."""
+    """Read the rows of a chunk. Raises DamagedError unless rows and metadata are as they were written."""
     table = read_parquet(file)
     metadata = _complete(file, table.schema.metadata)
     stated = metadata.get(b"content")
-    said = {key: value for key, value in metadata.items() if key in SAID}
-    if stated is not None and stated.decode(errors="replace") != content_hash(table, said):
+    hashed = {key: value for key, value in metadata.items() if key in HASHED_METADATA}
+    if stated is not None and stated.decode(errors="replace") != content_hash(table, hashed):
         raise damaged(file, "its content is not what was written")
     start, stop = map(int, file.stem.split("-"))
-    if reason := wrong_rows(table, start, stop):
+    if reason := rows_problem(table, start, stop):
         raise damaged(file, reason)
     return table
 
 
 def content_hash(rows: pa.Table, metadata: Mapping[bytes, bytes]) -> str:
-    """A hash of all that rows and their metadata say: page checksums leave out a file's head and foot."""
+    """A hash of rows and metadata; page checksums do not cover a file's header and footer."""
     digest = hashlib.sha256()
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         digest.update(f"{name} {len(column)} ".encode())
@@ -58,25 +58,25 @@ def content_hash(rows: pa.Table, metadata: Mapping[bytes, bytes]) -> str:
 
 
 def read_metadata(file: Path) -> dict[bytes, bytes]:
-    """What a rows file says of its chunk."""
+    """The metadata of a rows file."""
     try:
-        with file.open("rb") as stream:  # of an object only the foot is fetched
+        with file.open("rb") as stream:  # of a remote object only the footer is fetched
             metadata = pq.read_metadata(stream).metadata
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's word, not the file's
+        if isinstance(error, OSError) and error.errno:  # the disk failed, not the file
             raise cannot_read(file, error) from None
-        raise damaged(file, in_words(error)) from None
+        raise damaged(file, describe_error(error)) from None
     return _complete(file, metadata)
 
 
 def _complete(file: Path, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-    if reason := wrong_metadata(metadata):
+    if reason := metadata_problem(metadata):
         raise damaged(file, reason)
     return metadata or {}
 
 
 def damaged(file: Path, why: str) -> DamagedError:
-    """The error for a file of a chunk that is not what was written."""
+    """The error for a damaged file of a chunk."""
     return DamagedError(
         "a stored chunk is damaged",
         where=file,
@@ -87,10 +87,10 @@ def damaged(file: Path, why: str) -> DamagedError:
 
 
 def write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> str:
-    """Write a table and return the sha256 of what was meant to be written, whatever the disk has now."""
+    """Write a table; returns the sha256 of its bytes as they were before the disk could damage them."""
     buffer = pa.BufferOutputStream()
-    # Files are small and their floats nearly all distinct: a dictionary only adds to them, while floats
-    # whose bytes lie together by significance compress (a quarter smaller, with both, on a quick report).
+    # Nearly all floats are distinct, so that a dictionary only adds to a file, while splitting them by byte
+    # makes them compressible: together a quarter smaller on a quick report.
     pq.write_table(
         table.replace_schema_metadata(metadata),
         buffer,
@@ -105,7 +105,7 @@ def write_parquet(file: Path, table: pa.Table, metadata: dict[bytes, bytes] | No
 
 
 def _float_columns(schema: pa.Schema) -> list[str]:
-    """The file's paths to the columns that hold floats, in lists and maps too."""
+    """The Parquet paths of the columns that hold floats, also inside lists and maps."""
     paths = []
     for field in schema:
         path, kind = field.name, field.type
@@ -118,5 +118,5 @@ def _float_columns(schema: pa.Schema) -> list[str]:
 
 
 def sha256(content: bytes) -> str:
-    """In hexadecimal digits."""
+    """The sha256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
-"""Where results lie: a folder of this machine, or a URL of an object store such as s3://bucket/folder.
+"""Where results are stored: a local folder, or a URL of an object store such as s3://bucket/folder.
 
-A URL is walked like a path (universal_pathlib over fsspec). What differs is writing: a local file gets its
-name when it is whole, an object appears with its one PUT.
+A URL is used like a path (universal_pathlib over fsspec). Only writing differs: a local file is renamed when
+it is complete, an object appears with a single PUT.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from robustgen.errors import UserError, missing_package
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
+    """The user's cache folder for robustgen: files that can be downloaded or computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustgen"
 
 
-def place(text: str | Path) -> Path:
-    """The path that a person means by ``--out``: a URL walks like a Path, and is none of this machine's."""
+def as_path(text: str | Path) -> Path:
+    """A path or URL as a Path; a URL becomes an object that behaves like one (see ``is_remote``)."""
     if "://" not in str(text):
         return Path(text)
     try:
@@ -33,7 +33,7 @@ def place(text: str | Path) -> Path:
         raise missing_package("s3fs", "s3", f"the address {text!r}") from None
     except ValueError as error:
         raise UserError(
-            "there is no such kind of place",
+            "unknown kind of address",
             where=text,
             expected="a folder, or s3://BUCKET/FOLDER",
             got=error,
@@ -41,36 +41,36 @@ def place(text: str | Path) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is of an object store."""
+    """Whether a path is in an object store."""
     return not isinstance(path, Path)
 
 
-def relative(path: Path, folder: Path) -> str:
-    """How ``path`` is found from ``folder``; in whole where only one is of an object store."""
+def relative_path(path: Path, folder: Path) -> str:
+    """``path`` relative to ``folder``; absolute if only one of them is in an object store."""
     if not is_remote(path) and not is_remote(folder):
         return Path(os.path.relpath(path, folder)).as_posix()
     if is_remote(path) and is_remote(folder) and path.is_relative_to(folder):
         return path.relative_to(folder).as_posix()
-    return shown(path)
+    return display_path(path)
 
 
-def within(folder: Path, text: str) -> Path:
-    """The path that ``relative`` wrote."""
-    return place(text) if "://" in text or Path(text).is_absolute() else folder / text
+def resolve_path(folder: Path, text: str) -> Path:
+    """The path that ``relative_path`` made relative to ``folder``."""
+    return as_path(text) if "://" in text or Path(text).is_absolute() else folder / text
 
 
 def move(path: Path, target: Path) -> None:
-    """Give an object another name."""
+    """Rename an object."""
     remote = cast(Any, path)
     remote.fs.mv(remote.path, cast(Any, target).path)
 
 
 def put(path: Path, content: bytes, *, new: bool = False) -> None:
-    """Write an object by one PUT; where ``new``, FileExistsError if there is one."""
+    """Write an object with a single PUT; with ``new``, FileExistsError if it exists."""
     remote = cast(Any, path)
     remote.fs.pipe_file(remote.path, content, mode="create" if new else "overwrite")
 
 
-def shown(path: Path) -> str:
-    """A path for people, from wherever they read it."""
+def display_path(path: Path) -> str:
+    """An absolute path, or a URL, to print."""
     return str(path if is_remote(path) else path.resolve())

@@ -1,7 +1,7 @@
-"""YAML as cards, protocols and recipes need it: plain values of JSON's kinds, and nothing that runs.
+"""Safe YAML for cards, protocols and recipes: plain values of JSON's kinds, and nothing that runs.
 
-Tags are refused, so that no file can ask for an object of Python, and so are a key that stands twice (one
-of the two would be lost without a word), dates, and aliases that unfold to more than any such file holds.
+Refused are tags, by which a file could ask for a Python object; a key that occurs twice, of which one would
+be lost silently; dates; and aliases that expand to more than any such file holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from robustgen.errors import UserError
 
-MOST_BYTES = 1_000_000
-MOST_NODES = 20_000
-"""Values and keys after aliases are written out; the largest of our own files has a few hundred."""
-REMEDY = "mend this line; 'robustgen show NAME' prints a file that is right"
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000
+"""Values and keys after expanding aliases; the largest file of this project has a few hundred."""
+REMEDY = "correct this line; 'robustgen show NAME' prints a valid file"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without tags, without dates, and with every key once."""
+    """PyYAML's safe loader, which refuses tags and duplicate keys and reads dates as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name, a table that is only read)
         first: [(tag, shape) for tag, shape in pairs if tag != "tag:yaml.org,2002:timestamp"]
@@ -40,20 +40,20 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands here twice", problem_mark=key.start_mark
+                    problem=f"the key {key.value!r} occurs here twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; a file that cannot be read or parsed is a UserError."""
+    """The content of a YAML file. Raises UserError if it cannot be read or parsed."""
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -63,23 +63,23 @@ def read_yaml(path: Path) -> Any:
             got=error,
             remedy="check the path",
         ) from None
-    if len(content) > MOST_BYTES:
-        raise _wrong(path, f"at most {MOST_BYTES:,} bytes", "more")
+    if len(content) > MAX_BYTES:
+        raise _wrong(path, f"at most {MAX_BYTES:,} bytes", "more")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is not None and (size := _size(node, {})) > MOST_NODES:
-            raise _wrong(path, f"at most {MOST_NODES:,} values, aliases written out", f"{size:,}")
+        if node is not None and (size := _size(node, {})) > MAX_NODES:
+            raise _wrong(path, f"at most {MAX_NODES:,} values, aliases expanded", f"{size:,}")
         return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise _wrong(f"{path}{line}", "plain YAML: keys, lists, numbers and text", problem) from None
-    except ValueError as error:  # a number that is none, such as 0x_
+    except ValueError as error:  # an invalid number, such as 0x_
         raise _wrong(path, "numbers that can be read", error) from None
     except RecursionError:
-        raise _wrong(path, "values a few levels deep", "levels without end") from None
+        raise _wrong(path, "values a few levels deep", "endless nesting") from None
 
 
 def _wrong(where: object, expected: str, got: object) -> UserError:
@@ -87,12 +87,12 @@ def _wrong(where: object, expected: str, got: object) -> UserError:
 
 
 def _size(node: Node, known: dict[int, int | None]) -> int:
-    """How many nodes a node comes to when every alias in it is written out; RecursionError for a circle."""
+    """The number of nodes after expanding all aliases. Raises RecursionError if a node contains itself."""
     if isinstance(node, ScalarNode):
         return 1
     if id(node) in known:
         size = known[id(node)]
-        if size is None:  # it is being counted: it holds itself
+        if size is None:  # it is still being counted, so it contains itself
             raise RecursionError
         return size
     known[id(node)] = None

@@ -1,4 +1,4 @@
-"""Where models and protocols are found, and what a MODEL on the command line may be."""
+"""Finds models and protocols, and resolves a MODEL of the command line to a reference."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 OBJECT = "python"
 MANY_CALLS = 10
-"""Network calls a picture, from which a model runs only where it is named."""
-OUTSIDE = ("robustbench", "timm", "torchvision", "diffusers")
+"""A zoo model of at least so many network calls a picture runs only if it is named."""
+LIBRARIES = ("robustbench", "timm", "torchvision", "diffusers")
 
 
 def roots(folder: Literal["models", "attacks", "reports"]) -> list[Path]:
-    """Folders of that name: the working directory's, the checkout's, the installed package's."""
+    """The folders of that name: in the working directory, the checkout and the installed package."""
     package = Path(__file__).resolve().parent
     places = [Path.cwd() / folder, package / "_data" / folder]
     # A neighbour of an installed package is site-packages, never a checkout.
@@ -34,31 +34,31 @@ def roots(folder: Literal["models", "attacks", "reports"]) -> list[Path]:
 
 
 def model_folders() -> dict[str, Path]:
-    """Zoo name to folder, sorted by name; two folders of one name are an error."""
+    """Zoo name to folder, sorted by name. Raises UserError if two folders have the same name."""
     return _unique("model", [p.parent for root in roots("models") for p in sorted(root.glob("*/card.yaml"))])
 
 
 def protocol_files() -> dict[str, Path]:
-    """Protocol name to YAML file, sorted by name; two files of one name are an error."""
+    """Protocol name to YAML file, sorted by name. Raises UserError if two files have the same name."""
     return _unique("protocol", [p for root in roots("attacks") for p in sorted(root.glob("*.yaml"))])
 
 
 def _unique(kind: str, paths: list[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for path in paths:
         name = path.stem if path.suffix == ".yaml" else path.name
-        if name in found:
+        if name in by_name:
             raise UserError(
                 f"two {kind}s are named {name!r}",
-                where=f"{found[name]} and {path}",
+                where=f"{by_name[name]} and {path}",
                 remedy="rename one of them, or run from another folder",
             )
-        found[name] = path
-    return dict(sorted(found.items()))
+        by_name[name] = path
+    return dict(sorted(by_name.items()))
 
 
 def load_card(folder: Path) -> ModelCard:
-    """The card of a model's folder; its name must be the folder's."""
+    """Load the card of a model's folder, whose name it must have."""
     card = strict.read(ModelCard, folder / "card.yaml")
     if card.name != folder.name:
         raise UserError(
@@ -66,21 +66,21 @@ def load_card(folder: Path) -> ModelCard:
             where=folder / "card.yaml",
             expected=folder.name,
             got=card.name,
-            remedy="rename the folder, or mend the card",
+            remedy="rename the folder, or correct the card",
         )
     return card
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name, or by the path of a YAML file.
+    """Load a protocol by name or by the path of its YAML file.
 
-    Only one that is named by its path may bring attacks of its own (FILE.py:NAME, seen from its folder):
-    no code runs that the user has not pointed at.
+    Only a protocol that is named by its path may use attacks from Python files (FILE.py:NAME, relative to
+    its folder), so that no code runs that the user has not pointed at.
     """
     if name.endswith((".yaml", ".yml")):
         protocol = strict.read(Protocol, Path(name))
-        found = [_beside(spec, Path(name).parent) for spec in protocol.evaluations]
-        return protocol.model_copy(update={"evaluations": found})
+        specs = [_resolve_attack(spec, Path(name).parent) for spec in protocol.evaluations]
+        return protocol.model_copy(update={"evaluations": specs})
     files = protocol_files()
     if name not in files:
         raise unknown_name("protocol", name, files)
@@ -88,7 +88,7 @@ def load_protocol(name: str) -> Protocol:
     if protocol.name != name:
         raise UserError(
             "a protocol's name must be that of its file", where=files[name], expected=name, got=protocol.name,
-            remedy="rename the file, or mend the name",
+            remedy="rename the file, or correct the name",
         )  # fmt: skip
     for spec in protocol.evaluations:
         if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
@@ -99,7 +99,7 @@ def load_protocol(name: str) -> Protocol:
     return protocol
 
 
-def _beside(spec: EvaluationSpec, folder: Path) -> EvaluationSpec:
+def _resolve_attack(spec: EvaluationSpec, folder: Path) -> EvaluationSpec:
     if isinstance(spec, AttackSpec) and ".py:" in spec.attack:
         return spec.model_copy(update={"attack": str(folder / spec.attack)})
     return spec
@@ -107,7 +107,7 @@ def _beside(spec: EvaluationSpec, folder: Path) -> EvaluationSpec:
 
 @dataclass(frozen=True)
 class ZooModel:
-    """A trained model: a folder of models/, by its name."""
+    """A trained model in a folder of models/, named by its name."""
 
     name: str
     folder: Path
@@ -118,7 +118,7 @@ class ZooModel:
 
 @dataclass(frozen=True)
 class FolderModel(ZooModel):
-    """The folder of a trained model that lies elsewhere, named by its path."""
+    """A trained model in a folder elsewhere, named by its path."""
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -138,7 +138,7 @@ class FileModel:
 
 @dataclass(frozen=True)
 class EntryPointModel:
-    """A model that another package registered in the group ``robustgen.models``."""
+    """A model that an installed package registered in the entry-point group ``robustgen.models``."""
 
     name: str
 
@@ -160,7 +160,7 @@ class OutsideModel:
 
 @dataclass(frozen=True)
 class ObjectModel:
-    """A module that ``robustgen.evaluate`` was given itself; no command line can name it."""
+    """A ``torch.nn.Module`` that was passed to ``robustgen.evaluate``; no command line can name it."""
 
     name: str
     module: nn.Module
@@ -173,7 +173,7 @@ ModelRef = ZooModel | FileModel | EntryPointModel | OutsideModel | ObjectModel
 
 
 def resolve(reference: str) -> list[ModelRef]:
-    """What a MODEL argument means; a glob may mean several classifiers of the zoo."""
+    """Resolve a MODEL argument; a glob may match several classifiers of the zoo."""
     head, colon, tail = reference.rpartition(":")
     if colon and head.endswith(".py"):
         path = Path(head)
@@ -187,21 +187,21 @@ def resolve(reference: str) -> list[ModelRef]:
                 f"the model {tail!r} was given to robustgen.evaluate as an object: no command can name it",
                 remedy="put it into a file and name it as FILE.py:NAME",
             )
-        if library not in OUTSIDE:
-            raise unknown_name("model source", library, OUTSIDE, where=reference)
+        if library not in LIBRARIES:
+            raise unknown_name("model source", library, LIBRARIES, where=reference)
         return [OutsideModel(slug(f"{library}-{tail}"), library, tail)]
     zoo = model_folders()
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
     if matching := fnmatch.filter(zoo, reference):
-        found = [model for model, _ in _zoo(reference)]
-        if not found:
+        models = [model for model, _ in _zoo(reference)]
+        if not models:
             raise UserError(
                 "this pattern matches no classifier", where=reference, expected="one that some match",
                 got=", ".join(matching), remedy="'robustgen list models' names them",
             )  # fmt: skip
-        _refuse_code(reference, [model.name for model in found if code_of(model)])
-        return [*found]
+        _refuse_code(reference, [model.name for model in models if user_code(model)])
+        return [*models]
     registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
@@ -209,19 +209,20 @@ def resolve(reference: str) -> list[ModelRef]:
         folder = Path(reference).resolve()
         kind = ZooModel if zoo.get(folder.name) == folder else FolderModel
         return [kind(folder.name, folder)]
-    outside = "a trained model's folder, FILE.py:NAME, " + ", ".join(f"{library}:NAME" for library in OUTSIDE)
-    raise unknown_name("model", reference, [*zoo, *registered], also=outside)
+    outside = ", ".join(f"{library}:NAME" for library in LIBRARIES)
+    also = f"a trained model's folder, FILE.py:NAME, {outside}"
+    raise unknown_name("model", reference, [*zoo, *registered], also=also)
 
 
 def resolve_one(reference: str, *, where: object = None) -> ModelRef:
-    """The one model that a MODEL argument means; UserError where a glob means several."""
-    found = resolve(reference)
-    if len(found) != 1:
-        names = ", ".join(ref.name for ref in found)
+    """Resolve a MODEL argument to one model. Raises UserError if it matches several."""
+    refs = resolve(reference)
+    if len(refs) != 1:
+        names = ", ".join(ref.name for ref in refs)
         raise UserError(
-            "one model is wanted here", where=where, expected="the name of one", got=f"{reference}: {names}"
+            f"{reference!r} matches several models", where=where, expected="the name of one model", got=names
         )
-    return found[0]
+    return refs[0]
 
 
 def _refuse_code(pattern: str, names: list[str]) -> None:
@@ -235,10 +236,10 @@ def _refuse_code(pattern: str, names: list[str]) -> None:
         )
 
 
-def code_of(reference: ModelRef) -> Path | None:
-    """The Python file that a model runs, where it is neither robustgen's nor an installed package's.
+def user_code(reference: ModelRef) -> Path | None:
+    """The user's Python file that a model runs; None if its code is robustgen's or an installed package's.
 
-    It runs only where the command line names the file or the model.
+    It runs only if the command line names the file or the model.
     """
     if isinstance(reference, FileModel):
         return reference.path
@@ -248,15 +249,16 @@ def code_of(reference: ModelRef) -> Path | None:
     return None
 
 
-def given(module: nn.Module, name: str | None = None) -> ObjectModel:
-    """A live module as a model, under its name or that of its class."""
+def from_module(module: nn.Module, name: str | None = None) -> ObjectModel:
+    """A live module as a model, named ``name`` or after its class."""
     return ObjectModel(slug(name or type(module).__name__), module)
 
 
-def references(models: object) -> list[ModelRef]:
-    """What a Python caller means by models: MODEL arguments and live modules, or modules by name.
+def model_refs(models: object) -> list[ModelRef]:
+    """Resolve the ``models`` of ``robustgen.evaluate``: one or several MODEL arguments and live modules, or a
+    mapping of names to modules.
 
-    Raises UserError for anything else, for none, and for two of one name.
+    Raises UserError for anything else, for no model, and for two of the same name.
     """
     from torch.nn import Module
 
@@ -267,21 +269,21 @@ def references(models: object) -> list[ModelRef]:
         named = [(None, models)]
     else:
         named = [(None, model) for model in models]
-    found: list[ModelRef] = []
+    refs: list[ModelRef] = []
     for name, model in named:
         if not isinstance(model, str | Module):
             raise UserError(
                 "this is no model", where=name or "models", expected="a name as on the command line, or a "
                 "torch.nn.Module", got=type(model).__name__,
             )  # fmt: skip
-        found += resolve(model) if isinstance(model, str) else [given(model, name)]
-    if not found:
+        refs += resolve(model) if isinstance(model, str) else [from_module(model, name)]
+    if not refs:
         raise UserError("no model was named", where="models", expected="one or more", got="none")
-    return unique(found)
+    return without_duplicates(refs)
 
 
-def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
-    """Each model once; two of one name are a UserError."""
+def without_duplicates(references: Iterable[ModelRef]) -> list[ModelRef]:
+    """Each model once. Raises UserError if two different models have the same name."""
     named: dict[str, ModelRef] = {}
     for ref in references:
         if named.setdefault(ref.name, ref) != ref:
@@ -295,14 +297,14 @@ def unique(references: Iterable[ModelRef]) -> list[ModelRef]:
 
 
 def resolve_all(references: list[str], data: str) -> list[ModelRef]:
-    """Every MODEL of a command line, each once; none means the classifiers of the zoo for that data.
+    """Resolve the MODEL arguments of a command line; without any, the zoo's classifiers for that data.
 
-    Of these, one of ``MANY_CALLS`` a picture has to be named: minutes would become hours. So has one
-    with code of its own, which nobody but its author may know.
+    Of the zoo, the models of ``named_only`` are left out then: they would turn minutes into hours, or run
+    code that only their author may know.
     """
     if references:
-        return unique(ref for reference in references for ref in resolve(reference))
-    zoo, held_back = _zoo(), left_out(data)
+        return without_duplicates(ref for reference in references for ref in resolve(reference))
+    zoo, held_back = _zoo(), named_only(data)
     fitting = [model for model, card in zoo if card.data == data and model.name not in held_back]
     if not fitting:
         raise UserError(
@@ -314,27 +316,27 @@ def resolve_all(references: list[str], data: str) -> list[ModelRef]:
     return [*fitting]
 
 
-def left_out(data: str) -> dict[str, str]:
-    """The zoo's classifiers for that data that ``resolve_all`` gives only by name, and why."""
-    found = {}
+def named_only(data: str) -> dict[str, str]:
+    """The zoo's classifiers for that data that run only if they are named: name to reason."""
+    reasons = {}
     for model, card in _zoo():
         if card.data == data and own_code(card.arch):
-            found[model.name] = "code of its own"
+            reasons[model.name] = "code of its own"
         elif card.data == data and card.calls >= MANY_CALLS:
-            found[model.name] = "many network calls a picture"
-    return found
+            reasons[model.name] = "many network calls a picture"
+    return reasons
 
 
 def _zoo(pattern: str = "*") -> list[tuple[ZooModel, ModelCard]]:
-    """The zoo's classifiers that a pattern matches, each with its card."""
+    """The zoo's classifiers that match a glob pattern, each with its card."""
     folders = model_folders()
-    found = [
+    with_cards = [
         (ZooModel(name, folders[name]), load_card(folders[name])) for name in fnmatch.filter(folders, pattern)
     ]
-    return [(model, card) for model, card in found if card.family != "denoiser"]
+    return [(model, card) for model, card in with_cards if card.family != "denoiser"]
 
 
 def slug(text: str) -> str:
-    """The text as a name of a folder: [a-z0-9._-] alone; "model" where nothing is left of it."""
+    """The text as a folder name of [a-z0-9._-]; "model" if nothing is left of it."""
     kept = (c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in text.lower())
     return "".join(kept).strip("-.") or "model"

@@ -1,4 +1,4 @@
-"""What the rows of a chunk are, and what is wrong with a table that is none: a report may be anybody's."""
+"""The schema of rows, and checks of tables read from disk: a report may come from anybody."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 SIDE = re.compile(r"(tables|adversarial)(/[a-z0-9_][A-Za-z0-9._-]*)+\.parquet")
-"""Files beside the rows, from the run's folder: never a way out of it."""
+"""Paths of side files, relative to the run's folder and never out of it."""
 
 
 def row_schema(num_classes: int) -> pa.Schema:
-    """The columns of samples/: what was asked of the model at one perturbed picture, and what it said.
+    """The columns of samples/: one row a perturbed picture, with the model's answers.
 
     Prediction, confidence and correctness are derived from ``logits`` and ``label``.
     """
@@ -27,19 +27,19 @@ def row_schema(num_classes: int) -> pa.Schema:
             pa.field("log_prob", pa.float32()),  # nats; null where the model has no p(x)
             pa.field("distance", pa.float64()),  # in the threat model's norm; null without one
             pa.field("within_budget", pa.bool_()),  # as the attack made it; null without a budget
-            pa.field("broken_by", pa.string()),  # which attack of a cascade; null where none did
-            pa.field("draws", pa.int32(), nullable=False),  # forwards behind the verdict
+            pa.field("broken_by", pa.string()),  # the attack of a cascade that broke it; null if none did
+            pa.field("draws", pa.int32(), nullable=False),  # forward passes behind the verdict
             pa.field("draws_correct", pa.int32(), nullable=False),
             pa.field("scores", pa.map_(pa.string(), pa.float64())),
-            pa.field("forwards", pa.float64(), nullable=False),  # how often the model was asked about it
+            pa.field("forwards", pa.float64(), nullable=False),  # calls of the model for this sample
             pa.field("backwards", pa.float64(), nullable=False),
             pa.field("seeded_by", pa.string(), nullable=False),  # sample, or chunk (outside attacks)
         ]
     )
 
 
-def wrong_metadata(metadata: Mapping[bytes, bytes] | None) -> str:
-    """What is wrong with what a rows file says of its chunk; "" where nothing is."""
+def metadata_problem(metadata: Mapping[bytes, bytes] | None) -> str:
+    """What is wrong with the metadata of a rows file; "" if nothing is."""
     if not {b"sha256", b"seconds"} <= (metadata or {}).keys():
         return "its metadata is gone"
     assert metadata is not None
@@ -53,11 +53,11 @@ def wrong_metadata(metadata: Mapping[bytes, bytes] | None) -> str:
     return "" if math.isfinite(seconds) and batch > 0 else "its metadata cannot be read"
 
 
-def wrong_rows(table: pa.Table, start: int, stop: int) -> str:
-    """What is wrong with the rows of samples start to stop; "" where nothing is.
+def rows_problem(table: pa.Table, start: int, stop: int) -> str:
+    """What is wrong with the rows of samples start to stop; "" if nothing is.
 
-    Numbers that only a broken model or a broken file has are refused here, before any metric is taken of
-    them: NaN in logits, more right draws than draws, a sample twice or of another chunk.
+    This refuses, before any metric is computed, values that only a broken file can have: NaN in logits, more
+    correct draws than draws, a sample twice or of another chunk.
     """
     logits = table.schema.field("logits").type if "logits" in table.column_names else None
     if logits is None or not pa.types.is_fixed_size_list(logits) or logits.list_size < 1:
@@ -84,9 +84,11 @@ def wrong_rows(table: pa.Table, start: int, stop: int) -> str:
     return next((f"it holds {what}" for what, where in wrong.items() if np.any(where)), "")
 
 
-def wrong_side(table: pa.Table, shape: Sequence[int] | None) -> str:
-    """What is wrong with a table beside the rows; "" where nothing is. ``shape``: of the pictures that it
-    must hold, None where it holds none."""
+def side_table_problem(table: pa.Table, shape: Sequence[int] | None) -> str:
+    """What is wrong with a table beside the rows; "" if nothing is.
+
+    ``shape``: of the pictures that it must hold, None if it holds none.
+    """
     kinds = dict(zip(table.column_names, table.schema.types, strict=True))
     if not pa.types.is_integer(kinds.get("sample_id", pa.null())) or table["sample_id"].null_count:
         return "it does not say of which samples it is"

@@ -1,4 +1,4 @@
-"""What run.json says of a run: what its rows depend on, and what the report says beside."""
+"""The content of run.json: what a run's rows depend on, and what else the report says of it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from robustgen.config import Protocol
 from robustgen.data import Dataset
 from robustgen.environment import environment, row_code
 from robustgen.evaluation import Plan
+from robustgen.pilot import Profile
 from robustgen.registry import ModelRef, ZooModel, load_card
 from robustgen.types import VERDICT_DRAWS
-from robustgen.work import Trial
 
 
 def run_spec(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    profile: Profile,
 ) -> dict[str, Any]:  # fmt: skip
-    """A run's specification: rows depend on its ``identity`` and the evaluations' descriptions alone."""
-    identity = _identity(reference, model, protocol, dataset, planned, trial)
+    """A run's specification. Its rows depend on ``identity`` and the evaluations' descriptions only."""
+    identity = _identity(reference, model, protocol, dataset, planned, profile)
     return {
         "identity": identity,
         "model": {
             "name": reference.name,
             "fingerprint": identity["model"],
             **_of_card(reference),
-            **_of_model(model, trial),
+            **_of_model(model, profile),
         },
         "data": {
             "name": dataset.name,
@@ -49,13 +50,14 @@ def run_spec(
 
 
 def run_environment(reference: ModelRef, root: Path | None) -> dict[str, str]:
-    """What is worth knowing of where a run was made, though its rows do not depend on it."""
+    """Where and with what a run was computed, as far as its rows do not depend on it."""
     where = {"data_root": str(root.resolve())} if root else {}
     return environment() | {"reference": str(reference)} | where
 
 
 def _identity(
-    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan, trial: Trial
+    reference: ModelRef, model: Classifier, protocol: Protocol, dataset: Dataset, planned: Plan,
+    profile: Profile,
 ) -> dict[str, Any]:  # fmt: skip
     packages = environment()
     versions = {name: packages.get(name) for name in ("robustgen", "torch", "scipy", *libraries(planned))}
@@ -64,10 +66,10 @@ def _identity(
         "data": dataset.fingerprint,
         "seed": protocol.seed,
         "chunk": protocol.chunk,
-        "kernels": trial.kernels._asdict(),
+        "kernels": profile.kernels._asdict(),
         "versions": versions,
         "code": row_code(),
-        **({"draws": VERDICT_DRAWS} if trial.stochastic else {}),
+        **({"draws": VERDICT_DRAWS} if profile.stochastic else {}),
     }
 
 
@@ -78,38 +80,38 @@ def _of_card(reference: ModelRef) -> dict[str, Any]:
     return {"family": card.family, "summary": card.summary, "data": card.data, "calls": card.calls}
 
 
-def _of_model(model: Classifier, trial: Trial) -> dict[str, Any]:
+def _of_model(model: Classifier, profile: Profile) -> dict[str, Any]:
     return {
         "num_classes": model.num_classes,
         "input_shape": list(model.input_shape),
         "supports": sorted(model.supports),
         "density": model.density,
         "noise": repr(model.noise),
-        "stochastic": trial.stochastic,
-        **({"stochastic_declared": model.stochastic} if trial.stochastic else {}),
-        **({"mixes": True} if trial.mixes else {}),
+        "stochastic": profile.stochastic,
+        **({"stochastic_declared": model.stochastic} if profile.stochastic else {}),
+        **({"mixes": True} if profile.batch_dependent else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 
 OPENCV = ("opencv-python", "opencv-python-headless")
-MADE_WITH = {
+CORRUPTION_PACKAGES = {
     "jpeg_compression": ("pillow",),
     "frost": ("pillow", "imagecorruptions"),
     "imagenet-constants:frost": OPENCV,
     "spatter": OPENCV,
     "imagenet-c:": ("pillow", "imagecorruptions", "scikit-image", *OPENCV),
 }
-"""The packages whose versions a corruption's bits depend on, by what its type's name has in it."""
+"""The packages on whose versions a corruption's bits depend, by a part of its name."""
 
 
 def libraries(planned: Plan) -> list[str]:
-    """The packages that outside attacks come from, and those that some corruptions are made with."""
+    """The packages of a plan's outside attacks and corruptions, on whose versions rows depend."""
     named = {str(e.detail["attack"]).partition("-")[0] for e in planned.evaluations if e.kind == "attack"}
     types = {str(e.detail["type"]) for e in planned.evaluations if e.kind == "corruption"}
     made = {
         package
-        for name, packages in MADE_WITH.items()
+        for name, packages in CORRUPTION_PACKAGES.items()
         for package in packages
         if any(name in type_ for type_ in types)
     }

@@ -1,4 +1,4 @@
-"""YAML as validated types: unknown keys are errors, 8/255 reads as a fraction, and there is no code in it."""
+"""YAML files as validated pydantic types: unknown keys are errors, and 8/255 is read as a fraction."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from robustgen.plainyaml import REMEDY, read_yaml
 _FRACTION = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
 
 
-def number_in(text: str) -> float | None:
-    """The number that a text such as 8/255 or 1e-2 means; None where it means none."""
+def parse_number(text: str) -> float | None:
+    """Parse a number such as 8/255 or 1e-2; None if the text is not one."""
     try:
         if len(text) <= 64 and _FRACTION.fullmatch(text := text.replace(" ", "")):
             return float(Fraction(text))
@@ -43,22 +43,24 @@ def _fraction(value: Any) -> Any:
         raise ValueError("expected a number, not yes or no")
     if not isinstance(value, str):
         return value
-    number = number_in(value)
+    number = parse_number(value)
     if number is None:
         raise ValueError(f"expected a number or a fraction such as 8/255, got {value[:64]!r}")
     return number
 
 
 def _read_options(value: Any) -> Any:
-    """Numbers where the text means them: YAML takes 8/255 and 1e-2 for words. Digits alone are words that
-    stand in quotes, and stay."""
+    """Turn texts such as 8/255 and 1e-2, which YAML does not read as numbers, into numbers.
+
+    Digits alone are text only if they were quoted, and stay text.
+    """
     if isinstance(value, dict):
         return {key: _read_options(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_read_options(inner) for inner in value]
     if not isinstance(value, str) or not {"/", "e", "E"} & {*value}:
         return value
-    number = number_in(value)
+    number = parse_number(value)
     return value if number is None else number
 
 
@@ -70,14 +72,14 @@ Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 
 
 class Strict(BaseModel):
-    """A frozen piece of YAML in which an unknown key is an error, and so is a number that is none."""
+    """Base of all types of YAML: frozen, no unknown keys, no infinite or NaN numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _yes_is_no_number(cls, content: Any) -> Any:
-        """Refuses true and false, which pydantic takes for 1 and 0, where a field is none of yes and no."""
+    def _refuse_bools(cls, content: Any) -> Any:
+        """Refuse true and false, which pydantic reads as 1 and 0, unless the field is a bool."""
         for key, value in content.items() if isinstance(content, dict) else ():
             kind = cls.model_fields[key].annotation if key in cls.model_fields else Any
             given = value if isinstance(value, list) else [value]
@@ -90,12 +92,12 @@ class Strict(BaseModel):
         return content
 
     def fingerprint(self) -> str:
-        """sha256 of the content, 16 hex digits: equal content, equal fingerprint."""
+        """The first 16 hex digits of the content's sha256."""
         return fingerprint(self.model_dump(mode="json"))
 
 
 def fingerprint(content: object) -> str:
-    """sha256 of any JSON-able content in canonical form, 16 hex digits."""
+    """The first 16 hex digits of the sha256 of JSON content in canonical form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -104,7 +106,7 @@ T = TypeVar("T", bound=Strict)
 
 
 def read(kind: type[T], path: Path) -> T:
-    """Read and validate a YAML file as ``kind``; every problem is named with its key."""
+    """Read a YAML file and validate it as ``kind``. Raises UserError that names every wrong key."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(
@@ -115,11 +117,11 @@ def read(kind: type[T], path: Path) -> T:
 
 
 def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
-    """Validate a mapping as ``kind``; the first problem of each key becomes one line of the error."""
+    """Validate a mapping as ``kind``. Raises UserError that names every wrong key."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        # a slip in a key comes first: that the key it stands for is missing follows from it
+        # an unknown key comes first: a misspelt key is also reported as missing
         first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
@@ -138,7 +140,7 @@ def validate(kind: type[T], content: dict[str, Any], *, where: object) -> T:
 
 
 def _expected(problem: ErrorDetails) -> str:
-    """What would have been right, in few words."""
+    """What would have been right."""
     match problem["type"]:
         case "missing":
             return "this key, with a value"
@@ -154,7 +156,7 @@ def _expected(problem: ErrorDetails) -> str:
 
 
 def _got(problem: ErrorDetails) -> str:
-    """What stands there, in one line; of a mapping its keys."""
+    """What was found, in one line; of a mapping its keys."""
     got = problem.get("ctx", {}).get("tag", problem["input"])
     if problem["type"] == "missing":
         return "nothing"
@@ -166,13 +168,13 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that there are at a place inside a file of this kind; none where it cannot be told."""
+    """The known keys at a location inside a file of this kind; none if that is ambiguous."""
     kinds = [kind]
     for part in location:
         tagged = [k for k in kinds if part in _tags(k)]
-        if len(kinds) > 1 and tagged:  # pydantic names the member of a union by its tag
+        if len(kinds) > 1 and tagged:  # pydantic puts the tag of a union's member into the location
             kinds = tagged
-        else:  # a place in a list, or a key of a mapping, leads to what is there already
+        else:  # an index of a list or a key of a mapping: the kinds stay the same
             kinds = [
                 f for k in kinds if part in k.model_fields for f in _kinds(k.model_fields[str(part)])
             ] or kinds
@@ -180,7 +182,7 @@ def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 
 def _kinds(field: Any) -> list[type[BaseModel]]:
-    """The kinds of YAML that the type of a field is made of."""
+    """The pydantic models that occur in a field's type."""
     annotation = field.annotation if isinstance(field, FieldInfo) else field
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

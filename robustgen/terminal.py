@@ -1,6 +1,6 @@
-"""What the command line prints: progress and messages on stderr, results on stdout, which can be piped.
+"""Output of the command line: progress and messages on stderr, results on stdout, which can be piped.
 
-rich leaves colours out where NO_COLOR is set, and where the output is no terminal.
+rich omits colours if NO_COLOR is set or the output is not a terminal.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from robustgen.places import shown
+from robustgen.places import display_path
 
 if TYPE_CHECKING:
     from robustgen.engine import Step
 
 INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended, as shells have it."""
+"""The exit code of a command stopped by Ctrl-C, as in shells."""
 
 console = Console(stderr=True, highlight=False)
 
 
 class Commands(TyperGroup):
-    """The commands, each of which Ctrl-C ends with a word on how to go on."""
+    """The commands; Ctrl-C stops one with a message on how to continue."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            console.print("\nstopped; what is finished is kept, and the same command goes on from there")
+            console.print("\nstopped; what is finished is kept, and the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -56,17 +56,19 @@ EXAMPLES = {
     "list": ("list models", "list attacks --json"),
     "show": ("show softmax-digits", "show mine.yaml"),
 }
-"""Commands to copy, by the command whose --help ends with them."""
+"""Examples to copy, which the --help of each command ends with."""
 
 
 def examples(command: str) -> str:
-    """The examples of a command, a line each."""
+    """The examples of a command, one line each."""
     return "\n\n".join(["Examples:", *(f"robustgen {example}" for example in EXAMPLES[command])])
 
 
 class Progress:
-    """A line of progress a model, on stderr; lines, not a bar, where that is no terminal, and, where every
-    chunk is to be told, a line a chunk."""
+    """Shows progress on stderr: a bar for each model, or a line when it is done if that is not a terminal.
+
+    ``verbose``: a line for each chunk instead.
+    """
 
     def __init__(self, quiet: bool, verbose: bool = False) -> None:
         self.quiet = quiet
@@ -89,7 +91,7 @@ class Progress:
         if step.model not in self.tasks:
             self.tasks[step.model] = self.bar.add_task(step.model, total=step.total, now="")
         now = f"{step.chunk.evaluation} {step.chunk.stop}" if step.chunk else ""
-        now += f", {100 * step.right / step.seen:.1f} % right" if step.seen else ""
+        now += f", {100 * step.correct / step.labelled:.1f} % right" if step.labelled else ""
         over = step.done == step.total
         self.bar.update(self.tasks[step.model], completed=step.done, now="" if over else now)
         if self.lines and now:
@@ -106,18 +108,18 @@ class Progress:
 
 
 def print_table(content: dict[str, Any]) -> None:
-    """The main table of a summary, on stdout."""
+    """Print the main table of a summary on stdout."""
     from robustgen.report.summary import headline
 
     columns, rows = headline(content)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:  # names are text, whatever brackets are in them
+    for column in columns:  # as Text, so that brackets in names are no markup
         table.add_column(Text(column), justify="left" if column == columns[0] else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
 
 
-def say_where(page: Path) -> None:
-    """The path of a page, on stderr."""
-    console.print(f"\n{shown(page)}", style="bold", markup=False, soft_wrap=True)
+def print_path(page: Path) -> None:
+    """Print the path of a page on stderr."""
+    console.print(f"\n{display_path(page)}", style="bold", markup=False, soft_wrap=True)

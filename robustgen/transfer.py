@@ -1,8 +1,7 @@
-"""``robustgen transfer DIR``: every model of a report at every other model's adversarial pictures.
+"""``robustgen transfer DIR``: shows every model of a report the adversarial pictures of every other model.
 
-Nothing is attacked anew. A picture that was made for another model and breaks this one, where this
-one's own attack had found nothing, shows that the own attack is weak: gradients that mislead it do
-not mislead the other's.
+Nothing is attacked again. If a picture made for another model breaks a sample on which the model's own
+attack found nothing, then the own attack is weak: misled, perhaps, by the model's masked gradients.
 """
 
 from __future__ import annotations
@@ -24,24 +23,25 @@ from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.metrics.rows import Rows, is_of, to_rows
 from robustgen.metrics.verdicts import fell, majority
-from robustgen.recalled import load_run
+from robustgen.reload import reload_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
 from robustgen.types import ADDED, Flag
-from robustgen.worker import ask
+from robustgen.verdict import fresh_verdict
 
 Array = np.ndarray
-BEATEN = 0.01  # of what a model's own attack has left
+MAX_BEATEN = 0.01
+"""Share of the samples left by a model's own attack that other models' pictures may break without a flag."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One model's adversarial pictures of one evaluation, shown to one model; 95 % interval.
+    """The adversarial pictures that one evaluation made for ``source``, shown to ``target``; 95 % interval.
 
-    ``n``: the samples that both have, that the target has right without an attack, and that the source's
-    attack moved; ``right``: how many it still has right, ``share`` of n; ``left``: how many of all that both
-    have its own attack has left standing; ``beaten``: how many of those the foreign picture breaks. Source
-    and target may be the same; then nothing that was not moved is left out.
+    ``n``: samples that both have, that the target classifies correctly without an attack, and that the
+    source's attack changed; ``right``: how many of them the target still classifies correctly, ``share`` of
+    n; ``left``: how many samples the target's own attack left standing; ``beaten``: how many of these the
+    source's pictures break. If source and target are the same, unchanged samples count too.
     """
 
     source: str
@@ -56,26 +56,26 @@ class Pair:
     beaten: int
 
 
-class Crossed(NamedTuple):
-    """All pairs, and a flag where a foreign picture beats the white-box attack."""
+class TransferResult(NamedTuple):
+    """All pairs, and the flags of attacks that another model's pictures beat."""
 
     pairs: list[Pair]
     flags: list[Flag]
 
 
 class _Attacked(NamedTuple):
-    """One evaluation of one run: its rows and, in their order, its pictures (n, ...)."""
+    """The rows of one attack on one model and, in the same order, its pictures (n, ...)."""
 
     rows: Rows
     images: Array
 
 
-def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> Crossed:
-    """Cross all models of the report in ``out``; writes out/transfer.csv and prints a table an attack.
+def transfer(out: Path, console: Console | None = None, *, code: Collection[Path] = ()) -> TransferResult:
+    """Show every model of the report in ``out`` every other's pictures; writes transfer.csv, prints tables.
 
-    The models are those that summary.json names. Random noise is left out: it is the same picture for every
-    model. So are pictures from elsewhere and those of ``kind: transfer``, which no model's own attack made.
-    Raises UserError where there is no report of two models.
+    The models are those in summary.json. Left out are random noise, which is the same picture for every
+    model, added pictures and those of ``kind: transfer``, which no model's own attack made. Raises UserError
+    if there is no report of at least two models.
     """
     stores = gather([out], out).runs
     _check(out, stores)
@@ -88,7 +88,7 @@ def transfer(out: Path, console: Console | None = None, *, code: Collection[Path
     flags = list(_flags(pairs))
     _write(out / "transfer.csv", pairs)
     _print(console or Console(highlight=False), pairs, flags)
-    return Crossed(pairs, flags)
+    return TransferResult(pairs, flags)
 
 
 def _check(out: Path, stores: list[RunStore]) -> None:
@@ -100,7 +100,7 @@ def _check(out: Path, stores: list[RunStore]) -> None:
 
 
 def _attacked(store: RunStore) -> dict[str, _Attacked]:
-    """What is stored of every attack of a run that searches, by evaluation."""
+    """The stored pictures of a run's attacks, by evaluation; only of attacks that search."""
     shape = store.spec["data"]["shape"]
     found = {}
     for detail in store.spec["evaluations"]:
@@ -115,12 +115,12 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
 
 
 def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collection[Path]) -> Iterator[Pair]:
-    """Every source's pictures shown to one model."""
+    """Show every source's pictures to one model."""
     table = store.rows("clean")
     if table is None:
         raise UserError("there are no clean rows", where=store.path, remedy="run the report with them")
     clean = to_rows(table)
-    model, dataset = load_run(store, code=code)
+    model, dataset = reload_run(store, code=code)
     for evaluation, own in stored[store.model].items():
         for source, theirs in stored.items():
             if evaluation not in theirs:
@@ -134,13 +134,13 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
                 yield _pair(source, store.model, evaluation, still, still, 0)
                 continue
             images = foreign.images[foreign.rows.at(ids)]
-            # where an attack found nothing it left the clean picture, which says nothing here
+            # an attack that found nothing left the clean picture, which says nothing here
             moved = (images != dataset.images[torch.from_numpy(ids)].numpy()).any((1, 2, 3))
             if not moved.any():
                 continue
             ids, images = ids[moved], torch.from_numpy(images[moved])
             draws = Draws(store.spec["protocol"]["seed"], f"transfer/{source}/{evaluation}", ids)
-            verdict = ask(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
+            verdict = fresh_verdict(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
             correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
             right, mine = majority(correct, count), own.rows.of(ids)
             beaten = mine.correct & ~right & fell(mine.share, correct / count, count)
@@ -154,7 +154,7 @@ def _pair(source: str, target: str, evaluation: str, right: Array, own: Array, b
 
 def _flags(pairs: list[Pair]) -> Iterator[Flag]:
     for pair in pairs:
-        if pair.beaten > BEATEN * pair.left:
+        if pair.beaten > MAX_BEATEN * pair.left:
             yield Flag(
                 pair.target, pair.evaluation, "transfer_beats_white_box", "warning",
                 f"Pictures made for {pair.source} break {pair.beaten} of {pair.left} samples that the attack "
@@ -171,9 +171,9 @@ def _write(file: Path, pairs: list[Pair]) -> None:
 
 
 def _print(console: Console, pairs: list[Pair], flags: list[Flag]) -> None:
-    """A table an evaluation: sources down, targets across, what is still right in % of what was.
+    """Print a table for each evaluation: accuracy by source (rows) and target (columns).
 
-    A terminal has no room for intervals, which are in transfer.csv.
+    The intervals, for which a terminal has no room, are in transfer.csv.
     """
     cells = {(pair.evaluation, pair.source, pair.target): pair for pair in pairs}
     targets = list(dict.fromkeys(pair.target for pair in pairs))

@@ -1,8 +1,8 @@
-"""The small types that every layer speaks: what a result is, and what may be said of a model.
+"""Small types that every layer uses: results, flags, and properties of models.
 
 Units, once for the whole package: images are float32 in [0, 1] of shape (batch, channels, height,
 width); eps and sigma are in those pixel units; log-densities are in nats with respect to x in
-[0, 1]^d; labels are int64, and -1 where a picture has none (foreign data).
+[0, 1]^d; labels are int64, and -1 for pictures without one (foreign data).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal[
     "clean", "calibration", "corruption", "ood", "attack", "fixed", "detected", "gradients", "efficiency",
     "explained", "probes", "climbs",
 ]  # fmt: skip
-"""What an evaluation measures, in run.json. Protocols ask by other words: ``transfer`` is an attack too."""
+"""What an evaluation measures, in run.json. A protocol's kinds differ: its ``transfer`` is an attack here."""
 
 Precision: TypeAlias = Literal["float32", "bf16"]
 """Of the gradients of attacks, and of a training's network."""
@@ -26,14 +26,14 @@ Precision: TypeAlias = Literal["float32", "bf16"]
 Density: TypeAlias = Literal["exact", "lower_bound", "unnormalised"]
 
 ADDED = "added"
-"""What the attack of pictures from elsewhere is called, and the key of what is known of them."""
+"""Name of the attack that stands for added pictures (added.py), and key of their description."""
 ATTACKED: tuple[Kind, ...] = ("attack", "detected", "fixed")
-"""The kinds of evaluations that store an attack's pictures."""
+"""The kinds of evaluations that store adversarial pictures."""
 UNLABELLED = -1
 VERDICT_DRAWS = 32
-"""How often a stochastic model is asked for its verdict on a picture; an attack's own check as often."""
-LEAST_LEVELS = 12
-"""The fewest noise levels that an integral is taken over."""
+"""Forward passes for the verdict of a stochastic model on a picture, and for an attack's own check."""
+MIN_LEVELS = 12
+"""The fewest noise levels for an integral over them."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ Noise: TypeAlias = NoNoise | FixedNoise | ConditionalNoise
 class Metric:
     """One number of a report, with its 95 % interval.
 
-    ``evaluation`` says of what, and is the name of its folder; ``variant`` says which score or
-    attack was read from it. ``n`` is the number of samples behind the value.
+    ``evaluation``: of what, the name of its folder; ``variant``: by which score or attack; ``n``: the number
+    of samples behind the value.
     """
 
     model: str
@@ -87,10 +87,10 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Flag:
-    """A doubt about a result, as data: it stands in the report beside the number that it touches.
+    """A doubt about a result, shown in the report beside the numbers that it concerns.
 
-    ``message``: a sentence of fact, which ends at the first ". ", then the remedy. Names from elsewhere in
-    the fact go through ``unbroken``.
+    ``message``: one sentence of fact, which ends at the first ". ", then the remedy. Names that
+    users choose must go through ``unbroken`` in the fact.
     """
 
     model: str
@@ -101,5 +101,5 @@ class Flag:
 
 
 def unbroken(name: str) -> str:
-    """A name within a flag's fact, which ends no sentence: no-break spaces follow its full stops."""
+    """The name with no-break spaces after its full stops, so that none of them ends a flag's sentence."""
     return name.replace(". ", ".\N{NO-BREAK SPACE}")

@@ -1,4 +1,4 @@
-"""``robustgen verify DIR``: the stored adversarial pictures, asked again without attacking."""
+"""``robustgen verify DIR``: asks models again about their stored adversarial pictures, without attacking."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from robustgen import data
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.errors import UserError
-from robustgen.recalled import load_run
+from robustgen.reload import reload_run
 from robustgen.store import Chunk, RunStore, run_folders
 from robustgen.threat import ThreatModel
 from robustgen.types import ATTACKED
-from robustgen.worker import Verdict, ask
+from robustgen.verdict import Verdict, fresh_verdict
 
-CHANCE = 4.0
-"""Standard errors: two shares of draws that are further apart than this are not taken for chance."""
+MAX_STANDARD_ERRORS = 4.0
+"""Two shares of correct draws that differ by more standard errors than this are a breach, not chance."""
 
 
 class Finding(NamedTuple):
-    """What was found for one attack on one model: how many pictures were checked, and each breach.
+    """The result for one attack on one model: how many pictures were checked, how many of them are
+    misclassified (``broken``), and each breach.
 
-    ``asked``: whether the model was asked again. Pictures made of a foreign set have no clean ones in
-    the run's data, so of these the files alone are checked. ``repeats``: whether it answers alike on the
-    same draws; where a model draws from a generator that nobody can seed, chance is no breach.
+    ``asked``: whether the model was asked again; of adversarial pictures from a foreign set only the files
+    are checked, since the run's data do not have their clean pictures. ``repeatable``: whether the model
+    answers alike on the same draws. If not (its generator cannot be seeded), differences by chance are no
+    breach.
     """
 
     model: str
@@ -39,14 +41,14 @@ class Finding(NamedTuple):
     broken: int
     breaches: list[str]
     asked: bool = True
-    repeats: bool = True
+    repeatable: bool = True
 
     @property
     def sentence(self) -> str:
-        """The finding in words."""
+        """The finding as a line of text."""
         head = f"{self.model}, {self.evaluation}: {self.checked} pictures"
         head += f", {self.broken} misclassified" if self.asked else ", foreign, not asked again"
-        head += "" if self.repeats else ", its draws cannot be repeated, so no logits are compared"
+        head += "" if self.repeatable else ", its draws cannot be repeated, so no logits are compared"
         if not self.breaches:
             right = "all inside box and budget, every verdict confirmed" if self.asked else "files unchanged"
             return f"{head}; {right}"
@@ -55,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]:
-    """Check every run under a report's folder (or a single run's); ``code``: see ``load_run``."""
+    """Check every run of a report's folder, or a single run; ``code``: see ``reload_run``."""
     runs = run_folders(folder)
     if not runs:
         raise UserError("there is no run here", where=folder, expected="the --out of 'robustgen report'")
@@ -69,11 +71,11 @@ def verify_report(folder: Path, *, code: Collection[Path] = ()) -> list[Finding]
 
 
 def verify_run(store: RunStore, *, code: Collection[Path] = ()) -> list[Finding]:
-    """Ask the model again, in float32, at each stored adversarial picture."""
+    """Ask the model of a run again, in float32, about each stored adversarial picture."""
     attacked = [e for e in store.spec["evaluations"] if e["kind"] in ATTACKED]
     if not attacked:
         return []
-    batched, dataset = load_run(store, code=code)
+    batched, dataset = reload_run(store, code=code)
     return [_verify_attack(store, evaluation, batched, dataset) for evaluation in attacked]
 
 
@@ -85,7 +87,7 @@ def _verify_attack(
         breaches = [
             f"{file} is not the file that was written"
             for start, stop in store.chunks(name)
-            for file in store.damaged(Chunk(name, start, stop))
+            for file in store.damaged_files(Chunk(name, start, stop))
         ]
         rows, stored, clean = store.rows(name), store.adversarial(name), store.rows("clean")
     except UserError as error:
@@ -106,59 +108,60 @@ def _verify_attack(
     images = torch.from_numpy(np.stack(stored["image"].to_numpy(zero_copy_only=False)).astype(np.float32))
     images = images.view(-1, *dataset.shape)
     labels = dataset.labels[torch.tensor(ids)]
-    asked = store, name, model, images, labels, torch.tensor(ids)
-    verdict = _ask_again(*asked)
-    repeats = not model.stochastic or bool(_alike(verdict.logits, _ask_again(*asked).logits).all())
+    arguments = store, name, model, images, labels, torch.tensor(ids)
+    verdict = _verdict_again(*arguments)
+    repeatable = not model.stochastic or bool(_close(verdict.logits, _verdict_again(*arguments).logits).all())
     threat = ThreatModel(evaluation["norm"], evaluation["eps"])
-    found, broken = _compare(rows, images, verdict, dataset, threat, repeats)
-    return Finding(store.model, name, len(ids), broken, breaches + found, repeats=repeats)
+    found, broken = _compare(rows, images, verdict, dataset, threat, repeatable)
+    return Finding(store.model, name, len(ids), broken, breaches + found, repeatable=repeatable)
 
 
-def _ask_again(
+def _verdict_again(
     store: RunStore, name: str, model: FixedBatch, images: Tensor, labels: Tensor, ids: Tensor
 ) -> Verdict:
-    """The verdict once more; of a stochastic model on the same draws, which belong to a chunk."""
-    found, asked = [], torch.zeros_like(ids, dtype=torch.bool)
+    """The verdict once more; of a stochastic model chunk by chunk, since its draws depend on the chunk."""
+    verdicts, done = [], torch.zeros_like(ids, dtype=torch.bool)
     for start, stop in store.chunks(name) if model.stochastic else [(0, int(ids.max()) + 1)]:
-        at = (ids >= start) & (ids < stop) & ~asked  # chunks overlap where two runs wrote at once
+        at = (ids >= start) & (ids < stop) & ~done  # chunks overlap if two runs wrote at once
         if not at.any():
             continue
-        asked |= at
+        done |= at
         draws = Draws(store.spec["protocol"]["seed"], name, ids[at])
-        found.append(ask(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
-    correct, logits = (torch.cat([getattr(v, part) for v in found]) for part in ("correct", "logits"))
-    return Verdict(found[0].draws, correct, logits, None)
+        verdicts.append(fresh_verdict(model, images[at].nan_to_num().clamp(0, 1), labels[at], draws))
+    correct, logits = (torch.cat([getattr(v, part) for v in verdicts]) for part in ("correct", "logits"))
+    return Verdict(verdicts[0].draws, correct, logits, None)
 
 
-def _alike(some: Tensor, others: Tensor) -> Tensor:
-    """Which rows of logits are the same, (batch,)."""
-    # Other kernels move the last bits of a logit, no more; NaN is close to nothing.
-    return torch.isclose(some, others, rtol=1e-4, atol=1e-4).all(1)
+def _close(one: Tensor, other: Tensor) -> Tensor:
+    """Which rows of logits (batch, classes) are equal up to the last bits, (batch,); NaN never is."""
+    return torch.isclose(one, other, rtol=1e-4, atol=1e-4).all(1)
 
 
 def _compare(
     rows: pa.Table, images: Tensor, verdict: Verdict, dataset: data.Dataset, threat: ThreatModel,
-    repeats: bool,
+    repeatable: bool,
 ) -> tuple[list[str], int]:  # fmt: skip
-    """What is wrong with the pictures, sample by sample, and how many are misclassified."""
+    """The breaches, sample by sample, and how many pictures are misclassified."""
     ids = torch.tensor(rows["sample_id"].to_pylist())
     labels = dataset.labels[ids]
-    said = torch.tensor(rows["logits"].to_pylist())
+    stored_logits = torch.tensor(rows["logits"].to_pylist())
     draws = torch.tensor(rows["draws"].to_pylist())
-    said_share = torch.tensor(rows["draws_correct"].to_pylist()) / draws
+    stored_share = torch.tensor(rows["draws_correct"].to_pylist()) / draws
     share = verdict.correct / verdict.draws
-    said_right, right = said_share > 0.5, share > 0.5
-    same = _alike(verdict.logits, said)
-    changed = said_right != right
-    if not repeats:  # other draws have other logits, and a verdict is one of chance near a half
+    stored_right, right = stored_share > 0.5, share > 0.5
+    same = _close(verdict.logits, stored_logits)
+    changed = stored_right != right
+    if not repeatable:  # other draws give other logits, and near a half another majority
         same = torch.ones_like(same)
-        changed &= (said_share - share).abs() > CHANCE * (0.25 / draws + 0.25 / verdict.draws).sqrt()
-    doubts = {
+        changed &= (stored_share - share).abs() > MAX_STANDARD_ERRORS * (
+            0.25 / draws + 0.25 / verdict.draws
+        ).sqrt()
+    checks = {
         "is outside the box or the budget": ~threat.contains(dataset.images[ids], images),
         "is stored as misclassified and is not": changed & right,
         "is stored as right and is misclassified": changed & ~right,
         "has other logits than are stored": ~same,
         "has another label than the data": torch.tensor(rows["label"].to_pylist()) != labels,
     }
-    breaches = [f"sample {i} {what}" for what, which in doubts.items() for i in ids[which].tolist()]
+    breaches = [f"sample {i} {what}" for what, which in checks.items() for i in ids[which].tolist()]
     return breaches, int((~right).sum())

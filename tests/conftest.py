@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustgen.places import place
+from robustgen.places import as_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +43,7 @@ def bucket() -> Iterator[Path]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        bucket = place("s3://results")
+        bucket = as_path("s3://results")
         bucket.mkdir()
         yield bucket
     server.stop()

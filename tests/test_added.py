@@ -181,7 +181,7 @@ def test_files_that_do_not_fit(tmp_path, images, ids, got):
 )  # fmt: skip
 def test_arrays_of_other_kinds(tmp_path, arrays):
     np.savez(tmp_path / "odd.npz", **arrays)
-    with pytest.raises(UserError, match="no pictures of this data"):
+    with pytest.raises(UserError, match="do not fit the data of the run"):
         read(tmp_path / "odd.npz", data.load("digits"))
 
 

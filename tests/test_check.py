@@ -189,7 +189,7 @@ def asked(monkeypatch, images: Tensor, calls: int = 1) -> list[Tensor]:
     model = Counting(images)
     model.calls_per_image = calls
     monkeypatch.setattr(check, "instantiate", lambda *_: model)
-    assert check.check(registry.given(model), dataset) == []
+    assert check.check(registry.from_module(model), dataset) == []
     return model.asked
 
 

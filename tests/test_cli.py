@@ -156,7 +156,7 @@ def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what is finished is kept, and the same command goes on" in errors
+    assert "what is finished is kept, and the same command continues" in errors
     assert "Traceback" not in errors
 
 

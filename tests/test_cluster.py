@@ -158,7 +158,7 @@ def make_fatal(model: Path) -> None:
 
 
 def test_a_chunk_that_kills_its_workers_fails_alone(cluster, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("robustgen.cluster.LIVES", 1)
+    monkeypatch.setattr("robustgen.cluster.MAX_DEATHS", 1)
     make_fatal(model)
     clean = SMALL.model_copy(update={"evaluations": SMALL.evaluations[:1]})
     refs = registry.resolve(f"{model}:Deadly")

@@ -42,7 +42,7 @@ def test_a_dry_run_foretells_the_calls_exactly_and_computes_no_rows(tmp_path: Pa
     truth = sum(c["forwards"] * c["n"] for c in model["costs"])
     assert guess["forwards"] == pytest.approx(truth) == pytest.approx(48 + 48)  # test, and calibration
     assert guess["backwards"] == 0
-    (line,) = cost.beside(json.loads((tmp_path / "out" / "summary.json").read_text()))
+    (line,) = cost.comparison_lines(json.loads((tmp_path / "out" / "summary.json").read_text()))
     assert model["estimate"] == guess
     assert "2 estimated" in (tmp_path / "out" / "index.html").read_text()  # of each kind, a picture
     assert "were estimated" in line
@@ -58,7 +58,7 @@ def test_errors_of_evaluations_add_up_to_the_interval() -> None:
     found = CostEstimate("m", costs, 2**30)
     assert found.total("forwards") == 410
     assert found.bounds() == pytest.approx((105 - 19.6, 105 + 19.6))
-    assert "1.0 GB" in cost.lines([found])[0]
+    assert "1.0 GB" in cost.estimate_lines([found])[0]
 
 
 @pytest.mark.parametrize(

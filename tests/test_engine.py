@@ -101,8 +101,8 @@ def test_a_run_says_how_large_the_classes_of_all_test_samples_are(reference: Run
 
 
 class Backwards(LocalExecutor):
-    def run(self, work, store, chunks):
-        return super().run(work, store, list(chunks)[::-1])
+    def run(self, job, store, chunks):
+        return super().run(job, store, list(chunks)[::-1])
 
 
 def test_the_order_of_chunks_changes_no_bit(models, reference, tmp_path):
@@ -144,7 +144,7 @@ def test_a_second_run_computes_nothing(models, tmp_path):
     run(models, tmp_path, protocol())
 
     class Nothing(LocalExecutor):
-        def run(self, work, store, chunks):
+        def run(self, job, store, chunks):
             assert list(chunks) == []
             return iter(())
 
@@ -161,11 +161,11 @@ def test_progress_counts_what_is_right_so_far(models, tmp_path):
     for name, step in last.items():
         rows = store.rows(name)
         if name.startswith("ood"):
-            assert (step.seen, step.right) == (0, 0)
+            assert (step.labelled, step.correct) == (0, 0)
         else:
             logits = torch.tensor(rows["logits"].to_pylist())
             right = logits.argmax(1) == torch.tensor(rows["label"].to_pylist())
-            assert (step.seen, step.right) == (len(rows), int(right.sum()))
+            assert (step.labelled, step.correct) == (len(rows), int(right.sum()))
     assert last.keys() >= {"clean", "ood-photos", CASCADE_NAME}
 
 

@@ -1,6 +1,6 @@
 import pickle
 
-from robustgen.errors import UnsupportedError, UserError, in_words, missing_package, unknown_name
+from robustgen.errors import UnsupportedError, UserError, describe_error, missing_package, unknown_name
 
 
 def test_a_message_says_what_where_expected_got_remedy_in_this_order():
@@ -39,6 +39,6 @@ def test_errors_survive_the_way_home_from_a_worker():
 
 
 def test_an_exception_in_words_is_one_line_and_survives_one_without_a_message():
-    assert in_words(ValueError("first\nsecond")) == "ValueError: first"
-    assert in_words(EOFError()) == "EOFError"
-    assert len(in_words(ValueError("x" * 500))) == 200
+    assert describe_error(ValueError("first\nsecond")) == "ValueError: first"
+    assert describe_error(EOFError()) == "EOFError"
+    assert len(describe_error(ValueError("x" * 500))) == 200

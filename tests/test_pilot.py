@@ -11,7 +11,17 @@ from robustgen.classifiers import quick
 from robustgen.classifiers.base import Classifier, PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
-from robustgen.pilot import Kernels, moved_by_others, pilot, seconds
+from robustgen.pilot import (
+    Kernels,
+    batch_dependence,
+    best_time,
+    choose_kernels,
+    gpu_share,
+    is_random,
+    share_of,
+)
+
+GB = 1 << 30
 
 
 def net(side: int = 8) -> PlainClassifier:
@@ -34,7 +44,7 @@ class BySize(Classifier):
 
 def test_an_unknown_precision_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown precision"):
-        pilot(net(), torch.rand(16, 1, 8, 8), "fp16")
+        choose_kernels(net(), torch.rand(16, 1, 8, 8), "fp16")
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
@@ -51,7 +61,7 @@ def _with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_bfloat16_is_emulated_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, native=False)
     with pytest.raises(UserError, match="does not compute in bfloat16 natively") as caught:
-        pilot(net(), torch.rand(16, 1, 8, 8), "bf16")
+        choose_kernels(net(), torch.rand(16, 1, 8, 8), "bf16")
     assert "take float32" in str(caught.value)
 
 
@@ -71,7 +81,7 @@ def test_where_bfloat16_is_emulated_no_gradient_is_taken_in_it(
     for native in (True, False):
         processor(monkeypatch, native=native)
         pictures.clear()
-        assert pilot(net(40), torch.rand(32, 1, 40, 40), precision).sizes
+        assert choose_kernels(net(40), torch.rand(32, 1, 40, 40), precision).sizes
         tried[native] = [*pictures]
     assert tried[False] == [1], "one picture, to see whether the layers bear it"
     assert (max(tried[True]) == 32) == (precision == "auto")
@@ -79,7 +89,7 @@ def test_where_bfloat16_is_emulated_no_gradient_is_taken_in_it(
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_precision_that_is_asked_for_is_taken(precision: str) -> None:
-    assert pilot(net(), torch.rand(16, 1, 8, 8), precision).precision == precision
+    assert choose_kernels(net(), torch.rand(16, 1, 8, 8), precision).precision == precision
 
 
 @pytest.mark.parametrize(
@@ -90,14 +100,16 @@ def test_auto_takes_bfloat16_where_it_is_worth_it(
     monkeypatch: pytest.MonkeyPatch, side: int, gain: float, precision: str
 ) -> None:
     """On pictures of more than 1,024 values, from 1.15 times on."""
-    monkeypatch.setattr(module, "_gain", lambda copied, pictures: gain)
-    assert pilot(net(side), torch.rand(8, 1, side, side), "auto").precision == precision
+    monkeypatch.setattr(module, "_speedup", lambda copied, pictures: gain)
+    assert choose_kernels(net(side), torch.rand(8, 1, side, side), "auto").precision == precision
 
 
 def test_sizes_are_those_with_the_same_bits() -> None:
     model = BySize().eval().requires_grad_(False)
     x = torch.rand(64, 1, 8, 8)
-    assert pilot(model, x, "float32") == Kernels(64, "cpu", torch.get_num_threads(), "float32", [16, 32])
+    assert choose_kernels(model, x, "float32") == Kernels(
+        64, "cpu", torch.get_num_threads(), "float32", [16, 32]
+    )
     for size in (3, 16, 20, 50):
         fixed = FixedBatch(model, 64, sizes=[16, 32])
         assert torch.equal(fixed.logits(x[:size]), model.logits(x)[:size])
@@ -105,8 +117,8 @@ def test_sizes_are_those_with_the_same_bits() -> None:
 
 def test_gain_is_a_ratio_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([3.0, 1.5])
-    monkeypatch.setattr(module, "_seconds", lambda copied, pictures: next(times))
-    assert module._gain(net(), torch.rand(8, 1, 8, 8)) == 2.0
+    monkeypatch.setattr(module, "_gradient_seconds", lambda copied, pictures: next(times))
+    assert module._speedup(net(), torch.rand(8, 1, 8, 8)) == 2.0
 
 
 @pytest.mark.parametrize(("shared", "taken"), [(0.0, True), (100.0, False)])
@@ -119,8 +131,8 @@ def test_gradients_of_a_lead_decide_since_a_logits_own_may_be_all_shared_part(
     layer.weight.data += shared * torch.randn(1600)
     model = PlainClassifier(nn.Sequential(nn.Flatten(), layer), 10, (1, 40, 40)).eval().requires_grad_(False)
     times = iter([3.0, 1.0])
-    monkeypatch.setattr(module, "_seconds", lambda copied, pictures: next(times))
-    found = pilot(model, torch.rand(8, 1, 40, 40), "auto")
+    monkeypatch.setattr(module, "_gradient_seconds", lambda copied, pictures: next(times))
+    found = choose_kernels(model, torch.rand(8, 1, 40, 40), "auto")
     assert (found.precision == "bf16") == taken
 
 
@@ -132,7 +144,7 @@ class NoGradient(Classifier):
 
 
 def test_a_model_without_gradients_has_sizes_and_no_low_precision() -> None:
-    found = pilot(NoGradient().eval(), torch.rand(24, 1, 40, 40), "auto")
+    found = choose_kernels(NoGradient().eval(), torch.rand(24, 1, 40, 40), "auto")
     assert (found.precision, found.sizes) == ("float32", [12])
 
 
@@ -148,11 +160,11 @@ class Later(Classifier):
 
 
 def test_rows_of_every_part_are_compared() -> None:
-    assert pilot(Later().eval(), torch.rand(64, 1, 8, 8), "float32").sizes == []
+    assert choose_kernels(Later().eval(), torch.rand(64, 1, 8, 8), "float32").sizes == []
 
 
 def test_a_small_batch_has_no_parts() -> None:
-    assert pilot(net(), torch.rand(15, 1, 8, 8), "float32").sizes == []
+    assert choose_kernels(net(), torch.rand(15, 1, 8, 8), "float32").sizes == []
 
 
 class Fails(Classifier):
@@ -163,7 +175,7 @@ class Fails(Classifier):
 
 
 def test_a_model_that_fails_does_not_stop_the_others() -> None:
-    found = pilot(Fails().eval(), torch.rand(16, 1, 40, 40), "auto")
+    found = choose_kernels(Fails().eval(), torch.rand(16, 1, 40, 40), "auto")
     assert (found.precision, found.sizes) == ("float32", [])
 
 
@@ -181,8 +193,8 @@ class OneSeed(nn.Module):
 
 def test_noise_that_belongs_to_a_place_in_the_batch_is_found_out() -> None:
     x = torch.rand(16, 1, 8, 8)
-    assert moved_by_others(PlainClassifier(OneSeed(0.5), 10, (1, 8, 8)), x) > 0
-    assert moved_by_others(PlainClassifier(OneSeed(0.0), 10, (1, 8, 8)), x) == 0
+    assert batch_dependence(PlainClassifier(OneSeed(0.5), 10, (1, 8, 8)), x) > 0
+    assert batch_dependence(PlainClassifier(OneSeed(0.0), 10, (1, 8, 8)), x) == 0
 
 
 def test_a_model_that_takes_no_few_pictures_is_not_judged_by_them() -> None:
@@ -191,14 +203,67 @@ def test_a_model_that_takes_no_few_pictures_is_not_judged_by_them() -> None:
             assert len(x) == 16
             return super().forward(x)
 
-    assert moved_by_others(PlainClassifier(Whole(0.5), 10, (1, 8, 8)), torch.rand(16, 1, 8, 8)) == 0
+    assert batch_dependence(PlainClassifier(Whole(0.5), 10, (1, 8, 8)), torch.rand(16, 1, 8, 8)) == 0
+
+
+def test_a_random_model_is_caught() -> None:
+    x = torch.rand(64, 1, 8, 8)
+    assert is_random(
+        PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout()), 10, (1, 8, 8)), x
+    )
+    assert not is_random(PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, (1, 8, 8)), x)
+
+
+def test_a_model_that_fails_on_some_pictures_is_judged_random_or_not_by_the_others() -> None:
+    x = torch.rand(64, 1, 8, 8)
+
+    class FailsOnMany(PlainClassifier):
+        def __init__(self, module: nn.Module, at_most: int) -> None:
+            super().__init__(module, 10, (1, 8, 8))
+            self.at_most = at_most
+
+        def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+            if len(x) > self.at_most:
+                raise MemoryError
+            return super().logits(x)
+
+    still = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert is_random(FailsOnMany(nn.Sequential(still, nn.Dropout()), 5), x)
+    assert not is_random(FailsOnMany(still, 5), x)
+    with pytest.raises(UserError, match="fails on every part"):
+        is_random(FailsOnMany(still, 0), x)
+
+
+def test_a_nan_does_not_make_a_model_random() -> None:
+    class Glitch(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            logits = x.flatten(1)[:, :10].clone()
+            logits[3, self.calls % 2] = torch.nan
+            return logits
+
+    assert not is_random(PlainClassifier(Glitch(), 10, (1, 8, 8)), torch.rand(8, 1, 8, 8))
 
 
 def test_a_gpu_is_waited_for_before_and_after_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append(f"wait for {device}"))
-    seconds(lambda: order.append("call"), torch.device("cuda"))
+    best_time(lambda: order.append("call"), torch.device("cuda"))
     assert order == 4 * ["wait for cuda", "call", "wait for cuda"]
     order.clear()
-    seconds(lambda: order.append("call"), torch.device("cpu"))
+    best_time(lambda: order.append("call"), torch.device("cpu"))
     assert order == 4 * ["call"]
+
+
+@pytest.mark.parametrize(
+    ("peak", "total", "share"),
+    [(1 * GB, 80 * GB, 1 / 8), (10 * GB, 80 * GB, 1 / 5), (30 * GB, 80 * GB, 1), (90 * GB, 80 * GB, 1)],
+)
+def test_a_gpu_is_shared_by_as_many_as_it_holds(peak, total, share):
+    assert share_of(peak, total) == share
+
+
+def test_on_a_processor_no_gpu_is_asked_for():
+    assert gpu_share(None, torch.zeros(1)) == 0

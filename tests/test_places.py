@@ -10,39 +10,39 @@ from typer.testing import CliRunner
 
 from robustgen import engine, registry
 from robustgen.cli import app
-from robustgen.disk import append_line, atomic, listed, read_bytes, write_json
+from robustgen.disk import append_line, atomic, list_names, read_bytes, write_json
 from robustgen.errors import DamagedError, UserError
-from robustgen.places import is_remote, place, relative, shown, within
+from robustgen.places import as_path, display_path, is_remote, relative_path, resolve_path
 from robustgen.store import RunStore
 
 ARGUMENTS = ["softmax-digits", "--data", "digits", "--protocol", "clean", "--n", "100", "--quiet"]
 
 
 def test_a_place_is_a_path_of_this_machine_or_a_url(bucket, tmp_path):
-    assert place("out") == Path("out")
-    assert not is_remote(place("out"))
+    assert as_path("out") == Path("out")
+    assert not is_remote(as_path("out"))
     assert is_remote(bucket)
-    assert shown(bucket / "a") == "s3://results/a"
-    with pytest.raises(UserError, match="no such kind of place"):
-        place("nonsense://a/b")
-    assert relative(bucket / "a" / "runs", bucket / "a") == "runs"
-    assert relative(tmp_path / "runs", tmp_path) == "runs"
-    assert within(bucket / "a", relative(bucket / "a" / "runs", bucket / "a")) == bucket / "a" / "runs"
-    assert within(tmp_path, relative(bucket / "a" / "runs", tmp_path)) == bucket / "a" / "runs"
+    assert display_path(bucket / "a") == "s3://results/a"
+    with pytest.raises(UserError, match="unknown kind of address"):
+        as_path("nonsense://a/b")
+    assert relative_path(bucket / "a" / "runs", bucket / "a") == "runs"
+    assert relative_path(tmp_path / "runs", tmp_path) == "runs"
+    assert resolve_path(bucket / "a", "runs") == bucket / "a" / "runs"
+    assert resolve_path(tmp_path, relative_path(bucket / "a" / "runs", tmp_path)) == bucket / "a" / "runs"
 
 
 def test_an_object_appears_whole_and_a_new_one_only_once(bucket):
     path = bucket / "one" / "a.json"
     with pytest.raises(UserError), atomic(path) as temporary:
         raise UserError(str(temporary.write_bytes(b"half a fi")))
-    assert listed(bucket / "one") == []
+    assert list_names(bucket / "one") == []
     write_json(path, [1], new=True)
     with pytest.raises(FileExistsError):
         write_json(path, [2], new=True)
     assert json.loads(read_bytes(path)) == [1]
     write_json(path, [3])
     assert json.loads(read_bytes(path)) == [3]
-    assert listed(bucket / "one") == ["a.json"]
+    assert list_names(bucket / "one") == ["a.json"]
     append_line(bucket / "one" / "lines", "a")
     append_line(bucket / "one" / "lines", "b")
     assert read_bytes(bucket / "one" / "lines") == b"a\nb\n"
@@ -52,7 +52,7 @@ def test_an_object_appears_whole_and_a_new_one_only_once(bucket):
 
 def test_a_bucket_that_is_not_there_is_one_message(bucket):
     with pytest.raises(UserError, match="cannot write") as caught:
-        write_json(place("s3://elsewhere") / "a.json", [1])
+        write_json(as_path("s3://elsewhere") / "a.json", [1])
     assert "s3://elsewhere/a.json" in str(caught.value)
 
 
@@ -81,7 +81,7 @@ def test_a_report_on_an_object_store_has_the_rows_of_one_on_disk_and_mends_what_
     ).runs  # fmt: skip
     assert steps[-1].done == 1
     assert again.rows("clean") == local.rows("clean")
-    assert f".{rows.name}.damaged" in listed(rows.parent)
+    assert f".{rows.name}.damaged" in list_names(rows.parent)
 
 
 def test_a_report_on_an_object_store_is_compared_with_one_on_disk(bucket, tmp_path):

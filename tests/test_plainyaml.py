@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustgen.errors import UserError
-from robustgen.plainyaml import MOST_BYTES, read_yaml
+from robustgen.plainyaml import MAX_BYTES, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
@@ -38,7 +38,7 @@ def test_no_tag_is_read_and_nothing_runs(tmp_path: Path, tag: str):
 def test_aliases_are_read_and_a_bomb_of_them_is_not(tmp_path: Path):
     (tmp_path / "x.yaml").write_text("a: &a {b: 1}\nc: *a\n")
     assert read_yaml(tmp_path / "x.yaml") == {"a": {"b": 1}, "c": {"b": 1}}
-    assert "aliases written out" in str(said(tmp_path, BOMB))
+    assert "aliases expanded" in str(said(tmp_path, BOMB))
 
 
 @pytest.mark.parametrize("text", ["a: &a [*a]\n", "&a {b: *a}\n", "a: " + "[" * 5000, "[" * 400 + "]" * 400])
@@ -49,13 +49,13 @@ def test_circles_and_depths_without_end(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("seed: 1\nseed: 2\n", "'seed' stands here twice"),
-        ("? [a, b]\n: 1\n", "a key must be a word"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs here twice"),
+        ("? [a, b]\n: 1\n", "a key must be plain text"),
         ("a: 0x_\n", "invalid literal"),
         ("a: [1\n", "line 2"),
         ("\x00", "unacceptable character"),
         (b"a: \xff\n", "cannot read the file"),
-        ("a: " + "x" * MOST_BYTES, "bytes"),
+        ("a: " + "x" * MAX_BYTES, "bytes"),
         ("a: [" + "1," * 30_000 + "]", "values"),
     ],
 )

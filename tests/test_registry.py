@@ -48,7 +48,7 @@ def test_a_model_of_many_network_calls_has_to_be_named(workspace: Path):
     card = workspace / "models" / "b-digits" / "card.yaml"
     card.write_text(CARD.format(name="b-digits", family="score") + "calls: 120\n")
     assert [m.name for m in registry.resolve_all([], "digits")] == ["a-digits"]
-    assert registry.left_out("digits") == {"b-digits": "many network calls a picture"}
+    assert registry.named_only("digits") == {"b-digits": "many network calls a picture"}
     assert [m.name for m in registry.resolve_all(["b-digits"], "digits")] == ["b-digits"]
     assert [m.name for m in registry.resolve_all(["*-digits"], "digits")] == ["a-digits", "b-digits"]
 
@@ -67,11 +67,11 @@ def test_a_model_with_code_of_its_own_has_to_be_named_in_full(workspace: Path):
     card = workspace / "models" / "b-digits" / "card.yaml"
     card.write_text(CARD.format(name="b-digits", family="mine").replace("resnet-softmax", "model.py:Net"))
     assert [m.name for m in registry.resolve_all([], "digits")] == ["a-digits"]
-    assert registry.left_out("digits") == {"b-digits": "code of its own"}
+    assert registry.named_only("digits") == {"b-digits": "code of its own"}
     with pytest.raises(UserError, match="name each model"):
         registry.resolve_all(["*-digits"], "digits")
     (model,) = registry.resolve_all(["b-digits"], "digits")
-    assert registry.code_of(model) == workspace / "models" / "b-digits" / "model.py"
+    assert registry.user_code(model) == workspace / "models" / "b-digits" / "model.py"
 
 
 def test_an_unknown_name_is_answered_with_suggestions(workspace: Path):

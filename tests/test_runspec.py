@@ -12,16 +12,15 @@ from robustgen import load_model, registry
 from robustgen.classifiers.base import Classifier
 from robustgen.config import Protocol
 from robustgen.evaluation import load_data
-from robustgen.pilot import Kernels
+from robustgen.pilot import Kernels, Profile
 from robustgen.plan import plan
 from robustgen.runspec import libraries, run_spec
-from robustgen.work import Trial
 
-PLAIN = Trial(stochastic=False, mixes=False, kernels=Kernels(4), share=0.0)
+PLAIN = Profile(stochastic=False, batch_dependent=False, kernels=Kernels(4), gpu_share=0.0)
 (REFERENCE,) = registry.resolve("softmax-digits")
 
 
-def spec(trial: Trial = PLAIN, model: Classifier | None = None, **changes: Any) -> dict[str, Any]:
+def spec(profile: Profile = PLAIN, model: Classifier | None = None, **changes: Any) -> dict[str, Any]:
     """run.json's specification of softmax-digits, or of a model in its place, under a changed protocol."""
     content = {
         "name": "p", "version": 1, "summary": "s", "n": 8, "chunk": 4, "data": {"digits": {}},
@@ -29,7 +28,7 @@ def spec(trial: Trial = PLAIN, model: Classifier | None = None, **changes: Any) 
     }  # fmt: skip
     protocol, dataset = Protocol.model_validate(content | changes), load_data("digits", "test", None)
     model = load_model("softmax-digits") if model is None else model
-    return run_spec(REFERENCE, model, protocol, dataset, plan(protocol, dataset), trial)
+    return run_spec(REFERENCE, model, protocol, dataset, plan(protocol, dataset), profile)
 
 
 def test_rows_depend_on_seed_chunk_and_verdict_and_not_on_words() -> None:

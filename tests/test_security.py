@@ -76,7 +76,7 @@ def test_a_report_that_names_a_python_file_does_not_run_it(tmp_path: Path):
     file, mark = evil(tmp_path / "evil")
     points_to(out, f"{file}:net")
     for ask in (verify_report, lambda folder: transfer_two(folder)):
-        with pytest.raises(UserError, match="no code runs on a report's word alone") as caught:
+        with pytest.raises(UserError, match="runs only if you name it") as caught:
             ask(out)
         assert f"--code {file}" in str(caught.value)
     assert not mark.exists()
@@ -99,7 +99,7 @@ def test_a_report_that_names_a_zoo_model_does_not_run_its_code(tmp_path: Path, m
     (tmp_path / "models" / "evil-digits" / "card.yaml").write_text(card)
     monkeypatch.chdir(tmp_path)
     points_to(out, "evil-digits")
-    with pytest.raises(UserError, match="no code runs on a report's word alone"):
+    with pytest.raises(UserError, match="runs only if you name it"):
         verify_report(out)
     points_to(out, "*-digits")
     with pytest.raises(UserError, match="run code of their own"):
@@ -310,7 +310,7 @@ def test_a_malicious_parquet_of_rows_reads_nothing_outside_its_run(tmp_path: Pat
     (file,) = (tmp_path / "m").glob("samples/clean/*.parquet")
     said = dict(pq.read_schema(file).metadata) | {b"sha256": json.dumps({f"../{secret.name}": "0"}).encode()}
     pq.write_table(rows_table().replace_schema_metadata(said), file)
-    for ask in (lambda: store.rows("clean"), lambda: store.damaged(Chunk("clean", 0, 6))):
+    for ask in (lambda: store.rows("clean"), lambda: store.damaged_files(Chunk("clean", 0, 6))):
         with pytest.raises(UserError, match="a stored chunk is damaged"):
             ask()
     assert store.finished("clean").tolist() == []  # set aside
@@ -361,9 +361,9 @@ def test_an_audit_that_nobody_answers_claims_nothing():
     skipped = {"name": "a", "skip_reason": "not found"}
     sound = {"name": "b", "version": "1", "vulns": []}
     bad = {"name": "c", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
-    assert audit.judge([], "no route") == (["not audited: no route"], 0)
-    lines, code = audit.judge([skipped], "")
+    assert audit.summarise([], "no route") == (["not audited: no route"], 0)
+    lines, code = audit.summarise([skipped], "")
     assert (lines[-1].startswith("not audited"), code) == (True, 0)
-    assert audit.judge([sound, skipped], "")[1] == 0
-    lines, code = audit.judge([sound, bad], "")
-    assert (code, lines) == (1, ["c 1: CVE-1, mended in 2", "2 packages audited, 1 known vulnerabilities"])
+    assert audit.summarise([sound, skipped], "")[1] == 0
+    lines, code = audit.summarise([sound, bad], "")
+    assert (code, lines) == (1, ["c 1: CVE-1, fixed in 2", "2 packages audited, 1 known vulnerabilities"])

@@ -118,7 +118,7 @@ def test_a_damaged_specification_costs_no_rows_of_its_run(run: RunStore, where: 
     file.write_bytes(content)
     with pytest.raises(DamagedError):
         RunStore.read(run.path)
-    assert RunStore.begun(run.path) is None
+    assert RunStore.find(run.path) is None
     with pytest.raises(UserError, match=r"its run\.json is damaged"):
         RunStore.open(run.path, SPEC | {"identity": {"model": "b"}}, {})
     again = RunStore.open(run.path, SPEC, {"torch": "x"})
@@ -135,7 +135,7 @@ def test_a_run_of_an_older_version_goes_on(run: RunStore):
     old = {"spec": SPEC, "fingerprint": fingerprint(SPEC), "environment": {"torch": "x"}}
     (run.path / "run.json").write_text(json.dumps(old))
     again = RunStore.open(run.path, SPEC, {"torch": "x"})
-    assert again.mend() == []
+    assert again.set_aside_damaged() == []
     assert finished(again) == [[0, 2]]
     assert again.rows("clean").equals(rows(0, 1))
 
@@ -146,7 +146,7 @@ def test_rows_of_another_run_that_began_at_once_are_never_taken_for_ones_own(run
     other.write(Chunk("clean", 2, 4), rows(2, 3))
     assert run.rows("clean").equals(rows(0, 1))
     assert other.rows("clean").equals(rows(2, 3))
-    assert len(run.mend()) == 1
+    assert len(run.set_aside_damaged()) == 1
     assert finished(run) == [[0, 2]]
 
 
@@ -191,10 +191,10 @@ def test_side_files_are_written_before_the_rows_and_their_hashes_are_kept(run: R
     run.write(chunk, rows(0, 1), tables={"guidance": rows(0, 1)}, adversarial=pictures)
     assert written[-1] == "samples"
     assert set(written[:-1]) == {"tables", "adversarial"}
-    assert run.damaged(chunk) == []
+    assert run.damaged_files(chunk) == []
     file = run.path / "adversarial" / chunk.evaluation / f"{chunk.stem}.parquet"
     pq.write_table(pictures.slice(0, 1), file)
-    assert run.damaged(chunk) == [f"adversarial/{chunk.evaluation}/{chunk.stem}.parquet"]
+    assert run.damaged_files(chunk) == [f"adversarial/{chunk.evaluation}/{chunk.stem}.parquet"]
 
 
 def test_a_write_that_is_cut_off_leaves_no_chunk(run: RunStore, monkeypatch):
@@ -260,7 +260,7 @@ def with_sides(run: RunStore) -> Chunk:
 
 def test_samples_of_a_smaller_batch_are_counted_up_to_n(run: RunStore):
     with_sides(run)
-    assert [run.smaller("gradients", n) for n in (None, 5, 1)] == [{32: 2}, {32: 2}, {32: 1}]
+    assert [run.reduced_batches("gradients", n) for n in (None, 5, 1)] == [{32: 2}, {32: 2}, {32: 1}]
 
 
 def test_who_reads_the_folder_whole_passes_over_what_was_set_aside(run: RunStore):
@@ -280,18 +280,18 @@ def test_every_byte_of_a_chunk_is_watched_over(run: RunStore):
     found = 0
     for place in range(0, len(sound), 7):
         file.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
-        lost = run.mend()
+        lost = run.set_aside_damaged()
         found += len(lost)
         if lost:
             assert not file.exists()
             assert "set aside as .000000-000002.parquet.damaged" in lost[0]
         else:
             assert run.rows("gradients").equals(rows(0, 1))
-            assert run.damaged(chunk) == []
-            assert run.smaller("gradients") == {32: 2}
+            assert run.damaged_files(chunk) == []
+            assert run.reduced_batches("gradients") == {32: 2}
     assert found > len(sound) / 14  # statistics, which nothing reads, are the rest
     file.write_bytes(sound)
-    assert run.mend() == []
+    assert run.set_aside_damaged() == []
 
 
 @pytest.mark.parametrize("kind", ["tables", "adversarial"])
@@ -302,12 +302,12 @@ def test_a_damaged_side_file_costs_its_chunk(run: RunStore, kind: str):
     content[-6] ^= 1
     file.write_bytes(content)
     if kind == "adversarial":
-        assert run.mend(pictures=False) == []
-    assert len(run.mend()) == 1
+        assert run.set_aside_damaged(pictures=False) == []
+    assert len(run.set_aside_damaged()) == 1
     assert finished(run, chunk.evaluation) == []
     with_sides(run)
     assert finished(run, chunk.evaluation) == [[chunk.start, chunk.stop]]
-    assert run.mend() == []
+    assert run.set_aside_damaged() == []
 
 
 def test_a_table_whose_rows_were_never_written_is_not_read(run: RunStore):
@@ -326,7 +326,7 @@ def test_a_disk_that_does_not_answer_is_no_reason_to_set_a_chunk_aside(run: RunS
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", broken)
         with pytest.raises(UserError, match="cannot read the file"):
-            run.mend()
+            run.set_aside_damaged()
     assert finished(run, chunk.evaluation) == [[chunk.start, chunk.stop]]
 
 
@@ -350,8 +350,8 @@ def test_temporary_files_of_a_crash_are_removed_after_a_day(run: RunStore):
 
 
 def test_failures_are_noted_a_line_each(run: RunStore):
-    run.note("it raised", Chunk("clean", 0, 2))
-    run.note("it raised again", Chunk("clean", 2, 4))
+    run.log_error("it raised", Chunk("clean", 0, 2))
+    run.log_error("it raised again", Chunk("clean", 2, 4))
     lines = (run.path / "errors.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert '"start": 2' in lines[1]

@@ -18,7 +18,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
 from robustgen.report.summary import summarise
 from robustgen.store import RunStore
-from robustgen.transfer import Crossed, Pair, transfer
+from robustgen.transfer import Pair, TransferResult, transfer
 
 N = 32
 PGD = {"kind": "attack", "attack": "pgd", "norm": "linf", "options": {"steps": 10, "restarts": 1}}
@@ -95,7 +95,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def crossed(report: Path) -> tuple[Crossed, str]:
+def crossed(report: Path) -> tuple[TransferResult, str]:
     console = Console(file=io.StringIO(), width=100)
     file = RunStore.read(report / "runs" / "masked-masked").environment["reference"].rpartition(":")[0]
     found = transfer(report, console, code=[Path(file)])
@@ -114,11 +114,13 @@ def right_at(report: Path, source: str, target: str) -> tuple[np.ndarray, np.nda
     return still[clean].numpy(), moved[clean].numpy()
 
 
-def pairs(found: Crossed) -> dict[tuple[str, str], Pair]:
+def pairs(found: TransferResult) -> dict[tuple[str, str], Pair]:
     return {(pair.source, pair.target): pair for pair in found.pairs}
 
 
-def test_each_model_is_asked_about_each_models_pictures(report: Path, crossed: tuple[Crossed, str]) -> None:
+def test_each_model_is_asked_about_each_models_pictures(
+    report: Path, crossed: tuple[TransferResult, str]
+) -> None:
     found = pairs(crossed[0])
     # without a gradient nothing was moved, and there is nothing to show to the others
     everyone = {(source, target) for source in MODELS for target in MODELS}
@@ -136,7 +138,7 @@ def test_each_model_is_asked_about_each_models_pictures(report: Path, crossed: t
 
 
 def test_a_model_without_gradients_is_beaten_by_the_pictures_of_its_twin(
-    crossed: tuple[Crossed, str],
+    crossed: tuple[TransferResult, str],
 ) -> None:
     found = pairs(crossed[0])
     twin, masked = found["softmax-digits", "softmax-digits"], found["softmax-digits", "masked-masked"]
@@ -148,7 +150,7 @@ def test_a_model_without_gradients_is_beaten_by_the_pictures_of_its_twin(
     assert {f.model for f in crossed[0].flags} == {"masked-masked"}, "honest models are not accused"
 
 
-def test_the_file_and_the_terminal_have_every_pair(report: Path, crossed: tuple[Crossed, str]) -> None:
+def test_the_file_and_the_terminal_have_every_pair(report: Path, crossed: tuple[TransferResult, str]) -> None:
     found, printed = crossed
     with (report / "transfer.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))

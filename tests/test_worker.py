@@ -21,7 +21,7 @@ from robustgen.pilot import Kernels
 from robustgen.store import Chunk
 from robustgen.threat import ThreatModel
 from robustgen.types import VERDICT_DRAWS
-from robustgen.worker import Reading, Worker, combine, is_random
+from robustgen.worker import ChunkOutput, Worker
 
 SHAPE, N = (1, 8, 8), 256
 SHARES = torch.tensor([0.05, 0.3, 0.6, 0.9, 0.99])
@@ -78,7 +78,7 @@ MODELS = {"global generator": lambda: PlainClassifier(Coin(), 10, SHAPE), "own g
 
 def read(
     model: Classifier, perturbation: Perturbation, n: int = N, *, start: int = 0, stochastic: bool = True
-) -> Reading:
+) -> ChunkOutput:
     evaluation = Evaluation("it", "attack", "digits", "test", n, {}, perturbation=perturbation)
     worker = Worker(
         model, [evaluation], source="digits", seed=0, kernels=Kernels(64),
@@ -218,54 +218,6 @@ def test_the_verdict_on_a_deterministic_model_is_one_forward_to_the_bit() -> Non
     assert set(rows["seeded_by"].to_pylist()) == {"sample"}
 
 
-def test_combined_logits_have_the_mean_softmax_and_the_mean_energy() -> None:
-    answers = torch.randn(32, 50, 10, generator=torch.Generator().manual_seed(0)) * 20 - 4000
-    # of logits near -4000 float32 keeps 2.4e-4 nats, and so much of the probabilities
-    found, exact = combine(answers).double(), answers.double()
-    assert torch.allclose(found.softmax(1), exact.softmax(2).mean(0), rtol=3e-4, atol=1e-12)
-    assert torch.allclose(found.logsumexp(1), exact.logsumexp(2).mean(0), atol=3e-4)
-    assert torch.equal(combine(answers[:1]), answers[0])
-
-
-def test_a_random_model_is_caught() -> None:
-    x = data.load("digits").images[:64]
-    assert is_random(MODELS["global generator"](), x)
-    assert not is_random(PlainClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, SHAPE), x)
-
-
-def test_a_model_that_fails_on_some_pictures_is_judged_random_or_not_by_the_others() -> None:
-    x = data.load("digits").images[:64]
-
-    class Fails(PlainClassifier):
-        def __init__(self, module: nn.Module, at_most: int) -> None:
-            super().__init__(module, 10, SHAPE)
-            self.at_most = at_most
-
-        def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-            if len(x) > self.at_most:
-                raise MemoryError
-            return super().logits(x)
-
-    still = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert is_random(Fails(nn.Sequential(still, nn.Dropout()), 5), x)
-    assert not is_random(Fails(still, 5), x)
-    with pytest.raises(UserError, match="fails on every part"):
-        is_random(Fails(still, 0), x)
-
-
-def test_a_nan_does_not_make_a_model_random() -> None:
-    class Glitch(nn.Module):
-        calls = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            logits = x.flatten(1)[:, :10].clone()
-            logits[3, self.calls % 2] = torch.nan
-            return logits
-
-    assert not is_random(PlainClassifier(Glitch(), 10, SHAPE), data.load("digits").images[:8])
-
-
 class Hungry(PlainClassifier):
     """Runs out of memory at more than ``most`` pictures, as torch says it of the processor's."""
 
@@ -293,7 +245,7 @@ def hungry(most: int, limit: float | None = None) -> Worker:
 def test_where_memory_runs_out_a_chunk_goes_on_at_half_the_batch_and_says_so() -> None:
     whole, halved = (hungry(most)(Chunk("it", 0, 64)) for most in (64, 17))
     assert (whole.batch, halved.batch) == (None, 16)
-    one, other = (np.array(reading.rows["logits"].to_pylist()) for reading in (whole, halved))
+    one, other = (np.array(output.rows["logits"].to_pylist()) for output in (whole, halved))
     assert np.abs(one - other).max() < 1e-4
     assert whole.rows["draws_correct"] == halved.rows["draws_correct"]
     assert whole.rows["forwards"] == halved.rows["forwards"], "calls of tries that failed are not counted"

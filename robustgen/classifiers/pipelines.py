@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from robustgen.classifiers.base import Classifier, Denoiser
 from robustgen.classifiers.diffusion import DiffusionClassifier
 from robustgen.classifiers.noise_levels import check_noise_level, per_sample
-from robustgen.errors import UserError, in_words, missing_package
+from robustgen.errors import UserError, describe_error, missing_package
 from robustgen.types import ConditionalNoise, Density
 
 PROMPT = "a photo of a {}."
@@ -232,7 +232,7 @@ def _fetch(name: str) -> Any:
             raise UserError(
                 f"diffusers:{name} could not be loaded",
                 expected="an id of the hub, or a folder with a model_index.json and weights as safetensors",
-                got=in_words(error, 300),
+                got=describe_error(error, 300),
                 remedy="check the name and the network; without one, fetch the pipeline elsewhere "
                 "(huggingface-cli download) and name its folder: diffusers:FOLDER",
             ) from None

@@ -17,7 +17,7 @@ from robustgen.classifiers.networks import Block
 from robustgen.classifiers.noisy_networks import NoiseBlock
 from robustgen.classifiers.user import construct, import_file
 from robustgen.config import own_code
-from robustgen.errors import UserError, in_words, unknown_name
+from robustgen.errors import UserError, describe_error, unknown_name
 
 ARCHITECTURES: dict[str, str] = {
     "resnet-softmax": "robustgen.classifiers.softmax:Softmax",
@@ -69,14 +69,15 @@ def build(
     try:
         return make(**options)
     except UserError as error:
-        error.complete(where=where, remedy="mend the options")
+        error.fill_in(where=where, remedy="mend the options")
         raise
     except Exception as error:  # an unknown or mistyped argument, or one that torch refuses
         raise UserError(
             f"the architecture {arch!r} does not take these options",
             where=where,
             expected=f"options that make a network, such as {_example(arch)}",
-            got=f"{', '.join(f'{k}={v!r}' for k, v in options.items() if k != 'over')}: {in_words(error)}",
+            got=", ".join(f"{k}={v!r}" for k, v in options.items() if k != "over")
+            + f": {describe_error(error)}",
             remedy="mend the options",
         ) from None
 

@@ -15,7 +15,7 @@ import numpy as np
 from robustgen.data.codec import Jpeg, codec_of
 from robustgen.data.dataset import SPLIT_SEED, Dataset, check_classes, make, no_split, numbered
 from robustgen.data.npz import check_fits_memory, read_npz
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.types import Split
 
 
@@ -27,7 +27,9 @@ def _reading(what: str, where: object, expected: str, remedy: str | None = None)
     except UserError:
         raise
     except Exception as error:  # zip, zlib, pickle, struct, assertions: each reader has its own
-        raise UserError(what, where=where, expected=expected, got=in_words(error), remedy=remedy) from None
+        raise UserError(
+            what, where=where, expected=expected, got=describe_error(error), remedy=remedy
+        ) from None
 
 
 def _must_exist(path: Path) -> None:
@@ -87,7 +89,7 @@ def _obtain(name: str, maker: Callable[[bool], Any], root: Path) -> Any:
         raise UserError(
             f"data set {name!r} was not found and could not be downloaded",
             where=root,
-            got=in_words(error),
+            got=describe_error(error),
             remedy="put its files there as torchvision expects them, or name another --data-root",
         ) from None
 

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.intervals import resampled_sums, resamples
-from robustgen.types import LEAST_LEVELS
+from robustgen.types import MIN_LEVELS
 
 Array = np.ndarray
 FEWEST = 10
@@ -30,7 +30,7 @@ class Information(NamedTuple):
 
 
 def information(table: pd.DataFrame) -> Information | None:
-    """From the table of the sweep; None with fewer than LEAST_LEVELS of its levels that the model knows.
+    """From the table of the sweep; None with fewer than MIN_LEVELS of its levels that the model knows.
 
     The integral is the trapezoid rule over log gamma, where G gamma d log gamma = G d gamma: levels are
     spaced by their ratios, and G gamma changes slowly between them.
@@ -38,7 +38,7 @@ def information(table: pd.DataFrame) -> Information | None:
     errors = table.pivot(index="sample_id", columns="sigma", values=["reference_error", "guided_error"])
     entropy = table.pivot(index="sample_id", columns="sigma", values="cross_entropy").dropna()
     sigmas = entropy.columns.to_numpy(np.float64)
-    if len(sigmas) < LEAST_LEVELS or not len(entropy):
+    if len(sigmas) < MIN_LEVELS or not len(entropy):
         return None
     errors = errors.loc[entropy.index]
     gain = (errors["reference_error"] - errors["guided_error"])[sigmas].to_numpy(np.float64)

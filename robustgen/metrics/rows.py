@@ -194,10 +194,10 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         attacked = whole is not None and detail["kind"] == "attack"
         audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else NOBODY
         beside = TABLES.get(detail["kind"])
-        lost = store.lost(name, n) if beside else 0
+        lost = store.incomplete_samples(name, n) if beside else 0
         found = store.table(name, beside, n) if beside and rows is not None else None
         evaluations[name] = Evaluation(
-            detail, rows, min(n or size, size), store.smaller(name, n), lost, audited,
+            detail, rows, min(n or size, size), store.reduced_batches(name, n), lost, audited,
             None if found is None else numbers_of(found),
         )  # fmt: skip
     return Run(store.model, store.spec, evaluations, _errors(store.path / "errors.jsonl"))

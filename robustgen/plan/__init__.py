@@ -1,4 +1,4 @@
-"""From a protocol and a data set to evaluations: what is measured, and what was refused and why."""
+"""Turns a protocol and a data set into a plan: the evaluations, and what was refused and why."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from robustgen.data import Dataset
 from robustgen.errors import UserError
 from robustgen.evaluation import Plan
 from robustgen.plan import attacked, gradients, pictures
-from robustgen.plan.planning import Planning
+from robustgen.plan.builder import PlanBuilder
 
 
 def plan(protocol: Protocol, dataset: Dataset, root: Path | None = None) -> Plan:
-    """Turn a protocol's specifications into evaluations of a data set's test split."""
-    planning = Planning(protocol.settings(dataset.name), dataset, root)
-    pictures.choose_scores(planning, protocol)
+    """Plan a protocol on a data set's test split. Raises UserError for a mistake in the protocol."""
+    builder = PlanBuilder(protocol.settings(dataset.name), dataset, root)
+    pictures.choose_scores(builder, protocol)
     # ``fixed`` comes last: it attacks the foreign sets that ``ood`` has planned
     for spec in sorted(protocol.evaluations, key=lambda spec: spec.kind == "fixed"):
-        with _told_where(protocol, spec.kind):
-            _plan_one(planning, spec)
-    names = [evaluation.name for evaluation in planning.evaluations]
+        with _located(protocol, spec.kind):
+            _add_evaluations(builder, spec)
+    names = [evaluation.name for evaluation in builder.evaluations]
     if len(set(names)) < len(names):
-        double = sorted({name for name in names if names.count(name) > 1})
+        duplicates = sorted({name for name in names if names.count(name) > 1})
         raise UserError(
             f"protocol {protocol.name!r} has an evaluation twice", where="its evaluations",
-            expected="each name once", got=", ".join(double), remedy="leave one of them out",
+            expected="each name once", got=", ".join(duplicates), remedy="leave one of them out",
         )  # fmt: skip
-    return Plan(planning.evaluations, planning.refused)
+    return Plan(builder.evaluations, builder.refused)
 
 
 @contextmanager
-def _told_where(protocol: Protocol, kind: str) -> Iterator[None]:
-    """What is wrong with an evaluation is said with its place in the protocol."""
+def _located(protocol: Protocol, kind: str) -> Iterator[None]:
+    """Add the evaluation's place in the protocol to a UserError."""
     try:
         yield
     except UserError as error:
         where = f"the evaluation {kind!r} of the protocol {protocol.name!r}"
-        error.complete(where=where, remedy="mend the protocol")
+        error.fill_in(where=where, remedy="correct the protocol")
         raise
 
 
-def _plan_one(planning: Planning, spec: EvaluationSpec) -> None:
+def _add_evaluations(builder: PlanBuilder, spec: EvaluationSpec) -> None:
     match spec.kind:
         case "clean":
-            pictures.clean(planning)
+            pictures.add_clean(builder)
         case "corruptions":
-            pictures.corruptions(planning, spec)
+            pictures.add_corruptions(builder, spec)
         case "ood":
-            pictures.foreign(planning)
+            pictures.add_foreign(builder)
         case "attack":
-            attacked.attack(planning, spec)
+            attacked.add_attack(builder, spec)
         case "transfer":
-            attacked.transfer(planning, spec)
+            attacked.add_transfer(builder, spec)
         case "fixed":
-            attacked.fixed(planning, spec)
+            attacked.add_fixed(builder, spec)
         case "detected":
-            attacked.detected(planning, spec)
+            attacked.add_detected(builder, spec)
         case "gradients":
-            gradients.guidance(planning, spec)
+            gradients.add_guidance(builder, spec)
         case "efficiency":
-            gradients.efficiency(planning)
+            gradients.add_efficiency(builder)
         case "explained":
-            gradients.explained(planning, spec)
+            gradients.add_explained(builder, spec)
         case "probes":
-            gradients.probes(planning)
+            gradients.add_probes(builder)
         case "climbs":
-            gradients.climbs(planning, spec)
+            gradients.add_climbs(builder, spec)

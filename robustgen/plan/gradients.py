@@ -1,4 +1,4 @@
-"""Evaluations of gradients: against a reference denoiser, and whether an attack can believe them."""
+"""Plans readouts of gradients: against a reference denoiser, and whether attacks can rely on them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from robustgen.config import ClimbsSpec, ExplainedSpec, GradientsSpec
 from robustgen.errors import UserError, unknown_name
 from robustgen.evaluation import load_data
 from robustgen.perturb import Readout
-from robustgen.plan.planning import Planning
+from robustgen.plan.builder import PlanBuilder
 from robustgen.registry import ZooModel, load_card, model_folders
 from robustgen.threat import ThreatModel
-from robustgen.types import LEAST_LEVELS, Kind
+from robustgen.types import MIN_LEVELS, Kind
 
 
-def guidance(planning: Planning, spec: GradientsSpec) -> None:
-    """Guidance gain and denoising at the data's sigmas."""
-    sigmas = planning.settings.sigmas
-    if not _has_reference(planning, "gradients", sigmas):
+def add_guidance(builder: PlanBuilder, spec: GradientsSpec) -> None:
+    """Guidance gain and denoising errors at the data's sigmas."""
+    sigmas = builder.settings.sigmas
+    if not _has_reference(builder, "gradients", sigmas):
         return
-    train = planning.at_hand("gradients", planning.split("train"))
+    train = builder.load_or_refuse("gradients", builder.split_loader("train"))
     if train is None:  # nothing to fit the Wiener filter on
         return
 
@@ -34,40 +34,40 @@ def guidance(planning: Planning, spec: GradientsSpec) -> None:
 
         return Guidance(sigmas, reference, Wiener(train.images), spec.pictures)
 
-    _guided(planning, "gradients", sigmas, readout, {"wiener": train.fingerprint})
+    _add_guided(builder, "gradients", sigmas, readout, {"wiener": train.fingerprint})
 
 
-def efficiency(planning: Planning) -> None:
-    """The gain over the data's sweep of sigmas, of which there must be enough for an integral."""
-    sweep = planning.settings.sweep
+def add_efficiency(builder: PlanBuilder) -> None:
+    """Guidance gain and cross-entropy over the data's sweep of sigmas, enough of them for an integral."""
+    sweep = builder.settings.sweep
 
     def readout(reference: Denoiser) -> Readout:
         from robustgen.gradients import Sweep
 
         return Sweep(sweep, reference)
 
-    if 0 < len(sweep) < LEAST_LEVELS:
+    if 0 < len(sweep) < MIN_LEVELS:
         raise UserError(
             "an integral over noise levels needs more of them",
-            where=f"the protocol's data.{planning.dataset.name}.sweep",
-            expected=f"{LEAST_LEVELS} levels or more",
+            where=f"the protocol's data.{builder.dataset.name}.sweep",
+            expected=f"{MIN_LEVELS} levels or more",
             got=len(sweep),
         )
-    _guided(planning, "efficiency", sorted(sweep), readout)
+    _add_guided(builder, "efficiency", sorted(sweep), readout)
 
 
-def explained(planning: Planning, spec: ExplainedSpec) -> None:
-    """The nearest wrong pictures, at the lowest, the middle and the highest of the data's sigmas."""
-    if len(planning.dataset.class_names) < 2:
-        planning.refuse("explained", "where there is one class, no picture is wrong")
+def add_explained(builder: PlanBuilder, spec: ExplainedSpec) -> None:
+    """The nearest wrong pictures, at the lowest, middle and highest of the data's sigmas."""
+    if len(builder.dataset.class_names) < 2:
+        builder.refuse("explained", "where there is one class, no picture is wrong")
         return
-    ordered = sorted(planning.settings.sigmas)
+    ordered = sorted(builder.settings.sigmas)
     three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if len(ordered) > 2 else ordered
 
-    numbers = _numbers(planning)
+    numbers = _denoiser_classes(builder)
     if numbers == []:
-        reason = f"the reference denoiser does not know the classes of {planning.dataset.name!r}"
-        planning.refuse("explained", reason)
+        reason = f"the reference denoiser does not know the classes of {builder.dataset.name!r}"
+        builder.refuse("explained", reason)
         return
 
     def readout(reference: Denoiser) -> Readout:
@@ -75,16 +75,16 @@ def explained(planning: Planning, spec: ExplainedSpec) -> None:
 
         return Explained(three, reference, spec.pictures, numbers=numbers)
 
-    _guided(planning, "explained", three, readout, {"denoiser_classes": numbers} if numbers else {})
+    _add_guided(builder, "explained", three, readout, {"denoiser_classes": numbers} if numbers else {})
 
 
-def _numbers(planning: Planning) -> list[int] | None:
-    """What the reference denoiser calls the classes: None where they are its first ones, [] where it does
-    not know them.
+def _denoiser_classes(builder: PlanBuilder) -> list[int] | None:
+    """The reference denoiser's numbers of the data's classes; None if they are the same, [] if it has none.
 
-    Some of a set's classes are numbered anew, and their reference may be of the whole set.
+    They differ for a data set of some classes (NAME:CLASSES), which numbers these from 0, if the denoiser
+    was trained on the whole set.
     """
-    dataset, denoiser = planning.dataset, planning.settings.denoiser
+    dataset, denoiser = builder.dataset, builder.settings.denoiser
     folder = model_folders().get(denoiser or "")
     if folder is None or not data.holds_out(dataset):
         return None
@@ -93,27 +93,27 @@ def _numbers(planning: Planning) -> list[int] | None:
         return None
     if known != whole:
         return []
-    found = data.class_numbers(load_data(whole, "test", planning.root), chosen)
+    found = data.class_numbers(load_data(whole, "test", builder.root), chosen)
     return None if found == [*range(len(found))] else found
 
 
-def _has_reference(planning: Planning, name: str, sigmas: list[float]) -> bool:
-    """Whether the protocol names a reference denoiser and sigmas for these data; refused without."""
-    if planning.settings.denoiser and sigmas:
+def _has_reference(builder: PlanBuilder, name: str, sigmas: list[float]) -> bool:
+    """Whether the protocol names a reference denoiser and sigmas for these data; if not, refuse."""
+    if builder.settings.denoiser and sigmas:
         return True
-    where = planning.dataset.name
-    planning.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {where!r}")
+    where = builder.dataset.name
+    builder.refuse(name, f"the protocol names no reference denoiser, or no sigmas, for {where!r}")
     return False
 
 
-def _guided(
-    planning: Planning, name: Kind, sigmas: list[float], readout: Callable[[Denoiser], Readout],
+def _add_guided(
+    builder: PlanBuilder, name: Kind, sigmas: list[float], readout: Callable[[Denoiser], Readout],
     more: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """A readout against the protocol's reference denoiser at noise levels."""
-    if not _has_reference(planning, name, sigmas):
+    """Add a readout that compares with the protocol's reference denoiser at noise levels."""
+    if not _has_reference(builder, name, sigmas):
         return
-    denoiser, folders = str(planning.settings.denoiser), model_folders()
+    denoiser, folders = str(builder.settings.denoiser), model_folders()
     if denoiser not in folders:
         raise unknown_name("model", denoiser, folders, where="the protocol's reference denoiser")
     folder = folders[denoiser]
@@ -131,41 +131,41 @@ def _guided(
 
     fingerprint = fingerprint_model(ZooModel(folder.name, folder))
     detail = {"sigmas": sigmas, "denoiser": denoiser, "denoiser_fingerprint": fingerprint} | (more or {})
-    reference()  # a mistake of the protocol's is one of the whole run, and none of a chunk
-    planning.add(name, name, detail, readouts=cache(lambda: (readout(reference()),)))
+    reference()  # a mistake in the protocol must stop the run, not fail a chunk
+    builder.add(name, name, detail, readouts=cache(lambda: (readout(reference()),)))
 
 
-def probes(planning: Planning) -> None:
-    """What gradients are like at the pictures."""
+def add_probes(builder: PlanBuilder) -> None:
+    """What the gradients are like at the clean pictures."""
 
     def readout(threat: ThreatModel) -> Readout:
         from robustgen.attacks.probes import Probes
 
         return Probes(threat)
 
-    _diagnosis(planning, "probes", {}, readout)
+    _add_diagnosis(builder, "probes", {}, readout)
 
 
-def climbs(planning: Planning, spec: ClimbsSpec) -> None:
-    """What gradients are like where an attack comes to."""
+def add_climbs(builder: PlanBuilder, spec: ClimbsSpec) -> None:
+    """What the gradients are like along an attack's path."""
 
     def readout(threat: ThreatModel) -> Readout:
         from robustgen.attacks.climbs import Climbs
 
         return Climbs(threat, spec.every)
 
-    _diagnosis(planning, "climbs", {"every": spec.every}, readout)
+    _add_diagnosis(builder, "climbs", {"every": spec.every}, readout)
 
 
-def _diagnosis(
-    planning: Planning, name: Kind, more: dict[str, Any], readout: Callable[[ThreatModel], Readout]
+def _add_diagnosis(
+    builder: PlanBuilder, name: Kind, more: dict[str, Any], readout: Callable[[ThreatModel], Readout]
 ) -> None:
-    """A look at the gradients within the data's ball, in Linf where the data has an eps for it."""
-    eps = planning.settings.eps
+    """Add a check of the gradients within the data's ball: in Linf if the data have an eps for it."""
+    eps = builder.settings.eps
     if not eps:
-        planning.refuse(name, f"the protocol has no eps for {planning.dataset.name!r}")
+        builder.refuse(name, f"the protocol has no eps for {builder.dataset.name!r}")
         return
     norm = "linf" if "linf" in eps else next(iter(eps))
     threat = ThreatModel(norm, eps[norm])
     detail = {"norm": norm, "eps": threat.eps, **more}
-    planning.add(name, name, detail, readouts=lambda: (readout(threat),))
+    builder.add(name, name, detail, readouts=lambda: (readout(threat),))

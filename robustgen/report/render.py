@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robustgen.disk import atomic, read_json, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
-from robustgen.places import within
+from robustgen.places import resolve_path
 from robustgen.report import corrupted, costs, figures, glance, pictures, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
@@ -80,7 +80,7 @@ def render(out: Path) -> Path:
     content = read_json(out / "summary.json")
     pairs = []
     for model in content["models"]:
-        store = RunStore.read(within(out, model["path"]))
+        store = RunStore.read(resolve_path(out, model["path"]))
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
     context = _context(content, pairs) | {"rows": [_link_to_rows(out, model) for model in content["models"]]}

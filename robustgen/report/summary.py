@@ -18,7 +18,7 @@ from robustgen.metrics.doubts import find_doubts
 from robustgen.metrics.estimate import Estimate
 from robustgen.metrics.measured import is_finite, measure
 from robustgen.metrics.rows import Run, read_run
-from robustgen.places import is_remote, relative, within
+from robustgen.places import is_remote, relative_path, resolve_path
 from robustgen.report.columns import columns, tested
 from robustgen.report.content import by_key, names_of
 from robustgen.report.formats import format_value
@@ -114,7 +114,7 @@ def gather(folders: Iterable[Path], out: Path) -> Gathered:
     runs: dict[str, RunStore] = {}
     for folder, content in reports:
         for path in _paths(content):
-            store = RunStore.read(within(folder, path))
+            store = RunStore.read(resolve_path(folder, path))
             if store.model in runs:
                 raise UserError(
                     f"two reports have a model named {store.model!r}",
@@ -203,7 +203,7 @@ def _model(
 ) -> dict[str, Any]:
     return {
         **store.spec["model"],
-        "path": relative(store.path, out),
+        "path": relative_path(store.path, out),
         "kernels": store.spec["kernels"],
         "environment": store.environment,
         "evaluations": [e.detail for e in run.evaluations.values()],

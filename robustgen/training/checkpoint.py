@@ -12,7 +12,7 @@ import torch
 from robustgen import classifiers, places
 from robustgen.classifiers.user import code_digests
 from robustgen.disk import append_line, cannot_write, write_bytes
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.registry import ZooModel
 from robustgen.training.recipe import Recipe
 
@@ -59,7 +59,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
         raise UserError(
             "cannot read the checkpoint of this training",
             where=path,
-            got=in_words(error),
+            got=describe_error(error),
             remedy="delete the file; the training then starts anew",
         ) from None
 

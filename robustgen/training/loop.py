@@ -18,7 +18,7 @@ from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.classifiers.user import user_code_error
 from robustgen.disk import remove_stale
 from robustgen.environment import make_exact, native_bfloat16, threads_for
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.registry import FileModel
 from robustgen.training import Diverged, Objective, checkpoint, make_objective, publish
 from robustgen.training.augment import augment
@@ -227,7 +227,7 @@ class Training:
         return UserError(
             what, where=self.recipe.name,
             expected=f"options with which {self.recipe.arch} takes pictures of shape {self.data.shape}",
-            got=in_words(error),
+            got=describe_error(error),
             remedy=f"mend the options: {self.recipe.options}",
         )  # fmt: skip
 
@@ -331,7 +331,7 @@ class Training:
             raise UserError(
                 "the checkpoint is of another version of this model",
                 where=self.file,
-                got=in_words(error),
+                got=describe_error(error),
                 remedy="delete the file; the training then starts anew",
             ) from None
         return True

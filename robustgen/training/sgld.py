@@ -13,7 +13,7 @@ from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.jem import JEM
 from robustgen.classifiers.sampling import sgld
 from robustgen.data import Dataset
-from robustgen.errors import UserError, in_words
+from robustgen.errors import UserError, describe_error
 from robustgen.limits import out_of_memory
 from robustgen.training import Diverged, Objective, accuracy, frozen_weights
 from robustgen.training.recipe import ChainSpec, SgldSpec
@@ -37,7 +37,7 @@ class Chains:
                 raise
             raise UserError(
                 "the replay buffer does not fit into memory", where="objective.buffer",
-                expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB", got=in_words(error),
+                expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB", got=describe_error(error),
                 remedy="a smaller buffer",
             ) from None  # fmt: skip
 

@@ -20,7 +20,7 @@ from robustgen.classifiers.quick import quick_copy
 from robustgen.config import AttackSpec
 from robustgen.draws import Draws
 from robustgen.threat import ThreatModel
-from robustgen.worker import ask, seeded
+from robustgen.verdict import fresh_verdict, seeded
 
 
 class Up(Search[State]):
@@ -313,7 +313,7 @@ def test_a_few_wild_draws_do_not_spare_a_stochastic_model_the_later_stages() -> 
         with seeded(model, "search", draws, x.device):
             found = AutoAttack(ThreatModel("linf", 0.1), n_iter=5, n_queries=100)(model, x, y, draws)
         assert set(found.broken_by or ()) <= {"square", None}
-        assert bool((ask(model, x, y, draws).correct > 16).all()), "the draws alone decide"
-        right[share] = int((ask(model, found.images, y, draws).correct > 16).sum())
+        assert bool((fresh_verdict(model, x, y, draws).correct > 16).all()), "the draws alone decide"
+        right[share] = int((fresh_verdict(model, found.images, y, draws).correct > 16).sum())
     assert right[0.0] <= 4, "Square does not break it"
     assert right[0.2] <= right[0.0]

@@ -39,7 +39,7 @@ def test_model_of_other_data_is_refused(zoo):
 def test_a_glob_of_two_models_is_refused_where_one_is_wanted(zoo):
     shutil.copytree(zoo, zoo.parent / "net2-digits")
     write_model(zoo.parent / "net2-digits")
-    with pytest.raises(UserError, match="one model is wanted"):
+    with pytest.raises(UserError, match="matches several models"):
         load_model("net*", **DIGITS)
 
 

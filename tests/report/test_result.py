@@ -95,7 +95,7 @@ def test_two_modules_of_one_class_need_names(tmp_path):
 
 @pytest.mark.parametrize("n", [0, -5, 2.5, "5"])
 def test_a_number_of_pictures_that_is_none_is_refused(tmp_path, n):
-    with pytest.raises(UserError, match="so many pictures") as error:
+    with pytest.raises(UserError, match="n must be a positive integer") as error:
         robustgen.evaluate("softmax-digits", protocol="clean", out=tmp_path, n=n)
     assert "1 or more" in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -165,7 +165,7 @@ def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
     store = fakes.write_run(tmp_path, "m", size=60)
     gone = store.path / "samples" / "clean" / "000030-000060.parquet"
     gone.unlink()
-    store.note("the model returned NaN\nmore", Chunk("clean", 30, 60))
+    store.log_error("the model returned NaN\nmore", Chunk("clean", 30, 60))
     (flag,) = [f for f in find_doubts(read_run(store)) if f.flag == "incomplete"]
     assert flag.severity == "error"
     assert flag.evaluation == "clean"

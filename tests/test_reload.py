@@ -10,7 +10,7 @@ import torch
 
 from robustgen import engine, load_data, load_model, registry
 from robustgen.errors import UserError
-from robustgen.recalled import load_run
+from robustgen.reload import reload_run
 from robustgen.store import RunStore
 
 NAME = "softmax-digits"
@@ -33,7 +33,7 @@ def changed(run: RunStore, path: Path, **parts: dict[str, Any]) -> RunStore:
 
 def test_the_model_is_called_as_it_was_on_the_same_data(stored: RunStore) -> None:
     threads = torch.get_num_threads()
-    model, digits = load_run(stored)
+    model, digits = reload_run(stored)
     torch.set_num_threads(threads)
     assert torch.equal(digits.images, load_data("digits").images)
     assert model.batch == stored.spec["kernels"]["batch"]
@@ -45,8 +45,8 @@ def test_the_model_is_called_as_it_was_on_the_same_data(stored: RunStore) -> Non
 
 
 def test_a_run_that_was_random_is_asked_as_a_random_model(stored: RunStore, tmp_path: Path) -> None:
-    assert not load_run(stored)[0].stochastic
-    assert load_run(changed(stored, tmp_path, model={"stochastic": True}))[0].stochastic
+    assert not reload_run(stored)[0].stochastic
+    assert reload_run(changed(stored, tmp_path, model={"stochastic": True}))[0].stochastic
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_a_run_that_was_random_is_asked_as_a_random_model(stored: RunStore, tmp_
 def test_what_was_changed_since_is_refused(stored: RunStore, tmp_path: Path, part: str, says: str) -> None:
     run = changed(stored, tmp_path, **{part: {"fingerprint": "beef"}})
     with pytest.raises(UserError, match=says) as caught:
-        load_run(run)
+        reload_run(run)
     assert "beef" in str(caught.value)

@@ -1,4 +1,4 @@
-"""A stored run's model and data as they were: for whoever asks the model again."""
+"""Loads the model and the data of a stored run again, and checks that neither changed since."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from robustgen import data
 from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
-from robustgen.registry import ModelRef, code_of, resolve_one
+from robustgen.registry import ModelRef, resolve_one, user_code
 from robustgen.store import RunStore
 
 
-def load_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
-    """The model of a run, called as it was then, and the run's data; UserError where either changed.
+def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
+    """The model of a run, called with the run's kernels, and its data. Raises UserError if either changed.
 
-    ``code``: the Python files that may be run. A report may be anybody's, so that its word is not enough.
+    ``code``: Python files that may be run. A report may come from anybody, so what it names is not enough.
     """
     spec = store.spec
     reference = _reference(store, code)
@@ -42,16 +42,16 @@ def load_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatc
 
 
 def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
-    """What run.json says that the model is; a UserError where that would run a file that nobody named."""
+    """The model that run.json names. Raises UserError if that would run a file that is not in ``code``."""
     named = str(store.environment.get("reference"))
     found = resolve_one(named, where=store.path)
-    file = code_of(found)
+    file = user_code(found)
     if file is not None and file.resolve() not in {path.resolve() for path in code}:
         raise UserError(
-            "this run is of a model with code of its own, and no code runs on a report's word alone",
+            "the model of this run is defined in a Python file, which runs only if you name it",
             where=store.path,
-            expected="its file on the command line",
+            expected="the file given with --code",
             got=named,
-            remedy=f"if you know that file: --code {shlex.quote(str(file))}",
+            remedy=f"if you trust that file: --code {shlex.quote(str(file))}",
         )
     return found

@@ -1,4 +1,4 @@
-"""What a plan is while it is made: what is known of data and protocol, and what is planned so far."""
+"""A plan while it is being built: data, settings, and the evaluations added or refused so far."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from robustgen.perturb import Identity, Perturbation
 from robustgen.scores import Score
 from robustgen.types import Kind, Norm, Split
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass
-class Planning:
-    """Evaluations of a data set's test split under a protocol's ``settings`` for it.
+class PlanBuilder:
+    """Collects the evaluations of a data set's test split under a protocol's ``settings`` for it.
 
-    ``scores`` are read of own and foreign pictures beside what the logits say, and ``scored`` is how
-    run.json says so. ``refused``: what cannot be measured here, with the reason.
+    ``scores`` are computed for clean and foreign pictures besides those from logits; ``scored`` describes
+    them in run.json. ``refused``: what cannot be measured here, each with the reason.
     """
 
     settings: DataSettings
@@ -39,9 +39,9 @@ class Planning:
         self, name: str, kind: Kind, detail: dict[str, Any], *, perturbation: Perturbation | None = None,
         **more: Any,
     ) -> None:  # fmt: skip
-        """Plan an evaluation: of the whole test split, unless ``more``, its other fields, says otherwise.
+        """Add an evaluation. ``more``: other fields of ``Evaluation``, by default of the whole test split.
 
-        A UserError where an eps in Linf is larger than pictures are apart: no number of a report is of that.
+        Raises UserError for an eps in Linf above 1, the largest distance of two pictures.
         """
         if detail.get("norm") == "linf" and detail["eps"] > 1:
             raise UserError(
@@ -59,17 +59,18 @@ class Planning:
         )
 
     def refuse(self, evaluation: str, reason: str) -> None:
-        """Leave an evaluation out, and say why."""
+        """Leave an evaluation out; the report gives the reason."""
         self.refused.append({"evaluation": evaluation, "reason": reason})
 
-    def split(self, name: Split) -> Callable[[], Dataset]:
-        """What loads another split of the data."""
+    def split_loader(self, name: Split) -> Callable[[], Dataset]:
+        """A function that loads a split of the data."""
         return partial(load_data, self.dataset.source, name, self.root)
 
-    def at_hand(self, evaluation: str, load: Callable[[], Found]) -> Found | None:
-        """What ``load`` returns; None, and the evaluation refused, where it is not at hand here and now.
+    def load_or_refuse(self, evaluation: str, load: Callable[[], T]) -> T | None:
+        """What ``load`` returns; if it raises a UserError, refuse the evaluation and return None.
 
-        Nor is another split whose pictures have another shape. A slip in a name remains an error.
+        A data set whose pictures have another shape than the test split's is refused too. A misspelt name
+        (UnknownNameError) remains an error.
         """
         try:
             found = load()
@@ -84,9 +85,9 @@ class Planning:
             return None
         return found
 
-    def eps(self, norm: Norm, own: float | None, evaluation: str) -> float | None:
-        """An evaluation's own eps or the data's for that norm; where there is none, it is refused."""
-        found = own or self.settings.eps.get(norm)
-        if found is None:
+    def eps_or_refuse(self, norm: Norm, own: float | None, evaluation: str) -> float | None:
+        """The evaluation's own eps, else the data's for that norm; without either, refuse the evaluation."""
+        eps = own or self.settings.eps.get(norm)
+        if eps is None:
             self.refuse(evaluation, f"the protocol has no eps for {norm} on {self.dataset.name!r}")
-        return found
+        return eps

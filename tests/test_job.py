@@ -1,4 +1,4 @@
-"""What travels to a worker, and how much of a GPU it takes."""
+"""What is sent to a worker, what it checks there, and how a model is profiled."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from robustgen.chunks import Shard
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.evaluation import load_data
+from robustgen.job import ModelJob
 from robustgen.pilot import Kernels
 from robustgen.plan import plan
-from robustgen.work import Work, gpu_share, share_of
-
-GB = 1 << 30
 
 
-def work(name: str = "softmax-digits") -> Work:
+def job(name: str = "softmax-digits") -> ModelJob:
     (reference,) = registry.resolve(name)
-    return Work(reference, registry.load_protocol("clean"), "digits", None, torch.device("cpu"))
+    return ModelJob(reference, registry.load_protocol("clean"), "digits", None, torch.device("cpu"))
 
 
 def test_work_travels_without_what_it_has_loaded():
     from robustgen.classifiers import load
 
-    ours = work()
+    ours = job()
     dataset = load_data("digits", "test", None)
-    loaded = Work(
+    loaded = ModelJob(
         ours.reference, ours.protocol, "digits", None, ours.device,
         loaded=(load(ours.reference.folder), plan(ours.protocol, dataset)),
     )  # fmt: skip
@@ -40,16 +38,16 @@ def test_work_travels_without_what_it_has_loaded():
 
 @pytest.mark.parametrize(("key", "what"), [("model", "model"), ("data", "data"), ("code", "robustgen")])
 def test_a_worker_that_finds_another_model_or_other_data_than_the_run_has_says_so(tmp_path, key, what):
-    ours = work()
+    ours = job()
     (store,) = engine.evaluate([ours.reference], ours.protocol, "digits", tmp_path, n=8).runs
-    ours.begin(store)  # as on a machine with the same files
+    ours.start_worker(store)  # as on a machine with the same files
     store.spec["identity"][key] = "something else"
     with pytest.raises(UserError, match=f"another {what} than the run has"):
-        ours.begin(store)
+        ours.start_worker(store)
 
 
 def test_a_shards_rows_join_those_of_the_others(tmp_path):
-    ours = work()
+    ours = job()
     parts = [Shard(1, 2), Shard(2, 2), None]
     computed = []
     for part in parts:
@@ -69,18 +67,6 @@ def test_a_shards_rows_join_those_of_the_others(tmp_path):
     assert joined.rows("clean") == store.rows("clean")
 
 
-@pytest.mark.parametrize(
-    ("peak", "total", "share"),
-    [(1 * GB, 80 * GB, 1 / 8), (10 * GB, 80 * GB, 1 / 5), (30 * GB, 80 * GB, 1), (90 * GB, 80 * GB, 1)],
-)
-def test_a_gpu_is_shared_by_as_many_as_it_holds(peak, total, share):
-    assert share_of(peak, total) == share
-
-
-def test_on_a_processor_no_gpu_is_asked_for():
-    assert gpu_share(None, torch.zeros(1)) == 0
-
-
 def test_a_model_is_tried_on_a_full_batch_though_the_data_be_fewer(monkeypatch: pytest.MonkeyPatch):
     """A run pads its calls to the batch, and rows depend on the size of a call."""
     (reference,) = registry.resolve("softmax-digits")
@@ -90,9 +76,9 @@ def test_a_model_is_tried_on_a_full_batch_though_the_data_be_fewer(monkeypatch: 
         tried.append(pictures)
         return Kernels(500)
 
-    monkeypatch.setattr("robustgen.work.pilot", watch)
-    ours = Work(reference, registry.load_protocol("quick"), "digits", None, torch.device("cpu"))
-    ours.trial(None, batch=500, threads=1, precision="auto")  # of 400 test pictures
+    monkeypatch.setattr("robustgen.job.choose_kernels", watch)
+    ours = ModelJob(reference, registry.load_protocol("quick"), "digits", None, torch.device("cpu"))
+    ours.profile(None, batch=500, threads=1, precision="auto")  # of 400 test pictures
     (pictures,) = tried
     assert len(pictures) == 500
     assert torch.equal(pictures[400:], pictures[:100])
@@ -103,7 +89,7 @@ def test_pictures_of_a_density_count_as_attacked(monkeypatch: pytest.MonkeyPatch
     content = registry.load_protocol("quick").model_dump(exclude_defaults=True)
     kinds = [{"kind": "clean"}, {"kind": "ood"}, {"kind": "fixed", "objective": "energy", "norm": "linf"}]
     protocol = Protocol.model_validate(content | {"evaluations": kinds})
-    monkeypatch.setattr("robustgen.work.pilot", lambda *given: Kernels(64, precision="bf16"))
+    monkeypatch.setattr("robustgen.job.choose_kernels", lambda *given: Kernels(64, precision="bf16"))
     (reference,) = registry.resolve("softmax-digits")
-    ours = Work(reference, protocol, "digits", None, torch.device("cpu"))
-    assert ours.trial(None, batch=64, threads=1, precision="auto").kernels.precision == "bf16"
+    ours = ModelJob(reference, protocol, "digits", None, torch.device("cpu"))
+    assert ours.profile(None, batch=64, threads=1, precision="auto").kernels.precision == "bf16"
