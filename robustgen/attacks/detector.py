@@ -41,8 +41,8 @@ def log_prob(model: Classifier, x: Tensor) -> Tensor:
 def confidence(model: Classifier, x: Tensor) -> Tensor:
     """The log of the highest p(y | x), (batch,): the baseline, which every classifier has.
 
-    Of float32 logits, in float64, and rounded: metrics/detected.py finds the same value in stored rows,
-    also where the other classes' share is too small for float32 beside 1.
+    Of float32 logits, in float64, and rounded: metrics/detector_estimates.py finds the same value in stored
+    rows, also where the other classes' share is too small for float32 beside 1.
     """
     ordered = model.logits(x).float().double().sort(1).values
     others = (ordered[:, :-1] - ordered[:, -1:]).exp().sum(1)

@@ -17,7 +17,7 @@ LEAST = 20
 """Pictures on each side: 95 % of fewer is all of them."""
 
 
-def foreign(run: Run) -> Iterator[Estimate]:
+def ood_estimates(run: Run) -> Iterator[Estimate]:
     """Own (the clean rows) against foreign pictures, by every score that both have; then by the score that
     was attacked."""
     clean = run.first("clean")

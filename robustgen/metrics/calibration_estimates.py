@@ -11,7 +11,7 @@ import numpy as np
 from robustgen.metrics import calibration, selective
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.consistency import by_chance
-from robustgen.metrics.corrupted import families
+from robustgen.metrics.corruption_estimates import families
 from robustgen.metrics.estimate import Estimate, Statistic, resampled
 from robustgen.metrics.intervals import Interval
 from robustgen.metrics.rows import Rows, Run, aligned, log_odds, log_softmax
@@ -22,7 +22,7 @@ HIGHER = {"brier_reliability": False, "brier_resolution": True, "brier_uncertain
 """Uncertainty is the data's own: no model is better for it."""
 
 
-def calibrated(run: Run) -> Iterator[Estimate]:
+def calibration_estimates(run: Run) -> Iterator[Estimate]:
     """ECE and its kin, Brier with its parts, AURC: of the clean pictures, of those after a fixed attack on
     the label (variants: none, ``temperature``), and of all corrupted ones of a family together (``all``,
     ``all-temperature``)."""

@@ -19,7 +19,7 @@ COMMON = 15
 """Types of the published benchmark, without its four extra ones."""
 
 
-def corrupted(run: Run) -> Iterator[Estimate]:
+def corruption_estimates(run: Run) -> Iterator[Estimate]:
     """Accuracy of each cell, and plain means over cells: all of them, noise, and no noise.
 
     Where there are as many types as the benchmark has, also each type over its severities, and the
