@@ -13,7 +13,6 @@ from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.consistency import by_chance
 from robustgen.metrics.corruption_estimates import families
 from robustgen.metrics.estimate import Estimate, Statistic, resampled
-from robustgen.metrics.intervals import Interval
 from robustgen.metrics.rows import Rows, Run, aligned, log_odds, log_softmax
 from robustgen.types import Metric
 
@@ -89,14 +88,21 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
     }
     known |= _brier_parts(t, np.arange(len(t.ids)))
     statistics |= {metric: partial(_brier_part, t, metric) for metric in HIGHER}
-    chance = by_chance(t.p, t.labels, v)
+    of_all = by_chance(t.p, t.labels, v)
     for metric, statistic in statistics.items():
-        value = known[metric].value
-        least = Interval(value - chance[metric], value) if metric in chance else None
         yield resampled(
-            run, name, variant, metric, statistic, t.ids, found=known[metric], least=least,
+            run, name, variant, metric, statistic, t.ids, found=known[metric],
+            chance=partial(_chance, t, of_all, metric) if metric in of_all else None,
             unit="nats" if metric == "nll" else "", higher=HIGHER.get(metric, False),
         )  # fmt: skip
+
+
+def _chance(table: _Table, of_all: dict[str, float], metric: str, places: Array) -> float:
+    """``by_chance`` of some pictures; ``of_all`` of them it is known."""
+    if len(places) == len(table.ids):
+        return of_all[metric]
+    rows = table.rows(places)
+    return by_chance(table.p[rows], table.labels[rows], table.versions)[metric]
 
 
 def _brier_parts(table: _Table, places: Array) -> dict[str, Resampled]:

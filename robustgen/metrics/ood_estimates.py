@@ -10,6 +10,7 @@ import numpy as np
 from robustgen.metrics import ood
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, resampled
+from robustgen.metrics.intervals import logit_interval
 from robustgen.metrics.rows import Rows, Run
 
 Array = np.ndarray
@@ -67,8 +68,9 @@ def _detection(
     for metric in ood.Detection._fields:
         again = partial(_at, own[1], foreign[1], metric)
         yield resampled(
-            run, evaluation, variant, metric, again, ids,
-            found=found[metric], least=least.get(metric), higher=not metric.startswith("fpr95"),
+            run, evaluation, variant, metric, again, ids, found=found[metric],
+            rule=partial(logit_interval, n=len(ids)) if metric in ood.AREAS_UNDER_PRECISION else None,
+            least=least[metric], higher=not metric.startswith("fpr95"),
         )  # fmt: skip
 
 
