@@ -19,7 +19,7 @@ from pathlib import Path
 
 from robustgen.metrics.comparisons import Comparison, Key, compare
 from robustgen.metrics.estimate import Estimate
-from robustgen.metrics.measured import measure
+from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import read_run
 from robustgen.store import RunStore
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from robustgen.report.leaderboard import leaderboard
-from robustgen.report.packed import publish, rebuild
+from robustgen.report.publishing import publish, rebuild
 
 SOURCE, TARGET = Path("out/zoo"), Path("reports")
 MOST = 30e6

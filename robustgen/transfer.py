@@ -21,8 +21,8 @@ from robustgen.disk import atomic
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.metrics.intervals import wilson
-from robustgen.metrics.rows import Rows, is_of, to_rows
-from robustgen.metrics.verdicts import fell, majority
+from robustgen.metrics.rows import Rows, is_attack, to_rows
+from robustgen.metrics.verdicts import majority, surely_fell
 from robustgen.reload import reload_run
 from robustgen.report.summary import gather
 from robustgen.store import RunStore
@@ -104,7 +104,7 @@ def _attacked(store: RunStore) -> dict[str, _Attacked]:
     shape = store.spec["data"]["shape"]
     found = {}
     for detail in store.spec["evaluations"]:
-        if detail["kind"] != "attack" or is_of(detail, "noise", "transfer", ADDED):
+        if detail["kind"] != "attack" or is_attack(detail, "noise", "transfer", ADDED):
             continue
         rows, pictures = store.rows(detail["name"]), store.adversarial(detail["name"])
         if rows is None or pictures is None or not rows["sample_id"].equals(pictures["sample_id"]):
@@ -143,7 +143,7 @@ def _onto(store: RunStore, stored: dict[str, dict[str, _Attacked]], code: Collec
             verdict = fresh_verdict(model, images.clamp(0, 1), dataset.labels[torch.from_numpy(ids)], draws)
             correct, count = verdict.correct.numpy(), np.asarray(verdict.draws)
             right, mine = majority(correct, count), own.rows.of(ids)
-            beaten = mine.correct & ~right & fell(mine.share, correct / count, count)
+            beaten = mine.correct & ~right & surely_fell(mine.share, correct / count, count)
             yield _pair(source, store.model, evaluation, right, still, int(beaten.sum()))
 
 

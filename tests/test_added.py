@@ -19,7 +19,7 @@ from robustgen.cli import app
 from robustgen.config import Protocol
 from robustgen.errors import UserError
 from robustgen.metrics.doubts import find_doubts
-from robustgen.metrics.measured import measure
+from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import read_run
 from robustgen.report.summary import summarise
 from robustgen.store import RunStore

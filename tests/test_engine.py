@@ -14,7 +14,7 @@ from robustgen.errors import UserError
 from robustgen.evaluation import load_data
 from robustgen.executors import LocalExecutor
 from robustgen.metrics.doubts import find_doubts
-from robustgen.metrics.measured import measure
+from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import read_run
 from robustgen.store import RunStore
 from robustgen.types import Metric

@@ -295,6 +295,8 @@ def test_two_sides_that_never_mix_leave_room_for_doubt() -> None:
     assert found["auroc"].high == 1
     assert found["fpr95_at_id_tpr"] == intervals.wilson(0, 400)
     assert found["fpr95_at_ood_tpr"] == intervals.wilson(0, 128)
+    one_above_all = np.mean([k / (k + 1) for k in range(1, 129)])
+    assert found["average_precision_in"] == (pytest.approx(one_above_all), 1)
 
 
 def test_intervals_of_detection_hold_the_truth_where_mixing_is_rare() -> None:
@@ -312,6 +314,32 @@ def test_intervals_of_detection_hold_the_truth_where_mixing_is_rare() -> None:
             low, high = intervals.percentile_interval(found[metric].value, found[metric].replicates)
             held[metric].append(min(low, least[metric].low) <= true <= max(high, least[metric].high))
     assert {metric: np.mean(each) >= 0.95 for metric, each in held.items()} == dict.fromkeys(truth, True)
+
+
+@pytest.mark.parametrize(("gap", "n", "m"), [(3.0, 128, 64), (4.5, 64, 64), (0.0, 100, 100)])
+def test_intervals_of_areas_under_precision_hold_the_truth(gap: float, n: int, m: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = ood.detection(rng.normal(gap, 1, 100_000), rng.normal(0, 1, 100_000 * m // n))
+    held: dict[str, list[bool]] = {metric: [] for metric in ood.AREAS_UNDER_PRECISION}
+    for _ in range(80):
+        own, foreign = rng.normal(gap, 1, n), rng.normal(0, 1, m)
+        least, found = ood.least_intervals(own, foreign), ood.resampled(own, foreign)
+        for metric, each in held.items():
+            low, high = intervals.logit_interval(*found[metric], n + m)
+            each.append(
+                min(low, least[metric].low) <= getattr(truth, metric) <= max(high, least[metric].high)
+            )
+    assert {metric: np.mean(each) >= 0.9 for metric, each in held.items()} == dict.fromkeys(held, True)
+
+
+def test_the_interval_on_the_logit_scale_lies_within_0_and_1_and_holds_its_value() -> None:
+    replicates = np.random.default_rng(0).beta(400, 4, 1000)
+    low, high = intervals.logit_interval(0.99, replicates, 400)
+    assert 0 < low < 0.99 < high < 1
+    assert 0.99 - low > 2 * (high - 0.99)  # skewed away from 1
+    mirrored = intervals.logit_interval(0.01, 1 - replicates, 400)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    assert intervals.logit_interval(1.0, np.ones(1000), 40) == (1, 1)
 
 
 def test_where_sides_mix_resamples_say_more_than_what_is_asked_at_least() -> None:

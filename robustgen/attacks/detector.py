@@ -43,8 +43,9 @@ def log_prob(model: Classifier, x: Tensor) -> Tensor:
 def confidence(model: Classifier, x: Tensor) -> Tensor:
     """The log of the highest p(y | x), (batch,): the baseline, which every classifier has.
 
-    From float32 logits, in float64, then rounded to float32, so that metrics/detected.py recomputes the
-    same value from stored rows, even where the other classes' share is too small for float32 beside 1.
+    From float32 logits, in float64, then rounded to float32, so that metrics/detector_estimates.py
+    recomputes the same value from stored rows, even where the other classes' share is too small for
+    float32 beside 1.
     """
     ordered = model.logits(x).float().double().sort(1).values
     others = (ordered[:, :-1] - ordered[:, -1:]).exp().sum(1)

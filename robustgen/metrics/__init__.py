@@ -1,6 +1,7 @@
-"""Numbers from stored rows: estimates with 95 % intervals, paired tests, and doubts.
+"""Metrics, paired tests and flags, computed from stored rows alone: no module here calls a model.
 
-Nothing here asks a model anything. ``rows`` reads what is stored; ``intervals``, ``calibration``,
-``ood`` and ``denoising`` are the formulas; ``measured`` goes through a run; ``comparisons`` tests
-models against each other; ``doubts`` writes the flags.
+``rows`` reads a run. The formulas are in ``intervals``, ``verdicts``, ``calibration``, ``consistency``,
+``selective``, ``ood``, ``denoising`` and ``gradient_statistics``; ``measure`` applies them to a run through
+the ``*_estimates`` modules. ``comparisons`` tests models against each other, and ``doubts`` collects the
+flags of the ``*_doubts`` modules.
 """

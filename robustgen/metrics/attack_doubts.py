@@ -11,8 +11,8 @@ import pandas as pd
 
 from robustgen.audit import AUDIT, TARGETED_STAGES
 from robustgen.metrics.intervals import mcnemar, wilson
-from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_of
-from robustgen.metrics.verdicts import fell
+from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_attack
+from robustgen.metrics.verdicts import surely_fell
 from robustgen.types import ADDED, Flag, unbroken
 
 STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
@@ -53,20 +53,22 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
 def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
     """The attacks that seek something on this model: not random noise, nor pictures made elsewhere."""
     for evaluation, rows in run.of_kind("attack"):
-        if not is_of(evaluation.detail, NOISE, TRANSFER, ADDED):
+        if not is_attack(evaluation.detail, NOISE, TRANSFER, ADDED):
             yield evaluation, rows
 
 
 def _targeted(evaluation: Evaluation) -> bool:
     """Whether an attack has the stages that aim at one class after another, which every audit repeats."""
     detail = evaluation.detail
-    return bool(set(TARGETED_STAGES) & set(detail.get("cascade") or [])) or is_of(detail, *TARGETED_STAGES)
+    return bool(set(TARGETED_STAGES) & set(detail.get("cascade") or [])) or is_attack(
+        detail, *TARGETED_STAGES
+    )
 
 
 def _budget(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
-        if outside and not is_of(evaluation.detail, ADDED):
+        if outside and not is_attack(evaluation.detail, ADDED):
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
                 f"{outside} of {len(rows)} pictures left the attack's own budget, or are no numbers, and do "
@@ -105,7 +107,7 @@ def _easier_than_clean(run: Run) -> Iterator[Flag]:
 def _weaker_than_noise(run: Run) -> Iterator[Flag]:
     """Random noise in a ball that is no larger breaks more than a search does."""
     for noise, noisy in run.of_kind("attack"):
-        if not is_of(noise.detail, NOISE):
+        if not is_attack(noise.detail, NOISE):
             continue
         for evaluation, rows in _searches(run):
             by_noise, by_attack = aligned(noisy, rows)
@@ -139,7 +141,7 @@ def _not_monotone(run: Run) -> Iterator[Flag]:
         several.sort(key=lambda pair: pair[0].detail["eps"])
         for (small, smaller), (large, larger) in pairwise(several):
             before, after = aligned(smaller, larger)
-            surely = fell(after.share, before.share, before.draws)
+            surely = surely_fell(after.share, before.share, before.draws)
             regained = int((~before.correct & after.correct & surely).sum())
             if regained > EPS_GAP * len(before):
                 yield Flag(
@@ -169,7 +171,7 @@ def _transferred(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [r for e, r in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] >= eps]
-        if not is_of(evaluation.detail, TRANSFER) or not own:
+        if not is_attack(evaluation.detail, TRANSFER) or not own:
             continue
         after, *before = aligned(rows, *own)
         left, lost = _lost(before, after)
@@ -188,7 +190,7 @@ def _lost(before: list[Rows], after: Rows) -> tuple[Array, Array]:
     of a stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
     left = np.logical_and.reduce([rows.correct for rows in before])
     least = np.min([rows.share for rows in before], 0)
-    return left, left & ~after.correct & fell(least, after.share, after.draws)
+    return left, left & ~after.correct & surely_fell(least, after.share, after.draws)
 
 
 def _undefended(run: Run) -> Iterator[Flag]:
@@ -238,7 +240,7 @@ def _audit(run: Run) -> Iterator[Flag]:
 def _added(run: Run) -> Iterator[Flag]:
     """Pictures from elsewhere that break what no attack of the run did."""
     for evaluation, rows in run.of_kind("attack"):
-        if not is_of(evaluation.detail, ADDED):
+        if not is_attack(evaluation.detail, ADDED):
             continue
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [own for e, own in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] <= eps]
@@ -278,7 +280,7 @@ def _aims_at(run: Run, evaluation: Evaluation) -> int:
     name = ""
     for spec in run.spec["protocol"]["evaluations"]:
         asked = str(spec.get("attack", ""))
-        if len(asked) > len(name) and is_of(evaluation.detail, asked):  # of fab and fab-t the longer
+        if len(asked) > len(name) and is_attack(evaluation.detail, asked):  # of fab and fab-t the longer
             name, options = asked, spec["options"]
-    all_nine = evaluation.detail["norm"] != "l1" or is_of(evaluation.detail, "fab-t", "autoattack-plus")
+    all_nine = evaluation.detail["norm"] != "l1" or is_attack(evaluation.detail, "fab-t", "autoattack-plus")
     return int(options.get("n_target_classes", TARGETS if all_nine else FEWER_IN_L1))

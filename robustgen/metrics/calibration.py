@@ -16,13 +16,11 @@ from robustgen.metrics.rows import log_softmax
 
 Array = np.ndarray
 BINS = 15
-BIASED = dict.fromkeys((
-    "ece", "adaptive_ece", "classwise_ece", "brier_resolution", "brier_uncertainty", "average_precision_in",
-    "average_precision_out", "aupr_in", "aupr_out",
-), 1.0) | {"brier_reliability": 2.0}  # fmt: skip
+BIASED = dict.fromkeys(
+    ("ece", "adaptive_ece", "classwise_ece", "brier_resolution", "brier_uncertainty"), 1.0
+) | {"brier_reliability": 2.0}
 """What resampling biases, and the largest value of each: sums of absolute values or of squares, which noise
-raises, the uncertainty, which it lowers, and areas under precision, which ties raise. Their intervals are
-basic ones, cut off at 0 and there."""
+raises, and the uncertainty, which it lowers. Their intervals are basic ones, cut off at 0 and there."""
 
 
 class Resampled(NamedTuple):

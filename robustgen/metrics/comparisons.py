@@ -39,7 +39,8 @@ class Comparison:
 
     ``difference`` is a minus b with its 95 % interval: Newcombe's where McNemar's test is made, which also
     gives how many samples only one of the two gets right, else the bootstrap's. ``p_holm`` is corrected
-    over all tests of a report.
+    over all tests of a report. A difference of two calibration errors that chance alone can explain, since
+    it raises both and that of the vaguer model more, has p = 1 and an interval that holds 0.
     """
 
     evaluation: str
@@ -99,16 +100,21 @@ def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
     ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
     if a.replicates is None or b.replicates is None or len(ids) < LEAST:
         return None
-    ours, theirs = a.at(np.sort(in_a)), b.at(np.sort(in_b))
+    in_a, in_b = np.sort(in_a), np.sort(in_b)
+    ours, theirs = a.at(in_a), b.at(in_b)
     gap, replicates = ours.value - theirs.value, ours.replicates - theirs.replicates
     if not np.isfinite(replicates).all():
         return None
     biased = key.metric in BIASED
     low, high = (basic_interval if biased else percentile_interval)(gap, replicates)
+    p = bootstrap_p(gap, replicates, _smaller_side(ids))
+    if a.chance is not None and b.chance is not None:
+        least, most = gap - a.chance(in_a), gap + b.chance(in_b)
+        low, high = min(low, least), max(high, most)
+        p = 1.0 if least <= 0 <= most else p
     return Comparison(
-        *key, a.metric.model, b.metric.model, gap, low, high, len(ids),
-        "bootstrap", None, None, bootstrap_p(gap, replicates, _smaller_side(ids)),
-    )  # fmt: skip
+        *key, a.metric.model, b.metric.model, gap, low, high, len(ids), "bootstrap", None, None, p
+    )
 
 
 def _smaller_side(ids: np.ndarray) -> int:

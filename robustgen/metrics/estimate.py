@@ -16,6 +16,8 @@ from robustgen.types import Metric
 
 Array = np.ndarray
 Statistic = Callable[[Array], Resampled]
+Chance = Callable[[Array], float]
+Rule = Callable[[float, Array], Interval]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Estimate:
 
     ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
     rate; ``resampled`` (1000,), its values over bootstrap resamples of all samples, where they are known
-    already; ``again``, the statistic of the samples at some of the places in ``ids``.
+    already; ``again``, the statistic of the samples at some of the places in ``ids``; ``chance``, how much of
+    a calibration error of these samples may be there by chance alone (consistency.py).
     """
 
     metric: Metric
@@ -32,6 +35,7 @@ class Estimate:
     right: Array | None = None
     resampled: Array | None = None
     again: Statistic | None = None
+    chance: Chance | None = None
 
     @cached_property
     def replicates(self) -> Array | None:
@@ -78,21 +82,27 @@ def accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Est
 
 def resampled(
     run: Run, evaluation: str, variant: str, metric: str, statistic: Statistic, ids: Array,
-    *, found: Resampled | None = None, least: Interval | None = None, unit: str = "", higher: bool | None,
+    *, found: Resampled | None = None, rule: Rule | None = None, least: Interval | None = None,
+    chance: Chance | None = None, unit: str = "", higher: bool | None,
 ) -> Estimate:  # fmt: skip
     """``statistic`` of all samples, which is ``found`` where it is known already.
 
-    ``least``: what its interval has to hold, where resamples by themselves would say too little.
+    ``rule``: how its interval is read from resamples, by default by percentiles, of a BIASED metric the basic
+    one; ``least``: what the interval has to hold, where resamples by themselves would say too little;
+    ``chance``: as of ``Estimate``: how far down it has to reach.
     """
-    found = found or statistic(np.arange(len(ids)))
-    interval = basic_interval if metric in BIASED else percentile_interval
-    low, high = interval(found.value, found.replicates)
+    everyone = np.arange(len(ids))
+    found = found or statistic(everyone)
+    rule = rule or (basic_interval if metric in BIASED else percentile_interval)
+    low, high = rule(found.value, found.replicates)
     if least is not None:
         low, high = min(low, least.low), max(high, least.high)
-    if metric in BIASED:
-        low, high = max(min(0.0, found.value), low), min(max(BIASED[metric], found.value), high)
+    if chance is not None:
+        low = min(low, found.value - chance(everyone))
+    if rule is basic_interval:
+        low, high = max(min(0.0, found.value), low), min(max(BIASED.get(metric, 1.0), found.value), high)
     content = Metric(run.model, evaluation, variant, metric, found.value, low, high, len(ids), unit, higher)
-    return Estimate(content, ids, again=statistic, resampled=found.replicates)
+    return Estimate(content, ids, again=statistic, resampled=found.replicates, chance=chance)
 
 
 def mean_of(values: Array, places: Array) -> Resampled:

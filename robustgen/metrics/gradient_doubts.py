@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robustgen.metrics.guided import efficiency
+from robustgen.metrics.gradient_estimates import efficiency
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 

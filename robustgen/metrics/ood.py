@@ -80,6 +80,9 @@ class Detection(NamedTuple):
     fpr95_at_ood_tpr: Array
 
 
+AREAS_UNDER_PRECISION = ("aupr_in", "aupr_out", "average_precision_in", "average_precision_out")
+
+
 def roc(own: Array, foreign: Array) -> Roc:
     """The ROC curve of scores own (n,) and foreign (m,), own pictures positive; it begins at (0, 0)."""
     tp, fp = _cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign))
@@ -114,19 +117,25 @@ def detection_resampled(own: Array, foreign: Array) -> Detection:
 
 
 def least_intervals(own: Array, foreign: Array) -> dict[str, Interval]:
-    """What the intervals of auroc and of both fpr95 have to hold: no resample differs from the others where
-    the two sides never mix, and how seldom they do is not known from that.
+    """What the interval of each measure has to hold: no resample differs from the others where the two sides
+    never mix, and how seldom they do is not known from that.
 
     Of a share of accepted or flagged pictures Wilson's interval, its threshold taken as given. Of auroc, the
     mean over the pictures of a side of the share of the other side that lies beyond each: that mean's
-    (``share_interval``), for both sides.
+    (``share_interval``), for both sides. Of an area under precision what one picture more in the worst place
+    would make of it, a foreign one above all or an own one below all.
     """
     values = detection(own, foreign)
     sides = [share_interval(_beyond(own, foreign)), share_interval(_beyond(-foreign, -own))]
+    worse = detection(own, np.append(foreign, np.inf)), detection(np.append(own, -np.inf), foreign)
+    areas = {
+        metric: [float(getattr(v, metric)) for v in (values, *worse)] for metric in AREAS_UNDER_PRECISION
+    }
     return {
         "auroc": Interval(min(side.low for side in sides), max(side.high for side in sides)),
         "fpr95_at_id_tpr": wilson(round(float(values.fpr95_at_id_tpr) * len(foreign)), len(foreign)),
         "fpr95_at_ood_tpr": wilson(round(float(values.fpr95_at_ood_tpr) * len(own)), len(own)),
+        **{metric: Interval(min(several), several[0]) for metric, several in areas.items()},
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robustgen.metrics.foreign import LEAST
+from robustgen.metrics.ood_estimates import LEAST
 from robustgen.metrics.rows import Rows, Run
 from robustgen.types import Flag
 

@@ -1,4 +1,4 @@
-"""Stored rows as arrays."""
+"""A stored run as arrays: ``read_run`` reads a RunStore into a Run of Evaluations, each with its Rows."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ from robustgen.store import RunStore
 from robustgen.types import Kind
 
 Array = np.ndarray
-NOBODY = np.empty(0, np.int64)
 TABLES: dict[Kind, str] = {
     "gradients": "guidance", "probes": "probes", "efficiency": "sweep", "explained": "explained",
     "climbs": "climbs",
 }  # fmt: skip
-"""The table beside the rows of an evaluation, by its kind."""
+"""The name of the table that evaluations of a kind store beside their rows."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one evaluation of one model, in the order of their sample ids.
 
-    ``ids``, ``labels`` int64 (n,), label -1 where a picture has none; ``logits`` float64 (n, classes);
-    ``draws``, ``draws_correct`` int (n,), how many draws are behind the verdict and how many of them
-    were right; ``log_prob`` float64 (n,) in nats, NaN where the model has none; ``broken_by`` object
-    (n,), the stage of a cascade that broke the sample or None; ``within_budget`` object (n,), None
-    without a budget; ``seeded_by``, ``forwards``, ``backwards`` (n,); ``scores`` float64 (n,) by name,
-    those that every row has.
+    ``ids``, ``labels`` int64 (n,), label -1 for foreign pictures; ``logits`` float64 (n, classes);
+    ``draws``, ``draws_correct`` int (n,): the draws behind the verdict, and how many were correct;
+    ``log_prob`` float64 (n,) in nats, NaN where the model has none; ``broken_by`` object (n,): the stage of
+    a cascade that broke the sample, or None; ``within_budget`` object (n,): bool, None without a budget;
+    ``seeded_by``, ``forwards``, ``backwards`` (n,); ``scores`` float64 (n,) by name, where every row has it.
     """
 
     ids: Array
@@ -58,11 +56,11 @@ class Rows:
         return len(self.ids)
 
     def at(self, ids: Array | int) -> Array:
-        """The places of these samples, each of which has a row."""
+        """The indices of these samples in the arrays; each must have a row."""
         return np.asarray(np.searchsorted(self.ids, ids))
 
     def of(self, ids: Array) -> Rows:
-        """The rows of these samples alone, each of which has one, in the order of ``ids``."""
+        """The rows of these samples, in the order of ``ids``; each must have one."""
         if np.array_equal(ids, self.ids):
             return self
         places = self.at(ids)
@@ -71,17 +69,17 @@ class Rows:
 
     @cached_property
     def correct(self) -> Array:
-        """The verdict where one is wanted, bool (n,): most of the draws were right."""
+        """Whether most draws of each sample were correct, bool (n,): the verdict as a yes or no."""
         return verdicts.majority(self.draws_correct, self.draws)
 
     @property
     def share(self) -> Array:
-        """The share of the draws that were right, (n,); of a deterministic model 0 or 1."""
+        """The share of draws that were correct, (n,); 0 or 1 for a deterministic model."""
         return verdicts.mean(self.draws_correct, self.draws)
 
     @property
     def stochastic(self) -> bool:
-        """Whether verdicts were drawn, since the model's answers are random."""
+        """Whether a verdict rests on several draws, as those of stochastic models do."""
         return bool((self.draws > 1).any())
 
     @cached_property
@@ -96,7 +94,7 @@ class Rows:
 
 
 def aligned(*several: Rows) -> list[Rows]:
-    """The rows of the samples that all have, so that places are of the same samples."""
+    """The rows of the samples that all of ``several`` have: one index is the same sample in each."""
     ids = reduce(np.intersect1d, [rows.ids for rows in several])
     return [rows.of(ids) for rows in several]
 
@@ -104,7 +102,7 @@ def aligned(*several: Rows) -> list[Rows]:
 def log_odds(logits: Array) -> Array:
     """log p / (1 - p) of the most probable class, (n,), from logits (n, classes).
 
-    It orders samples as the confidence p does, and also those whose p rounds to 1. Of one class, 0.
+    Orders samples as the confidence p does, and also separates those whose p rounds to 1. For one class, 0.
     """
     if logits.shape[1] < 2:
         return np.zeros(len(logits))
@@ -120,36 +118,39 @@ def log_softmax(logits: Array) -> Array:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run: its line of run.json, its rows, and how many of them were asked for."""
+    """One evaluation of a run.
+
+    ``detail``: its entry in run.json; ``rows``: None where no chunk is finished; ``wanted``: how many rows
+    were asked for.
+    """
 
     detail: dict[str, Any]
     rows: Rows | None
     wanted: int
     smaller: dict[int, int] = field(default_factory=dict)
-    """How many samples were computed at a smaller batch than the run's, by that batch."""
+    """How many samples were computed at a batch size below the run's, by batch size."""
     lost: int = 0
-    """How many samples have rows, and a table no more that was written beside them."""
-    audited: Array = field(default_factory=lambda: NOBODY)
-    """The ids of the samples that an attack's audit was for, if it made one."""
+    """How many samples have rows but have lost the table that was written beside them."""
+    audited: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    """The ids of the samples that an attack's audit would attack again (``audit.py``)."""
     table: pd.DataFrame | None = None
-    """What was written beside the rows (TABLES), without its pictures."""
+    """The table beside the rows (TABLES), without its columns of pictures."""
 
     @property
     def name(self) -> str:
         return str(self.detail["name"])
 
 
-def is_of(detail: Mapping[str, Any], *attacks: str) -> bool:
-    """Whether an attack's line of run.json is of one of these attacks of robustgen's, whatever its options
-    (``noise``, ``apgd-t-i20``). An own attack, whose line has its file's digest, is of none: its name is as
-    its author likes."""
+def is_attack(detail: Mapping[str, Any], *names: str) -> bool:
+    """Whether an attack's entry in run.json is one of robustgen's attacks ``names``, with any options
+    (``noise``, ``apgd-t-i20``). False for a user's attack (its entry has ``code``), whatever its name."""
     name = str(detail["attack"])
-    return "code" not in detail and any(name == a or name.startswith(f"{a}-") for a in attacks)
+    return "code" not in detail and any(name == n or name.startswith(f"{n}-") for n in names)
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that is stored of one model's run and that metrics need."""
+    """What metrics and flags need of one model's stored run; ``spec`` is run.json."""
 
     model: str
     spec: dict[str, Any]
@@ -164,13 +165,13 @@ class Run:
                 yield evaluation, evaluation.rows
 
     def tables(self, kind: Kind) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The tables of the evaluations of a kind that has them, by the evaluation's name."""
+        """(evaluation, table) of every evaluation of a kind that has a table."""
         for evaluation in self.evaluations.values():
             if evaluation.detail["kind"] == kind and evaluation.table is not None:
                 yield evaluation.name, evaluation.table
 
     def tables_where_right(self, kind: Kind) -> Iterator[tuple[str, pd.DataFrame]]:
-        """These tables without the samples whose verdict is wrong, which an attack has not to move."""
+        """As ``tables``, restricted to samples that are classified correctly."""
         for evaluation, rows in self.of_kind(kind):
             if evaluation.table is None:
                 continue
@@ -179,7 +180,7 @@ class Run:
                 yield evaluation.name, table
 
     def first(self, kind: Kind) -> Rows | None:
-        """The rows of the first evaluation of a kind, such as clean."""
+        """The rows of the first evaluation of a kind that has rows, such as clean."""
         return next((rows for _, rows in self.of_kind(kind)), None)
 
 
@@ -192,7 +193,7 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
         table = whole if whole is None or n is None else whole.filter(pc.less(whole["sample_id"], n))
         rows = to_rows(table) if table is not None and len(table) else None
         attacked = whole is not None and detail["kind"] == "attack"
-        audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else NOBODY
+        audited = audited_in(to_rows(whole), store.chunks(name)) if attacked else np.empty(0, np.int64)
         beside = TABLES.get(detail["kind"])
         lost = store.incomplete_samples(name, n) if beside else 0
         found = store.table(name, beside, n) if beside and rows is not None else None
@@ -204,13 +205,13 @@ def read_run(store: RunStore, n: int | None = None) -> Run:
 
 
 def audited_in(rows: Rows, chunks: Iterable[tuple[int, int]]) -> Array:
-    """The ids of the samples that an audit was for, of all rows of an evaluation in the chunks that they were
-    computed in: those that stand, or that the audit alone broke, go through it."""
+    """The ids of the samples that were audited, given all rows of an attack and the chunks they were computed
+    in: an audit chooses among the samples that no stage broke."""
     return audited_ids(rows.ids[rows.correct | (rows.broken_by == AUDIT)], chunks)
 
 
 def to_rows(table: pa.Table) -> Rows:
-    """A table of ``rowtable.row_schema`` as arrays."""
+    """A table with the columns of ``rowtable.row_schema`` as Rows."""
 
     def column(name: str) -> Array:
         return np.asarray(table[name].to_numpy())
@@ -239,7 +240,7 @@ def _scores(table: pa.Table) -> dict[str, Array]:
 
 
 def numbers_of(table: pa.Table) -> pd.DataFrame:
-    """A table without its list columns (the stored pictures of guidance)."""
+    """A table without its list columns, which hold pictures."""
     plain = [name for name in table.column_names if not pa.types.is_list(table.schema.field(name).type)]
     return table.select(plain).to_pandas()
 
@@ -253,11 +254,6 @@ def _errors(file: Path) -> list[dict[str, Any]]:
             content = json.loads(line)
             where = {"evaluation": "", **content.get("chunk", {})}
             found.append({**content, "chunk": where, "error": str(content["error"])})
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # a line that a crash cut off, or a disk changed
-            continue
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a line cut off by a crash, or damaged on disk
     return found

@@ -1,7 +1,7 @@
-"""What c right answers in m draws say of a model whose answers are random: three verdicts a sample.
+"""The verdict on a stochastic model from c correct answers in m draws: mean, majority or worst of K.
 
-All take ``correct`` int (n,), how many of a sample's ``draws`` int (n,) were right. One draw, as
-deterministic models have, makes all three the same.
+All take ``correct`` int (n,), how many of a sample's ``draws`` int (n,) were correct. For one draw, as
+deterministic models have, the three are equal.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from robustgen.metrics.intervals import Interval
 
 Array = np.ndarray
 WORST_OF = 10
-SURELY = 3.0  # standard deviations, within which the draws of one picture may differ by chance
+CHANCE_SIGMAS = 3.0  # standard deviations by which two sets of draws of one picture may differ by chance
 MAJORITY = "majority"
 WORST = f"worst-of-{WORST_OF}"
-"""The variants of an accuracy by majority and worst of K; the mean is the one without a name."""
+"""The variants of an accuracy by majority and by worst of K; the mean's variant is ""."""
 
 
 def mean(correct: Array, draws: Array) -> Array:
-    """c / m, (n,): unbiased for the probability p that one answer is right."""
+    """c / m, (n,): an unbiased estimate of the probability p that one answer is correct."""
     return correct / draws
 
 
 def majority(correct: Array, draws: Array) -> Array:
-    """[c > m / 2], bool (n,): whether most of the draws were right; a tie is wrong."""
+    """[c > m / 2], bool (n,): whether most draws were correct; a tie counts as wrong."""
     return 2 * correct > draws
 
 
-def fell(before: Array, after: Array, draws: Array) -> Array:
-    """Whether shares of right draws (n,) fell, of several ``draws`` by more than these differ by chance:
-    three standard deviations of a difference, which are 3 sqrt(1 / 2m) at most."""
-    return before - after > np.where(draws > 1, SURELY * np.sqrt(0.5 / draws), 0)
+def surely_fell(before: Array, after: Array, draws: Array) -> Array:
+    """Whether the share of correct draws fell from ``before`` to ``after``, bool (n,); with several ``draws``
+    m, by more than 3 sqrt(1 / 2m), three times the largest standard deviation of the difference by chance."""
+    return before - after > np.where(draws > 1, CHANCE_SIGMAS * np.sqrt(0.5 / draws), 0)
 
 
 def worst_of(k: int, correct: Array, draws: Array) -> Array:
-    """C(c, k) / C(m, k), (n,): the share of all choices of k draws in which every one is right.
+    """C(c, k) / C(m, k), (n,): the share of all subsets of k draws in which every draw is correct.
 
-    Unbiased for p^k, the probability that a model which is asked k times errs never. A sample with
-    fewer than k draws is a UserError.
+    An unbiased estimate of p^k, the probability that k answers are all correct. UserError where a sample has
+    fewer than k draws.
     """
     if (draws < k).any():
-        raise UserError(f"the worst of {k} draws needs {k} of them", got=f"{int(draws.min())} of a sample")
+        raise UserError(f"the worst of {k} draws needs at least {k} draws a sample", got=int(draws.min()))
     factors = [np.maximum(correct - i, 0) / (draws - i) for i in range(k)]
     return np.prod(factors, axis=0)
 
@@ -53,8 +53,8 @@ def worst_of(k: int, correct: Array, draws: Array) -> Array:
 def share_interval(values: Array) -> Interval:
     """95 % interval of the mean of values (n,) in [0, 1]: Student's t, cut off at 0 and 1.
 
-    Two zeros and two ones are added to the values, as Agresti and Coull (1998) do for a rate, so
-    that n equal values do not pass for certainty. It is stretched to the mean where it misses it.
+    Two zeros and two ones are added to the values, as Agresti and Coull (1998) do for a rate, so that the
+    interval of n equal values has a width. It is extended to the mean where it does not contain it.
     """
     value = values.mean()
     padded = np.concatenate([values, [0, 0, 1, 1]])

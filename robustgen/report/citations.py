@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from robustgen.metrics.rows import is_of
+from robustgen.metrics.rows import is_attack
 
 CASCADE = ("croce2020reliable", "croce2020minimally", "andriushchenko2020square")
 # By the name of an attack; options make it longer (autoattack-q500).
@@ -90,7 +90,7 @@ def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _attack(detail: dict[str, Any]) -> Iterator[tuple[str, str]]:
     name = str(detail["attack"])
     for known, keys in ATTACKS.items():
-        if is_of(detail, known):
+        if is_attack(detail, known):
             yield from ((key, name) for key in keys)
             if detail["norm"] == "l1" and "croce2020reliable" in keys:
                 yield SPARSE, f"{name} in L1"

@@ -15,7 +15,7 @@ from robustgen.disk import atomic, read_json, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import resolve_path
-from robustgen.report import corrupted, costs, figures, glance, pictures, sentences
+from robustgen.report import corruptions, costs, figures, glance, pictures, sentences
 from robustgen.report.citations import citations
 from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
@@ -168,8 +168,8 @@ def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict
 def _figures(content: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     return {
         "curves": figures.curves(content),
-        "heat": corrupted.heat_map(content),
-        "corruptions": corrupted.corruption_charts(content),
+        "heat": corruptions.heat_map(content),
+        "corruptions": corruptions.corruption_charts(content),
         "reliability": figures.reliability_diagrams(content, runs),
         "risk": figures.risk_coverage_chart(content, runs),
         "roc": figures.roc_curves(content, runs),
@@ -183,7 +183,7 @@ def _said(content: dict[str, Any], runs: list[Run], read: list[Said]) -> dict[st
     _, points = costs.cost_points(content)
     return {
         "attacks": sentences.attacks(content) + sentences.guarded(content),
-        "corruptions": sentences.corruptions(corrupted.heat_map(content)),
+        "corruptions": sentences.corruptions(corruptions.heat_map(content)),
         "calibration": sentences.calibrated(runs),
         "foreign": sentences.foreign(content),
         "gradients": [said.sentence for said in read if said.metric in ("guidance_gain", "psnr_gain")],

@@ -11,7 +11,7 @@ from robustgen.metrics.rows import Run
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
 from robustgen.report.content import by_key, names_of, of_kind, stochastic
-from robustgen.report.corrupted import Heat
+from robustgen.report.corruptions import Heat
 from robustgen.report.costs import CostPoint
 from robustgen.report.formats import (
     DETECTED_BY,

@@ -13,10 +13,10 @@ from robustgen import __version__
 from robustgen.disk import atomic, cannot_write, read_json, write_json
 from robustgen.errors import UserError
 from robustgen.metrics.comparisons import compare
-from robustgen.metrics.corrupted import relative_errors
+from robustgen.metrics.corruption_estimates import relative_errors
 from robustgen.metrics.doubts import find_doubts
 from robustgen.metrics.estimate import Estimate
-from robustgen.metrics.measured import is_finite, measure
+from robustgen.metrics.measure import is_finite, measure
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import is_remote, relative_path, resolve_path
 from robustgen.report.columns import columns, tested

@@ -37,8 +37,8 @@ class Chains:
                 raise
             raise UserError(
                 "the replay buffer does not fit into memory", where="objective.buffer",
-                expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB", got=describe_error(error),
-                remedy="a smaller buffer",
+                expected=f"room for {4 * spec.buffer * math.prod(shape) / 1e9:.3g} GB",
+                got=describe_error(error), remedy="a smaller buffer",
             ) from None  # fmt: skip
 
     def draw(

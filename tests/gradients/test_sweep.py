@@ -12,7 +12,7 @@ from robustgen.classifiers.base import PlainClassifier
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.draws import Draws
 from robustgen.gradients import Sweep
-from robustgen.metrics import explaining
+from robustgen.metrics import gradient_statistics
 
 SIGMAS = np.geomspace(0.06, 0.95, 14).tolist()
 
@@ -25,8 +25,8 @@ def swept(model, n=8_000, sigmas=SIGMAS, start=0):
 
 
 def efficiency(table):
-    sides = explaining.information(table)
-    return explaining.ratio(sides.gradient, sides.label, np.arange(len(sides.ids)))
+    sides = gradient_statistics.information(table)
+    return gradient_statistics.ratio(sides.gradient, sides.label, np.arange(len(sides.ids)))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_true_posteriors_gradient_accounts_for_all_that_it_knows(true):
     assert low < 1 < high
     assert high - low < 0.1
     assert found.value == pytest.approx(1, abs=0.03)
-    sides = explaining.information(true)
+    sides = gradient_statistics.information(true)
     assert sides.label.mean() > 0.2  # nats: there is something to account for
 
 
@@ -62,7 +62,7 @@ def test_the_integral_over_gamma_is_known_in_closed_form():
             "cross_entropy": np.tile(np.linspace(0.3, 2.3, 14)[::-1], 30),
         }
     )  # fmt: skip
-    sides = explaining.information(table)
+    sides = gradient_statistics.information(table)
     np.testing.assert_allclose(sides.gradient, (1 / 2 - 1 / 401) / 2, rtol=0.02)
     np.testing.assert_allclose(sides.label, 2.0)
 
@@ -93,5 +93,5 @@ def test_levels_outside_the_models_own_are_left_out_and_rows_belong_to_samples()
 
 def test_a_model_that_knows_few_levels_of_the_sweep_has_no_integral():
     low, high = SIGMAS[:11], [2.0, 3.0, 4.0]  # the model's levels end at 1
-    assert explaining.information(swept(Mixture(), 8, low + high)) is None
-    assert explaining.information(swept(Mixture(), 8, SIGMAS[:12])) is not None
+    assert gradient_statistics.information(swept(Mixture(), 8, low + high)) is None
+    assert gradient_statistics.information(swept(Mixture(), 8, SIGMAS[:12])) is not None

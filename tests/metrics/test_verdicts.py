@@ -59,9 +59,9 @@ def test_equal_models_seldom_fall_by_more_than_chance_and_one_draw_falls_at_once
     for m in (8, 32):
         p = np.tile([0.5, 0.9], 20_000)
         before, after = (np.random.default_rng(k).binomial(m, p) / m for k in range(2))
-        assert verdicts.fell(before, after, np.full(len(p), m)).mean() < 0.00135 * 1.5
+        assert verdicts.surely_fell(before, after, np.full(len(p), m)).mean() < 0.00135 * 1.5
     draws = np.array([32, 32, 1, 1])
-    found = verdicts.fell(np.array([0.7, 1.0, 1.0, 0.0]), np.array([0.4, 0.3, 0.0, 1.0]), draws)
+    found = verdicts.surely_fell(np.array([0.7, 1.0, 1.0, 0.0]), np.array([0.4, 0.3, 0.0, 1.0]), draws)
     assert found.tolist() == [False, True, True, False]
 
 

@@ -16,7 +16,7 @@ import report_fakes as fakes
 
 from robustgen.errors import UserError
 from robustgen.metrics.doubts import find_doubts
-from robustgen.metrics.measured import measure
+from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import TABLES, read_run
 from robustgen.report.summary import gather, headline, summarise
 from robustgen.store import Chunk, RunStore

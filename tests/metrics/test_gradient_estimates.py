@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustgen.metrics.guided import guided
+from robustgen.metrics.gradient_estimates import gradient_estimates
 from robustgen.metrics.rows import Evaluation, Run
 
 N = 40
@@ -24,7 +24,7 @@ def numbers(distance: np.ndarray) -> dict[str, float]:
     )  # fmt: skip
     explained = Evaluation({"name": "explained", "kind": "explained"}, None, N, table=table)
     run = Run("m", {}, {"explained": explained})
-    return {e.metric.metric: e.metric.value for e in guided(run)}
+    return {e.metric.metric: e.metric.value for e in gradient_estimates(run)}
 
 
 def test_where_no_wrong_picture_was_found_it_is_farther_than_any() -> None:

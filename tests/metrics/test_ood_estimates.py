@@ -9,11 +9,11 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
-from test_calibrated import evaluation, rows
+from test_calibration_estimates import evaluation, rows
 
 from robustgen.metrics import ood
-from robustgen.metrics.foreign import foreign
 from robustgen.metrics.ood_doubts import ood_doubts
+from robustgen.metrics.ood_estimates import ood_estimates
 from robustgen.metrics.rows import Evaluation, Rows, Run
 from robustgen.types import Metric
 
@@ -31,7 +31,7 @@ def auroc(own: np.ndarray, other: np.ndarray) -> float:
 
 
 def measured(*parts: tuple[str, Evaluation]) -> dict[tuple[str, str], Metric]:
-    found = (e.metric for e in foreign(Run("m", {"model": {}}, dict(parts))))
+    found = (e.metric for e in ood_estimates(Run("m", {"model": {}}, dict(parts))))
     return {(m.evaluation, m.variant): m for m in found if m.metric == "auroc"}
 
 
@@ -98,10 +98,10 @@ def test_too_few_pictures_say_nothing_and_are_flagged() -> None:
     few = evaluation("ood-x", "ood", made(19, 1), data="turned")
     parts = dict([evaluation("clean", "clean", made(40, 3)), few])
     run = Run("m", {"model": {}}, parts)
-    assert list(foreign(run)) == []
+    assert list(ood_estimates(run)) == []
     assert {flag.flag for flag in ood_doubts(run)} == {"too_few_foreign", "dependent_samples"}
     enough = run.evaluations | dict([evaluation("ood-x", "ood", made(20, 1), data="x")])
-    assert len(list(foreign(replace(run, evaluations=enough)))) == 4 * 7
+    assert len(list(ood_estimates(replace(run, evaluations=enough)))) == 4 * 7
     assert list(ood_doubts(replace(run, evaluations=enough))) == []
 
 

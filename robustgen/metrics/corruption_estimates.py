@@ -9,7 +9,7 @@ import numpy as np
 
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, accuracy, resampled, share
-from robustgen.metrics.intervals import RESAMPLES, resampled_sums
+from robustgen.metrics.intervals import RESAMPLES, basic_interval, resampled_sums
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 
 Array = np.ndarray
@@ -19,7 +19,7 @@ COMMON = 15
 """Types of the published benchmark, without its four extra ones."""
 
 
-def corrupted(run: Run) -> Iterator[Estimate]:
+def corruption_estimates(run: Run) -> Iterator[Estimate]:
     """Accuracy of each cell, and plain means over cells: all of them, noise, and no noise.
 
     Where there are as many types as the benchmark has, also each type over its severities, and the
@@ -57,9 +57,11 @@ def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
     ids, shares = _shares(cells)
     if len(types) >= COMMON and len(ids):
         by_type = np.stack([shares[:, [_type(c) == type_ for c in cells]].mean(1) for type_ in types], 1)
+        # of several types that are equally hard one is the lowest by chance, in every resample once more
         yield resampled(
-            run, name, "worst", "corruption_accuracy", partial(_least_mean, by_type), ids, higher=True
-        )
+            run, name, "worst", "corruption_accuracy", partial(_least_mean, by_type), ids,
+            rule=basic_interval, higher=True,
+        )  # fmt: skip
 
 
 def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:

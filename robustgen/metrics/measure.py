@@ -10,12 +10,12 @@ import numpy as np
 
 from robustgen.audit import AUDIT
 from robustgen.metrics import verdicts
-from robustgen.metrics.calibrated import calibrated
-from robustgen.metrics.corrupted import corrupted
-from robustgen.metrics.detected import detected
+from robustgen.metrics.calibration_estimates import calibration_estimates
+from robustgen.metrics.corruption_estimates import corruption_estimates
+from robustgen.metrics.detector_estimates import detector_estimates
 from robustgen.metrics.estimate import Estimate, accuracy, mean_of, rate, resampled
-from robustgen.metrics.foreign import foreign
-from robustgen.metrics.guided import guided
+from robustgen.metrics.gradient_estimates import gradient_estimates
+from robustgen.metrics.ood_estimates import ood_estimates
 from robustgen.metrics.rows import Evaluation, Rows, Run, aligned
 from robustgen.threat import worst_name
 from robustgen.types import ADDED, Metric
@@ -25,7 +25,17 @@ Array = np.ndarray
 
 def measure(run: Run) -> list[Estimate]:
     """All estimates of a run; evaluations without rows are left out."""
-    parts = (_clean, _attacks, _worst_cases, detected, corrupted, calibrated, foreign, guided, _likelihood)
+    parts = (
+        _clean,
+        _attacks,
+        _worst_cases,
+        detector_estimates,
+        corruption_estimates,
+        calibration_estimates,
+        ood_estimates,
+        gradient_estimates,
+        _likelihood,
+    )
     return [estimate for part in parts for estimate in part(run)]
 
 

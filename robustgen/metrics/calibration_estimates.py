@@ -11,9 +11,8 @@ import numpy as np
 from robustgen.metrics import calibration, selective
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.consistency import by_chance
-from robustgen.metrics.corrupted import families
+from robustgen.metrics.corruption_estimates import families
 from robustgen.metrics.estimate import Estimate, Statistic, resampled
-from robustgen.metrics.intervals import Interval
 from robustgen.metrics.rows import Rows, Run, aligned, log_odds, log_softmax
 from robustgen.types import Metric
 
@@ -22,7 +21,7 @@ HIGHER = {"brier_reliability": False, "brier_resolution": True, "brier_uncertain
 """Uncertainty is the data's own: no model is better for it."""
 
 
-def calibrated(run: Run) -> Iterator[Estimate]:
+def calibration_estimates(run: Run) -> Iterator[Estimate]:
     """ECE and its kin, Brier with its parts, AURC: of the clean pictures, of those after a fixed attack on
     the label (variants: none, ``temperature``), and of all corrupted ones of a family together (``all``,
     ``all-temperature``)."""
@@ -89,14 +88,21 @@ def _measures(run: Run, name: str, variant: str, table: _Table) -> Iterator[Esti
     }
     known |= _brier_parts(t, np.arange(len(t.ids)))
     statistics |= {metric: partial(_brier_part, t, metric) for metric in HIGHER}
-    chance = by_chance(t.p, t.labels, v)
+    of_all = by_chance(t.p, t.labels, v)
     for metric, statistic in statistics.items():
-        value = known[metric].value
-        least = Interval(value - chance[metric], value) if metric in chance else None
         yield resampled(
-            run, name, variant, metric, statistic, t.ids, found=known[metric], least=least,
+            run, name, variant, metric, statistic, t.ids, found=known[metric],
+            chance=partial(_chance, t, of_all, metric) if metric in of_all else None,
             unit="nats" if metric == "nll" else "", higher=HIGHER.get(metric, False),
         )  # fmt: skip
+
+
+def _chance(table: _Table, of_all: dict[str, float], metric: str, places: Array) -> float:
+    """``by_chance`` of some pictures; ``of_all`` of them it is known."""
+    if len(places) == len(table.ids):
+        return of_all[metric]
+    rows = table.rows(places)
+    return by_chance(table.p[rows], table.labels[rows], table.versions)[metric]
 
 
 def _brier_parts(table: _Table, places: Array) -> dict[str, Resampled]:

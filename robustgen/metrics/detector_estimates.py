@@ -14,7 +14,7 @@ Array = np.ndarray
 UNAWARE = "unaware"
 
 
-def detected(run: Run) -> Iterator[Estimate]:
+def detector_estimates(run: Run) -> Iterator[Estimate]:
     """``guarded_accuracy``: the share right and accepted on the clean picture, of which no picture in the
     ball was found that is wrong and accepted.
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from robustgen.metrics import denoising, explaining
+from robustgen.metrics import denoising, gradient_statistics
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, mean_of, resampled
 from robustgen.metrics.intervals import percentile_interval
@@ -17,7 +17,7 @@ from robustgen.metrics.rows import Run
 Array = np.ndarray
 
 
-def guided(run: Run) -> Iterator[Estimate]:
+def gradient_estimates(run: Run) -> Iterator[Estimate]:
     """Guidance gain, PSNR of the denoisers and PSNR above the Wiener filter at each sigma; gradient
     efficiency; what the nearest wrong pictures are made of."""
     for evaluation, table in run.tables("gradients"):
@@ -58,15 +58,15 @@ def efficiency(run: Run) -> Iterator[Estimate]:
 
 
 def _efficiency(run: Run, evaluation: str, table: pd.DataFrame) -> Iterator[Estimate]:
-    sides = explaining.information(table)
+    sides = gradient_statistics.information(table)
     if sides is None:
         return
     for metric, values in (("gradient_information", sides.gradient), ("label_information", sides.label)):
         mean = partial(mean_of, values)
         yield resampled(run, evaluation, "", metric, mean, sides.ids, unit="nats", higher=True)
-    least = explaining.ratio(sides.label, np.ones(len(sides.label)), np.arange(len(sides.ids)))
+    least = gradient_statistics.ratio(sides.label, np.ones(len(sides.label)), np.arange(len(sides.ids)))
     if percentile_interval(least.value, least.replicates).low > 0:
-        efficiency = partial(explaining.ratio, sides.gradient, sides.label)
+        efficiency = partial(gradient_statistics.ratio, sides.gradient, sides.label)
         yield resampled(run, evaluation, "", "gradient_efficiency", efficiency, sides.ids, higher=True)
 
 
@@ -82,8 +82,9 @@ def _agreement(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Ite
     known = part.dropna(subset=["agreement_dot", "gradient_square", "difference_square"])
     known = known[(known["gradient_square"] > 0) & (known["difference_square"] > 0)]
     for metric, statistic in (
-        ("branch_cosine", explaining.cosine), ("branch_relative_error", explaining.relative_error)
-    ):  # fmt: skip
+        ("branch_cosine", gradient_statistics.cosine),
+        ("branch_relative_error", gradient_statistics.relative_error),
+    ):
         if len(known):
             again, ids = partial(_of_rows, known, statistic), known["sample_id"].to_numpy()
             yield resampled(run, evaluation, sigma, metric, again, ids, higher=metric == "branch_cosine")
@@ -100,13 +101,13 @@ def _radius(run: Run, evaluation: str, part: pd.DataFrame) -> Iterator[Estimate]
     right = right[(right["margin"] > 0) & (right["distance"] > 0)]
     found = right[np.isfinite(right["distance"])]
     for metric, statistic, higher, known in (
-        ("radius_correlation", explaining.rank_correlation, True, found),
-        ("radius_partial_correlation", explaining.partial_rank_correlation, True, found),
-        ("margin_correlation", explaining.margin_correlation, None, found),
-        ("radius_ratio", explaining.median_ratio, None, right),
-        ("minimal_distance", explaining.median_distance, True, right),
+        ("radius_correlation", gradient_statistics.rank_correlation, True, found),
+        ("radius_partial_correlation", gradient_statistics.partial_rank_correlation, True, found),
+        ("margin_correlation", gradient_statistics.margin_correlation, None, found),
+        ("radius_ratio", gradient_statistics.median_ratio, None, right),
+        ("minimal_distance", gradient_statistics.median_distance, True, right),
     ):
-        if len(known) < explaining.FEWEST:
+        if len(known) < gradient_statistics.FEWEST:
             continue
         again, ids = partial(_of_rows, known, statistic), known["sample_id"].to_numpy()
         value = again(np.arange(len(ids)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustgen.attacks.detector import confidence, fit
 from robustgen.classifiers.base import Classifier
-from robustgen.metrics.detected import detected, judged_by
+from robustgen.metrics.detector_estimates import detector_estimates, judged_by
 from robustgen.metrics.rows import Rows
 
 
@@ -29,7 +29,7 @@ T, F = True, False
 
 
 def shares(*evaluations: tuple[dict[str, Any], Rows]) -> dict[str, float]:
-    return {e.metric.variant: e.metric.value for e in detected(run(*evaluations))}
+    return {e.metric.variant: e.metric.value for e in detector_estimates(run(*evaluations))}
 
 
 def test_a_sample_stands_that_is_right_and_accepted_and_never_wrong_and_accepted() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from robustgen.metrics import ood
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, resampled
+from robustgen.metrics.intervals import logit_interval
 from robustgen.metrics.rows import Rows, Run
 
 Array = np.ndarray
@@ -17,7 +18,7 @@ LEAST = 20
 """Pictures on each side: 95 % of fewer is all of them."""
 
 
-def foreign(run: Run) -> Iterator[Estimate]:
+def ood_estimates(run: Run) -> Iterator[Estimate]:
     """Own (the clean rows) against foreign pictures, by every score that both have; then by the score that
     was attacked."""
     clean = run.first("clean")
@@ -67,8 +68,9 @@ def _detection(
     for metric in ood.Detection._fields:
         again = partial(_at, own[1], foreign[1], metric)
         yield resampled(
-            run, evaluation, variant, metric, again, ids,
-            found=found[metric], least=least.get(metric), higher=not metric.startswith("fpr95"),
+            run, evaluation, variant, metric, again, ids, found=found[metric],
+            rule=partial(logit_interval, n=len(ids)) if metric in ood.AREAS_UNDER_PRECISION else None,
+            least=least[metric], higher=not metric.startswith("fpr95"),
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import linregress, pearsonr, rankdata, spearmanr
 
-from robustgen.metrics import explaining
+from robustgen.metrics import gradient_statistics
 
 N = 80
 
@@ -22,8 +22,8 @@ def table() -> pd.DataFrame:
 
 def test_rank_correlations_are_scipys(table: pd.DataFrame) -> None:
     for ours, column in (
-        (explaining.rank_correlation, "first_order"),
-        (explaining.margin_correlation, "margin"),
+        (gradient_statistics.rank_correlation, "first_order"),
+        (gradient_statistics.margin_correlation, "margin"),
     ):
         found = ours(table)
         assert found.value == pytest.approx(spearmanr(table[column], table["distance"]).statistic)
@@ -39,15 +39,15 @@ def test_the_partial_correlation_is_that_of_what_the_margin_leaves_of_the_ranks(
         return ranks[column] - line.slope * ranks["margin"]
 
     expected = pearsonr(left("first_order"), left("distance")).statistic
-    assert explaining.partial_rank_correlation(table).value == pytest.approx(expected)
+    assert gradient_statistics.partial_rank_correlation(table).value == pytest.approx(expected)
     only_margin = table.assign(first_order=table["margin"] * 2)
-    assert explaining.partial_rank_correlation(only_margin).value == 0
+    assert gradient_statistics.partial_rank_correlation(only_margin).value == 0
 
 
 def test_medians(table: pd.DataFrame) -> None:
     ratio = np.median(table["distance"] / table["first_order"])
-    assert explaining.median_ratio(table).value == pytest.approx(ratio)
-    assert explaining.median_distance(table).value == pytest.approx(np.median(table["distance"]))
+    assert gradient_statistics.median_ratio(table).value == pytest.approx(ratio)
+    assert gradient_statistics.median_distance(table).value == pytest.approx(np.median(table["distance"]))
 
 
 def test_agreement_of_vectors() -> None:
@@ -62,13 +62,13 @@ def test_agreement_of_vectors() -> None:
         }
     )
     each = (g * d).sum(1) / np.linalg.norm(g, axis=1) / np.linalg.norm(d, axis=1)
-    assert explaining.cosine(table).value == pytest.approx(each.mean())
+    assert gradient_statistics.cosine(table).value == pytest.approx(each.mean())
     expected = np.sqrt(((g - d) ** 2).sum() / (d**2).sum())
-    assert explaining.relative_error(table).value == pytest.approx(expected)
+    assert gradient_statistics.relative_error(table).value == pytest.approx(expected)
 
 
 def test_vectors_that_are_one_have_no_relative_error() -> None:
     table = pd.DataFrame(
         {"agreement_dot": [1.0 + 1e-15] * N, "gradient_square": 1.0, "difference_square": 1.0}
     )
-    assert explaining.relative_error(table).value == 0
+    assert gradient_statistics.relative_error(table).value == 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from robustgen.corruptions import CORRUPTIONS
-from robustgen.metrics.corrupted import NOISE_CORRUPTIONS, corrupted, relative_errors
-from robustgen.metrics.measured import measure
+from robustgen.metrics.corruption_estimates import NOISE_CORRUPTIONS, corruption_estimates, relative_errors
+from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import Evaluation, Rows, Run
 
 N = 40
@@ -68,7 +68,7 @@ def test_fewer_types_than_the_benchmark_has_have_no_worst() -> None:
 def test_imagenet_c_has_means_of_its_own() -> None:
     made, _ = run("m", 0, prefix="imagenet-c:")
     cells = {f"{type_}-{severity}" for type_ in TYPES for severity in (1, 2, 3)}
-    assert {e.metric.evaluation for e in corrupted(made)} == {"corruptions-imagenet-c", *cells}
+    assert {e.metric.evaluation for e in corruption_estimates(made)} == {"corruptions-imagenet-c", *cells}
 
 
 def test_errors_relative_to_a_baseline() -> None:

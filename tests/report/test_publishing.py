@@ -12,13 +12,13 @@ import report_fakes as fakes
 
 from robustgen.disk import read_json
 from robustgen.errors import UserError
-from robustgen.report.packed import publish, rebuild, unpack
+from robustgen.report.publishing import publish, rebuild, unpack
 from robustgen.report.summary import summarise
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
-def test_packed_rows_make_the_same_summary_and_a_page_that_links_to_them(
+def test_publishing_rows_make_the_same_summary_and_a_page_that_links_to_them(
     written: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     target = tmp_path / "published"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from robustgen.audit import AUDIT
-from robustgen.metrics import comparisons, measured
+from robustgen.metrics import comparisons
 from robustgen.metrics.comparisons import Key, compare
+from robustgen.metrics.measure import after_stages, measure
 from robustgen.metrics.rows import Evaluation, Rows, Run
 from robustgen.types import Metric
 
@@ -39,7 +40,7 @@ def rows_of(logits: np.ndarray, labels: np.ndarray, draws: np.ndarray, correct: 
 def calibration_errors(temperature: float) -> Iterator[Metric]:
     rng = np.random.default_rng(0)
     for _ in range(SIMULATIONS):
-        found = measured.measure(run_of(rng, temperature))
+        found = measure(run_of(rng, temperature))
         yield from (e.metric for e in found if e.metric.metric in ERRORS)
 
 
@@ -67,7 +68,7 @@ def test_the_reliability_of_one_who_is_sure_and_wrong_is_beyond_1_and_so_is_its_
     logits[:, 1] = 8.0
     rows = rows_of(logits, labels, np.ones(N, int), labels == 1)
     run = Run("m", {"model": {}}, {"clean": Evaluation({"name": "clean", "kind": "clean"}, rows, N)})
-    (found,) = (e.metric for e in measured.measure(run) if e.metric.metric == "brier_reliability")
+    (found,) = (e.metric for e in measure(run) if e.metric.metric == "brier_reliability")
     assert 1 < found.ci_low < found.value < found.ci_high <= 2
 
 
@@ -90,7 +91,7 @@ def drawn(model: str, draws: int) -> Run:
 
 
 def accuracies(run: Run) -> dict[Key, float]:
-    found = [e.metric for e in measured.measure(run)]
+    found = [e.metric for e in measure(run)]
     return {Key(m.evaluation, m.variant, m.metric): m.value for m in found if "accuracy" in m.metric}
 
 
@@ -119,14 +120,14 @@ def test_one_eps_in_two_floats_has_one_worst_case() -> None:
     )
     assert a.detail["eps"] != b.detail["eps"]
     run = replace(whole, evaluations=whole.evaluations | {"a": a, "b": b})
-    worst = [e.metric for e in measured.measure(run) if e.metric.evaluation.startswith("worst")]
+    worst = [e.metric for e in measure(run) if e.metric.evaluation.startswith("worst")]
     assert [(m.evaluation, m.value) for m in worst] == [("worst-linf-0.3", 0.0)]
 
 
 def test_a_stochastic_and_a_deterministic_model_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparisons, "LEAST", 4)
     key = Key("clean", "", "accuracy")
-    both = [e for draws in (32, 1) for e in measured.measure(drawn(f"of-{draws}", draws))]
+    both = [e for draws in (32, 1) for e in measure(drawn(f"of-{draws}", draws))]
     (test,) = compare(both, [key])
     assert (test.test, test.n) == ("bootstrap", 4)
     assert test.difference == pytest.approx(79 / 128 - 0.5)
@@ -135,6 +136,6 @@ def test_a_stochastic_and_a_deterministic_model_are_compared(monkeypatch: pytest
 def test_what_the_audit_broke_was_right_after_every_stage_before_it() -> None:
     rows = rows_of(np.eye(4), np.arange(4), np.ones(4, int), np.array([True, False, False, False]))
     rows = replace(rows, broken_by=np.array([None, AUDIT, "second", None]))  # the last is wrong when clean
-    found = measured.after_stages(rows, ["first", "second"])
+    found = after_stages(rows, ["first", "second"])
     assert found["first"].tolist() == [True, True, True, False]
     assert found["second"].tolist() == [True, True, False, False]

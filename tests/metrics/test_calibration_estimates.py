@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_measured import rows_of
+from test_measure import rows_of
 
 from robustgen.metrics import calibration
-from robustgen.metrics.calibrated import calibrated
+from robustgen.metrics.calibration_estimates import calibration_estimates
 from robustgen.metrics.comparisons import Key
 from robustgen.metrics.intervals import resamples
 from robustgen.metrics.rows import Evaluation, Rows, Run, log_softmax
@@ -105,7 +105,7 @@ def rows(logits: np.ndarray, labels: np.ndarray, ids: np.ndarray | None = None) 
 
 
 def measured(*parts: tuple[str, Evaluation]) -> dict[Key, Metric]:
-    found = [e.metric for e in calibrated(Run("m", {"model": {}}, dict(parts)))]
+    found = [e.metric for e in calibration_estimates(Run("m", {"model": {}}, dict(parts)))]
     return {Key(m.evaluation, m.variant, m.metric): m for m in found}
 
 
