@@ -325,21 +325,21 @@ def test_intervals_of_areas_under_precision_hold_the_truth(gap: float, n: int, m
         own, foreign = rng.normal(gap, 1, n), rng.normal(0, 1, m)
         least, found = ood.least_intervals(own, foreign), ood.resampled(own, foreign)
         for metric, each in held.items():
-            low, high = intervals.logit_interval(*found[metric], n + m)
+            low, high = intervals.area_interval(*found[metric], n + m)
             each.append(
                 min(low, least[metric].low) <= getattr(truth, metric) <= max(high, least[metric].high)
             )
-    assert {metric: np.mean(each) >= 0.9 for metric, each in held.items()} == dict.fromkeys(held, True)
+    assert {metric: np.mean(each) >= 0.925 for metric, each in held.items()} == dict.fromkeys(held, True)
 
 
-def test_the_interval_on_the_logit_scale_lies_within_0_and_1_and_holds_its_value() -> None:
+def test_the_interval_of_an_area_lies_within_0_and_1_and_reaches_further_down() -> None:
     replicates = np.random.default_rng(0).beta(400, 4, 1000)
-    low, high = intervals.logit_interval(0.99, replicates, 400)
+    low, high = intervals.area_interval(0.99, replicates, 400)
     assert 0 < low < 0.99 < high < 1
     assert 0.99 - low > 2 * (high - 0.99)  # skewed away from 1
-    mirrored = intervals.logit_interval(0.01, 1 - replicates, 400)
+    mirrored = intervals.area_interval(0.01, 1 - replicates, 400)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
-    assert intervals.logit_interval(1.0, np.ones(1000), 40) == (1, 1)
+    assert intervals.area_interval(1.0, np.ones(1000), 40) == (1, 1)
 
 
 def test_where_sides_mix_resamples_say_more_than_what_is_asked_at_least() -> None:

@@ -105,23 +105,23 @@ def basic_interval(value: float, replicates: Array) -> Interval:
     return Interval(min(value, 2 * value - float(high)), max(value, 2 * value - float(low)))
 
 
-def logit_interval(value: float, replicates: Array, n: int) -> Interval:
-    """``basic_interval`` of log(p / (1 - p)), mapped back: for an area under precision p of ``n`` samples,
-    which is so skewed near 1 that both ends of an interval on its own scale come out too high.
+def area_interval(value: float, replicates: Array, n: int) -> Interval:
+    """For an area under precision p of ``n`` samples, which is skewed near 1: from the lower to the higher
+    end of the percentile interval and of the basic one of log(p / (1 - p)), since each alone covers too
+    little in some settings.
 
-    p is taken as (n p + 1/2) / (n + 1), so that 0 and 1 have a logit.
+    The logit is that of (n p + 1/2) / (n + 1), so that 0 and 1 have one.
     """
-    low, high = np.quantile(replicates, [0.025, 0.975])
 
     def logit(p: float) -> float:
         return math.log((n * p + 0.5) / (n * (1 - p) + 0.5))
 
     def back(z: float) -> float:
-        return ((n + 1) / (1 + math.exp(-z)) - 0.5) / n
+        return min(max(((n + 1) / (1 + math.exp(-z)) - 0.5) / n, 0.0), 1.0)
 
-    ends = (back(2 * logit(value) - logit(float(end))) for end in (high, low))
-    low, high = (min(max(end, 0.0), 1.0) for end in ends)
-    return Interval(min(value, low), max(value, high))
+    low, high = percentile_interval(value, replicates)
+    reached = [back(2 * logit(value) - logit(float(end))) for end in np.quantile(replicates, [0.975, 0.025])]
+    return Interval(min(low, reached[0]), max(high, reached[1]))
 
 
 def bootstrap_p(difference: float, replicates: Array, n: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from robustgen.metrics import ood
 from robustgen.metrics.calibration import Resampled
 from robustgen.metrics.estimate import Estimate, resampled
-from robustgen.metrics.intervals import logit_interval
+from robustgen.metrics.intervals import area_interval
 from robustgen.metrics.rows import Rows, Run
 
 Array = np.ndarray
@@ -69,7 +69,7 @@ def _detection(
         again = partial(_at, own[1], foreign[1], metric)
         yield resampled(
             run, evaluation, variant, metric, again, ids, found=found[metric],
-            rule=partial(logit_interval, n=len(ids)) if metric in ood.AREAS_UNDER_PRECISION else None,
+            rule=partial(area_interval, n=len(ids)) if metric in ood.AREAS_UNDER_PRECISION else None,
             least=least[metric], higher=not metric.startswith("fpr95"),
         )  # fmt: skip
 
