@@ -182,7 +182,7 @@ class Detectors(Score):
         for name, outlier_score in self._outliers.items():
             needs = DETECTORS[name].needs
             # one by one and in separate memory, since the last bits of some detectors depend on the other
-            # rows and on alignment; a detector of pictures calls the model, which is a FixedBatch
+            # rows and on alignment; one that needs "pictures" calls the model, a FixedBatch
             rows = [row.clone() for row in parts[needs].split(1)]
             several = [images] if needs == "pictures" else rows
             with torch.set_grad_enabled(needs == "pictures"):

@@ -55,7 +55,7 @@ class Wiener(Denoiser):
 class EDMDenoiser(Denoiser):
     """A small U-Net with the preconditioning of EDM (Karras et al. 2022, equation 7 and table 1).
 
-    D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for pictures y in [0, 1]
+    D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for images y in [0, 1]
     plus noise, with total = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / total, c_out = sigma
     sigma_data / sqrt(total), c_in = 1 / sqrt(total). The label ``num_classes`` is the null label, for the
     unconditional mean.
@@ -150,7 +150,7 @@ class SharedDenoiser(EDMDenoiser):
         return self.denoise_each(x, sigma)[rows, labels]
 
     def denoise_each(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The posterior means under every label, the null label last: (batch, classes + 1, *picture)."""
+        """The posterior means under every label, the null label last: (batch, classes + 1, *image)."""
         check_noise_level(sigma, self.levels)
         levels = per_sample(sigma, x)
         linear, c_out, u = self.precondition(x, levels)
