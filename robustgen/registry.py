@@ -273,7 +273,7 @@ def model_refs(models: object) -> list[ModelRef]:
     for name, model in named:
         if not isinstance(model, str | Module):
             raise UserError(
-                "this is no model", where=name or "models", expected="a name as on the command line, or a "
+                "this is not a model", where=name or "models", expected="a name as on the command line, or a "
                 "torch.nn.Module", got=type(model).__name__,
             )  # fmt: skip
         refs += resolve(model) if isinstance(model, str) else [from_module(model, name)]

@@ -1,6 +1,6 @@
-"""Scores of a picture that are stored beside its logits: what tells own pictures from foreign ones.
+"""OOD scores of an image that cannot be computed from its logits, and so are stored beside them.
 
-Larger means more like the data ("in"), but for ``complexity``, which says nothing of a model.
+Larger means in-distribution, except for ``complexity``, which does not depend on the model.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from robustgen.data import codec
 
 
 class Score(ABC):
-    """One score or several of a picture: ``score(model, images)`` gives them by name, each (batch,).
+    """One or several scores: ``score(model, images)`` returns them by name, each (batch,).
 
-    What a model or a picture does not have is left out, for the whole batch.
+    A score that does not apply to the model or to the images is left out for the whole batch.
     """
 
     @abstractmethod
     def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
-        """The scores of pictures (batch, channels, height, width), float64."""
+        """The scores of images (batch, channels, height, width), float64."""
 
 
 class GradientNorm(Score):
-    """``gradient``: -|grad_x log p(x)| in nats a unit of a pixel, L2 (JEM's approximate mass, Grathwohl et
-    al. 2020, arXiv:1912.03263): small gradients where the density is flat and the mass lies.
+    """``gradient``: -|grad_x log p(x)|_2 in nats per pixel unit, JEM's approximate mass (Grathwohl et al.
+    2020, arXiv:1912.03263): the gradient is small in a typical, flat region of the density.
 
-    For models with log p(x); an unnormalised one will do, as its gradient is the same.
+    For models with log p(x), which may be unnormalised, as the gradient is the same.
     """
 
     def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
@@ -43,15 +43,15 @@ class GradientNorm(Score):
 
 
 class Complexity(Score):
-    """``complexity``: the bits of the picture as a PNG (codec.png_bits). The model is not asked."""
+    """``complexity``: the size of the image as a PNG, in bits (codec.png_bits). Does not use the model."""
 
     def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
         return {"complexity": codec.png_bits(images)}
 
 
 class Chroma(Score):
-    """``chroma``: less the picture's fine chroma (codec.chroma_detail). The model is not asked: what this
-    scalar tells, the file format tells. Grey pictures have none."""
+    """``chroma``: minus codec.chroma_detail, for colour images. Does not use the model: what this score
+    detects is the file format."""
 
     def __call__(self, model: FixedBatch, images: Tensor) -> dict[str, Tensor]:
         return {"chroma": -codec.chroma_detail(images).cpu()} if images.shape[1] == 3 else {}
@@ -63,7 +63,7 @@ SCORES: dict[str, type[Score]] = {"gradient": GradientNorm, "complexity": Comple
 def read_scores(
     scores: Iterable[Score], model: FixedBatch, images: Tensor
 ) -> list[list[tuple[str, float]]] | None:
-    """All scores of each picture, as the column ``scores`` of the rows takes them; None for no scores."""
+    """All scores as (name, value) pairs per image, for the rows' column ``scores``; None without scores."""
     found = {name: values.tolist() for score in scores for name, values in score(model, images).items()}
     if not found:
         return None

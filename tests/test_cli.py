@@ -83,7 +83,7 @@ def test_a_broken_file_of_a_user_is_named_with_its_line(tmp_path: Path):
     file.write_text("import torch\n\ndef net():\n    return 1 / 0\n")
     refused("report", f"{file}:net", "--out", tmp_path / "out", says=["line 4", "ZeroDivisionError"])
     file.write_text("net = 3\n")
-    refused("report", f"{file}:net", "--out", tmp_path / "out", says=["this is no model", "int"])
+    refused("report", f"{file}:net", "--out", tmp_path / "out", says=["this is not a model", "int"])
 
 
 def test_a_protocol_with_a_wrong_key_names_it(tmp_path: Path):

@@ -102,7 +102,7 @@ def _entry_point(name: str) -> Any:
     point = find_entry_point(name)
     try:
         return point.load()
-    except Exception as error:  # the code of another package: anything may come
+    except Exception as error:  # the code of another package
         raise UserError(
             f"the model {name!r} of another package cannot be loaded",
             where=point.value,
@@ -116,7 +116,7 @@ def _check_logits_of_user_model(model: Classifier, ref: ModelRef) -> None:
         check_logits(model, ref)
     except UserError:
         raise
-    except Exception as error:  # the user's code: anything may come
+    except Exception as error:  # the user's code
         raise UserError(
             f"the model {ref.name!r} fails on a batch of the data's shape",
             expected=f"logits of shape (2, {model.num_classes}) for pictures of shape "

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from robustgen.classifiers.base import Classifier
 from robustgen.classifiers.noise_levels import check_noise_level, per_sample, trained_levels
-from robustgen.classifiers.noisy_networks import NoisyBackbone, scale_of
+from robustgen.classifiers.noisy_networks import DataScale, NoisyBackbone
 from robustgen.classifiers.softmax import Mirrored
 from robustgen.types import ConditionalNoise, Density
 
 
-class NoisyClassifier(Classifier):
+class NoisyClassifier(DataScale, Classifier):
     """Abstract base: p_sigma(c | y) of a noisy image y = x + sigma eps, with sigma as an input.
 
     ``widths``: channels at each resolution, from full size on, each half of the one before; ``blocks``:
@@ -20,8 +19,6 @@ class NoisyClassifier(Classifier):
     image is classified at ``low``.
     """
 
-    mean: Tensor
-    sigma_data: Tensor
     has_energy: bool
 
     def __init__(
@@ -39,15 +36,8 @@ class NoisyClassifier(Classifier):
         self.input_shape = input_shape
         self.noise = trained_levels(low, high)
         self.test_sigma = low
-        self.register_buffer("mean", torch.full(input_shape, 0.5))
-        self.register_buffer("sigma_data", torch.tensor(0.25))
+        self.register_scale(input_shape)
         self.backbone = NoisyBackbone(input_shape, num_classes, widths, blocks, self.has_energy)
-
-    def fit_scale(self, images: Tensor) -> None:
-        """Measure the mean image and sigma_data on the training images; they are stored with the weights."""
-        mean, deviation = scale_of(images)
-        self.mean.copy_(mean)
-        self.sigma_data.copy_(deviation)
 
     def logits(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         # Not CDN's log_joint, though its softmax is the same: the common term of hundreds of nats would

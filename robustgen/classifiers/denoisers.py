@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robustgen.classifiers.base import Denoiser
 from robustgen.classifiers.noise_levels import check_noise_level, per_sample, trained_levels
-from robustgen.classifiers.noisy_networks import EMBEDDING, NoiseEmbedding, Stage, scale_of
+from robustgen.classifiers.noisy_networks import EMBEDDING, DataScale, NoiseEmbedding, Stage
 from robustgen.errors import UnsupportedError, UserError
 from robustgen.types import ConditionalNoise
 
@@ -52,21 +52,17 @@ class Wiener(Denoiser):
         return (self.mean + (coordinates * gains) @ self.basis.T).view_as(x).to(x.dtype)
 
 
-class EDMDenoiser(Denoiser):
+class EDMDenoiser(DataScale, Denoiser):
     """A small U-Net with the preconditioning of EDM (Karras et al. 2022, equation 7 and table 1).
 
-    D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for pictures y in [0, 1]
+    D(y; sigma, c) = m + c_skip (y - m) + c_out F(c_in (y - m), sigma, c) for images y in [0, 1]
     plus noise, with total = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / total, c_out = sigma
     sigma_data / sqrt(total), c_in = 1 / sqrt(total). The label ``num_classes`` is the null label, for the
     unconditional mean.
 
-    The mean image m and sigma_data, the standard deviation of pixels around it, are measured on the
-    training images (``fit_scale``) and stored with the weights. ``widths``, ``blocks``, ``patch``: see UNet.
-    ``low`` and ``high``: the noise levels of the training.
+    ``widths``, ``blocks``, ``patch``: see UNet. ``low`` and ``high``: the noise levels of the training. m and
+    sigma_data: see DataScale.
     """
-
-    mean: Tensor
-    sigma_data: Tensor
 
     def __init__(
         self,
@@ -90,15 +86,8 @@ class EDMDenoiser(Denoiser):
         self.num_classes = num_classes
         self.input_shape = input_shape
         self.levels = trained_levels(low, high)
-        self.register_buffer("mean", torch.full(input_shape, 0.5))
-        self.register_buffer("sigma_data", torch.tensor(0.25))
+        self.register_scale(input_shape)
         self.net = UNet(input_shape[0], num_classes + 1, widths, blocks, patch)
-
-    def fit_scale(self, images: Tensor) -> None:
-        """Measure the mean image and sigma_data on the training images."""
-        mean, deviation = scale_of(images)
-        self.mean.copy_(mean)
-        self.sigma_data.copy_(deviation)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, y: Tensor | None = None) -> Tensor:
         check_noise_level(sigma, self.levels)
@@ -150,7 +139,7 @@ class SharedDenoiser(EDMDenoiser):
         return self.denoise_each(x, sigma)[rows, labels]
 
     def denoise_each(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The posterior means under every label, the null label last: (batch, classes + 1, *picture)."""
+        """The posterior means under every label, the null label last: (batch, classes + 1, *image)."""
         check_noise_level(sigma, self.levels)
         levels = per_sample(sigma, x)
         linear, c_out, u = self.precondition(x, levels)

@@ -17,6 +17,27 @@ EMBEDDING = 64
 FREQUENCIES = 8
 
 
+class DataScale(nn.Module):
+    """Mixin: the mean image m and sigma_data, the standard deviation of pixels around it.
+
+    They are measured on the training images by ``fit_scale`` and stored with the weights.
+    """
+
+    mean: Tensor
+    sigma_data: Tensor
+
+    def register_scale(self, input_shape: tuple[int, int, int]) -> None:
+        """Create the buffers, with default values."""
+        self.register_buffer("mean", torch.full(input_shape, 0.5))
+        self.register_buffer("sigma_data", torch.tensor(0.25))
+
+    def fit_scale(self, images: Tensor) -> None:
+        """Measure m and sigma_data on images (n, channels, height, width)."""
+        mean, deviation = scale_of(images)
+        self.mean.copy_(mean)
+        self.sigma_data.copy_(deviation)
+
+
 def scale_of(images: Tensor) -> tuple[Tensor, Tensor]:
     """The mean image, and sigma_data, the standard deviation of pixels around it."""
     mean = images.mean(0)

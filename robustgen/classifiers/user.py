@@ -166,7 +166,7 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
     if not isinstance(thing, nn.Module):
         if not callable(thing):
             raise UserError(
-                "this is no model",
+                "this is not a model",
                 where=where,
                 expected=wanted,
                 got=type(thing).__name__,
@@ -179,7 +179,7 @@ def construct(thing: Any, *, where: str, **options: Any) -> Any:
             what += ", ".join(f"{key}={value!r}" for key, value in options.items())
             raise user_code_error(what, error, path, where=where) from None
     if not isinstance(thing, nn.Module):
-        raise UserError("this is no model", where=where, expected=wanted, got=type(thing).__name__)
+        raise UserError("this is not a model", where=where, expected=wanted, got=type(thing).__name__)
     return thing
 
 

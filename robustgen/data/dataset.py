@@ -144,7 +144,7 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
 
 
 def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, where: object) -> Tensor:
-    """Labels as int64 (pictures,): 0 to classes - 1, or all -1 if there are no classes."""
+    """Labels as int64 (n,): 0 to classes - 1, or all -1 if there are no classes; ``pictures``: n."""
     array = np.asarray(given)
     if pictures == 0:
         raise UserError(

@@ -136,11 +136,13 @@ class Explained(Readout):
         own = own_denoiser(model)
         if own is None:
             return {}
-        mean, given, asked = (denoise_in_batches(own, noisy, sigma, model, k) for k in (None, y, other))
-        pictures = {"own_right": given - mean, "own_other": asked - mean}
+        mean, right_mean, other_mean = (
+            denoise_in_batches(own, noisy, sigma, model, k) for k in (None, y, other)
+        )
+        pictures = {"own_right": right_mean - mean, "own_other": other_mean - mean}
         if denoiser_follows_from_logits(model):
             return pictures
-        difference = given - mean
+        difference = pictures["own_right"]
         dot = (right.double() * difference.double()).flatten(1).sum(1)
         return pictures | {
             "agreement_dot": dot.tolist(),

@@ -1,4 +1,4 @@
-"""Training on noisy pictures y = x + sigma eps: a joint model, its control, or a stand-alone denoiser.
+"""Training on noisy images y = x + sigma eps: a joint model, its control, or a stand-alone denoiser.
 
 - CDN: cross-entropy and class-conditional denoising score matching (Vincent 2011; Thiry and Guth
   2024), E -log p(c | y) + weight * E lambda(sigma) |sigma grad_y log p_sigma(y, c) + eps|^2 / d.

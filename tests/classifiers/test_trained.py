@@ -48,7 +48,7 @@ def test_float16_weights_are_read_as_float32(zoo):
 
 def test_absent_weights(zoo):
     (zoo / "weights.safetensors").unlink()
-    with pytest.raises(UserError, match="are not there") as error:
+    with pytest.raises(UserError, match="are missing") as error:
         load(zoo)
     assert "robustgen train" in str(error.value)
     assert str(zoo / "weights.safetensors") in str(error.value)

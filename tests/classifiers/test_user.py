@@ -75,10 +75,10 @@ def test_two_files_of_one_name_do_not_mix(tmp_path):
         ("def nett():\n    return 1", ["no model named 'net'", "did you mean nett"]),
         ("import sys\nsys.exit(0)", ["cannot be imported", "line 2", "SystemExit"]),
         ("def net():\n    raise SystemExit(2)", ["cannot be made", ":net, line 2", "SystemExit"]),
-        ("net = 3", ["this is no model", "int"]),
-        ("def net():\n    return 3", ["this is no model", "int"]),
+        ("net = 3", ["this is not a model", "int"]),
+        ("def net():\n    return 3", ["this is not a model", "int"]),
         ("import torch\nnet = torch.nn.Linear(9, 10)", ["fails on a batch", "(2, 1, 8, 8)", "RuntimeError"]),
-        ("import torch\nnet = torch.nn.Flatten()", ["something else than logits", "(2, 10)", "(2, 64)"]),
+        ("import torch\nnet = torch.nn.Flatten()", ["does not return logits", "(2, 10)", "(2, 64)"]),
     ],
 )
 def test_mistakes_in_a_users_file_are_told_without_traceback(tmp_path, text, parts):

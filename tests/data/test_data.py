@@ -87,9 +87,9 @@ def test_a_slice_keeps_sample_ids_and_fingerprint():
     [
         (np.full((2, 1, 4, 4), 2.0, np.float32), [0, 1], r"pixels must lie in \[0, 1\]"),
         (np.full((2, 1, 4, 4), np.nan, np.float32), [0, 1], r"pixels must lie in \[0, 1\]"),
-        (np.zeros((2, 1, 4, 4), np.int64), [0, 1], "no pictures"),
-        (np.zeros((2, 4), np.float32), [0, 1], "no pictures"),
-        (np.zeros((2, 1, 4, 4), np.float32), [0], "as many labels"),
+        (np.zeros((2, 1, 4, 4), np.int64), [0, 1], "does not hold pictures"),
+        (np.zeros((2, 4), np.float32), [0, 1], "does not hold pictures"),
+        (np.zeros((2, 1, 4, 4), np.float32), [0], "numbers of labels and pictures differ"),
         (np.zeros((0, 1, 4, 4), np.float32), [], "has no pictures"),
         (np.zeros((2, 1, 4, 4), np.float32), [0, 2], "label is out of range"),
     ],

@@ -172,7 +172,7 @@ def test_contrast_is_a_guess_before_training_and_teaches_what_denoising_alone_is
 
 
 def test_contrast_of_a_network_of_one_label_at_a_time_is_refused(digits):
-    with pytest.raises(UserError, match="one label at a time"):
+    with pytest.raises(UserError, match="under every label at once"):
         objective(digits, contrast=1.0).loss(
             EDMDenoiser(10, SHAPE, **TINY), digits.images, digits.labels, generator()
         )

@@ -155,7 +155,7 @@ def test_huge_learning_rate_is_divergence_not_a_model(tmp_path):
     ("changes", "says"),
     [
         ({"options": {"width": 0, "blocks": [1]}}, "fails on its first pictures"),
-        ({"augment": {"shift": 8, "fill": "reflect"}}, "filled by reflection"),
+        ({"augment": {"shift": 8, "fill": "reflect"}}, "too small for this shift"),
     ],
 )
 def test_a_recipe_that_fits_no_pictures_is_refused_in_words(tmp_path, changes, says):
@@ -210,7 +210,7 @@ class Net({base}):
         ({"layers": "nn.LazyLinear(num_classes)"}, "uninitialized parameter"),
         ({"more": "self.lock = threading.Lock()"}, "pickle"),
         ({"layers": "Odd(), nn.Linear(64, num_classes)"}, "tensors alone"),
-        ({"layers": "nn.Linear(64, 12)"}, "something else than logits"),
+        ({"layers": "nn.Linear(64, 12)"}, "does not return logits"),
         ({"base": "Classifier", "forward": "logits"}, "does not say its num_classes"),
         (
             {

@@ -77,7 +77,7 @@ def test_buffer_is_part_of_the_state(model):
 
 
 def test_a_buffer_that_memory_cannot_hold_is_told_in_words():
-    with pytest.raises(UserError, match="do not fit into memory") as raised:
+    with pytest.raises(UserError, match="does not fit into memory") as raised:
         make_objective(spec(buffer=2**31 - 1), load("digits", "train"))
     assert raised.value.details["expected"] == "room for 550 GB"
 
