@@ -22,6 +22,7 @@ from robustgen.terminal import Commands, Progress, console, examples, print_tabl
 
 if TYPE_CHECKING:
     from robustgen.cost import CostEstimate
+    from robustgen.report.content import Summary
 
 app = typer.Typer(
     name="robustgen",
@@ -148,7 +149,7 @@ def _say_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
     typer.echo(json.dumps(cost.described(estimates), indent=1) if as_json else words)
 
 
-def _say_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
+def _say_content(content: Summary, as_json: bool, quiet: bool = False) -> None:
     """What a summary holds: all of it as JSON, or its table, unless quiet."""
     if as_json:
         typer.echo(json.dumps(content, indent=1))
@@ -156,7 +157,7 @@ def _say_content(content: dict[str, Any], as_json: bool, quiet: bool = False) ->
         print_table(content)
 
 
-def _say_beside(content: dict[str, Any], asked: int | None) -> None:
+def _say_beside(content: Summary, asked: int | None) -> None:
     """That fewer pictures were taken than --n asked for, and what was foretold beside what was taken."""
     from robustgen import cost
 

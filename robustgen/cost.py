@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def written(out: Path, n: int | None, protocol: str) -> dict[str, dict[str, Any]
     return content["models"] if (content["n"], content["protocol"]) == (n, protocol) else {}
 
 
-def beside(content: dict[str, Any]) -> list[str]:
+def beside(content: Mapping[str, Any]) -> list[str]:
     """Where a report (what summary.json holds) was estimated before: a line a model with both."""
     lines = []
     for model in content["models"]:

@@ -18,6 +18,7 @@ from robustgen.places import shown
 
 if TYPE_CHECKING:
     from robustgen.engine import Step
+    from robustgen.report.content import Summary
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
@@ -105,7 +106,7 @@ class Progress:
         self.bar.stop()
 
 
-def print_table(content: dict[str, Any]) -> None:
+def print_table(content: Summary) -> None:
     """The main table of a summary, on stdout."""
     from robustgen.report.summary import headline
 

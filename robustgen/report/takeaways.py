@@ -18,53 +18,69 @@ OPENINGS = {
     "guidance_gain": "Class gradients",
     "psnr_gain": "Denoising",
 }
+"""The metrics that have sentences, with the question that each begins with."""
+GAINS = ("guidance_gain", "psnr_gain")
 
 
-# Of a model alone, of the best, and of several that are the best.
-WORDS = {
-    "accuracy": ("gets right", "gets most right,", "get most right,"),
-    "robust_accuracy": ("keeps", "withstands most,", "withstand most,"),
-    "corruption_accuracy": ("gets right", "gets most right,", "get most right,"),
-    "ece": ("is off by", "is nearest to the truth, off by", "are nearest to the truth, off by"),
-    "auroc": (
-        "tells them from the data with an AUROC of", "tells them best from the data, AUROC",
-        "tell them best from the data, AUROC",
+class Verbs(NamedTuple):
+    """What comes between the names and the number, for the only model, for the best, and for several best."""
+
+    alone: str
+    best: str
+    several: str
+
+
+RIGHT = Verbs("gets right", "gets most right,", "get most right,")
+VERBS = {
+    "accuracy": RIGHT,
+    "robust_accuracy": RIGHT,
+    "corruption_accuracy": RIGHT,
+    "ece": Verbs(
+        "has an ECE of", "is best calibrated, with an ECE of", "are best calibrated, with an ECE of"
     ),
-}  # fmt: skip
+    "auroc": Verbs(
+        "tells them from the data with an AUROC of",
+        "tells them from the data best, with an AUROC of",
+        "tell them from the data best, with an AUROC of",
+    ),
+}
 
 
-class Said(NamedTuple):
-    """A sentence about a column of the main table, the ``place``-th."""
+class Takeaway(NamedTuple):
+    """A sentence about a metric; ``column`` is the index of the main table's column that illustrates it."""
 
     opening: str
     sentence: str
     metric: str
-    place: int
+    column: int
 
 
-def reading(table: MainTable, doubts: Doubts) -> list[Said]:
-    """An opening and a sentence for each kind of number in the table: its first column speaks for it, the
-    worst case for attacks (of stochastic models: by majority, the only one that they have). A model whose
-    number is doubted is called so."""
-    found: list[Said] = []
+def takeaways(table: MainTable, doubts: Doubts) -> list[Takeaway]:
+    """The takeaways of the main table, in the order of OPENINGS.
+
+    Accuracies, ECE and AUROC have one for each column (under attack: for each worst case, which stochastic
+    models have by majority only). A gain has one over all noise levels, drawn at the middle one. A model
+    whose number has a doubt is marked "(doubted)".
+    """
+    found: list[Takeaway] = []
     for metric, opening in OPENINGS.items():
         places = [i for i, column in enumerate(table.columns) if column.key.metric == metric]
         if metric == "robust_accuracy":
             places = [i for i in places if table.columns[i].key.evaluation.startswith("worst-")]
         if metric == "accuracy":
             places = [i for i in places if not table.columns[i].key.variant]
-        if metric in ("guidance_gain", "psnr_gain"):
-            sentence = _gradients(table, places, metric)
-            # of several noise levels the one in the middle is drawn
-            found += [Said(opening, sentence, metric, places[len(places) // 2])] if sentence else []
+        if metric in GAINS:
+            sentence = _gains(table, places, metric)
+            found += [Takeaway(opening, sentence, metric, places[len(places) // 2])] if sentence else []
             continue
         for i in places:
-            sentence = _sentence(table.columns[i], _called(table, i, doubts))
-            found.append(Said(f"{opening}{_of(table.columns[i])}", sentence, metric, i))
+            sentence = _ranking(table.columns[i], _called(table, i, doubts))
+            found.append(Takeaway(f"{opening}{_of(table.columns[i])}", sentence, metric, i))
     return found
 
 
 def _of(column: Column) -> str:
+    """What follows the opening: the threat model, or the foreign set and the score."""
     if column.key.metric == "robust_accuracy":
         by = ", by majority" if column.key.variant == MAJORITY else ""
         return column.group.removeprefix("Attacked") + by
@@ -72,12 +88,13 @@ def _of(column: Column) -> str:
 
 
 def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
+    """The models with a number in a column."""
     found = [(model["name"], cells[place]) for model, cells in table.rows]
     return [(name, cell) for name, cell in found if cell is not None]
 
 
 def _called(table: MainTable, place: int, doubts: Doubts) -> list[tuple[str, Cell]]:
-    """As ``_known``, by what the sentence calls the models."""
+    """As ``_known``, with doubted models marked."""
     evaluation = table.columns[place].key.evaluation
     return [
         (f"{name} (doubted)" if (name, evaluation) in doubts else name, cell)
@@ -85,42 +102,45 @@ def _called(table: MainTable, place: int, doubts: Doubts) -> list[tuple[str, Cel
     ]
 
 
-def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
+def _ranking(column: Column, known: list[tuple[str, Cell]]) -> str:
+    """The best model with its number, the models tied with it, those not tested against it, and the last."""
     ordered = sorted(known, key=lambda pair: pair[1].metric["value"], reverse=column.higher_is_better)
-    (best, top), (_, bottom) = ordered[0], ordered[-1]
+    top, bottom = ordered[0][1], ordered[-1][1]
     unit = " points" if column.key.metric == "ece" else " %"
     value = f"{top.text}{unit} ({top.interval})"
-    alone, first, several = WORDS[column.key.metric]
+    verbs = VERBS[column.key.metric]
     if len(ordered) == 1:
-        return f"{best} {alone} {value}."
+        return f"{ordered[0][0]} {verbs.alone} {value}."
     if top.text == bottom.text:
         return f"All models alike: {value}."
-    bests, lasts = (
+    best, last = (
         [name for name, cell in ordered if cell.metric["value"] == end.metric["value"]]
         for end in (top, bottom)
     )
-    level = [name for name, cell in ordered if cell.mark == "tied"]
+    tied = [name for name, cell in ordered if cell.mark == "tied"]
     untested = [name for name, cell in ordered if cell.mark == "untested"]
-    best, it = (best, "it") if len(bests) == 1 else (_and(bests), "them")
-    first = first if len(bests) == 1 else several
-    if len(bests) + len(level) == len(ordered):
+    it, verb = ("it", verbs.best) if len(best) == 1 else ("them", verbs.several)
+    first = f"{_and(best)} {verb} {value}"
+    if len(best) + len(tied) == len(ordered):
         return (
-            f"{best} {first} {value}, but the paired tests tell no other from {it}; "
-            f"last {_and(lasts)}, {bottom.text}{unit}."
+            f"{first}, but no other model differs significantly from {it}; "
+            f"last {_and(last)}, {bottom.text}{unit}."
         )
-    told = f" Level with {it}: {', '.join(level)}." if level else ""
-    few = f"Not tested against {it}, for too few common samples"
-    told += f" {few}: {', '.join(untested)}." if untested else ""
-    last = f"Last {'is' if len(lasts) == 1 else 'are'} {_and(lasts)}: {bottom.text}{unit}."
-    return f"{best} {first} {value}.{told} {last}"
+    parts = [f"{first}."]
+    if tied:
+        parts.append(f"Tied with {it}: {', '.join(tied)}.")
+    if untested:
+        parts.append(f"Not tested against {it}, for too few common samples: {', '.join(untested)}.")
+    parts.append(f"Last {'is' if len(last) == 1 else 'are'} {_and(last)}: {bottom.text}{unit}.")
+    return " ".join(parts)
 
 
 def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _gradients(table: MainTable, places: list[int], metric: str) -> str:
-    """Who helps and who harms with 95 % confidence, and at which noise levels."""
+def _gains(table: MainTable, places: list[int], metric: str) -> str:
+    """The models whose gain is above or below 0 by its 95 % interval, and at which noise levels."""
     if not places:
         return ""
     better, worse = {
@@ -128,20 +148,21 @@ def _gradients(table: MainTable, places: list[int], metric: str) -> str:
         "psnr_gain": ("beat{s} the Wiener filter", "fall{s} behind it"),
     }[metric]
     parts = []
-    for verb, surely in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
+    for verb, differs in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
         levels: dict[str, list[str]] = {}
         for i in places:
             for name, cell in _known(table, i):
-                if surely(cell.metric):
+                if differs(cell.metric):
                     levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
         ending = "s" if len(levels) == 1 else ""
         parts += [f"{_with_levels(levels)} {verb.format(s=ending)}"] if levels else []
-    said = "; ".join(parts) or "no model differs from 0"
-    return f"{said} (95 % intervals on one side of 0)."
+    if not parts:
+        return "No model differs from 0: every 95 % interval contains it."
+    return f"{'; '.join(parts)} (95 % intervals on one side of 0)."
 
 
 def _with_levels(levels: dict[str, list[str]]) -> str:
-    """Models, those with the same noise levels together."""
+    """The models with their noise levels; models with the same levels are grouped."""
     together: dict[str, list[str]] = {}
     for name, sigmas in levels.items():
         together.setdefault(", ".join(sigmas), []).append(name)

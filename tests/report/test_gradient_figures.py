@@ -116,7 +116,7 @@ def test_the_page_has_them(written: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     out, summary, _ = written
     monkeypatch.setattr(pictures, "clean_pictures", lambda *_: np.zeros((12, 1, 8, 8)))
     page = render(out).read_text(encoding="utf-8")
-    assert "Whose gradients mean something" in page
+    assert "Class gradients and adversarial gradients" in page
     assert "First-order radius and distance" in page
     assert json.loads((out / "summary.json").read_text())["metrics"] == summary["metrics"]
 

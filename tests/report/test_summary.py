@@ -268,5 +268,5 @@ def test_models_of_which_there_is_nothing_and_estimates_stay_in_a_summary_of_sum
 @pytest.mark.parametrize("content", ["{}", "[]", '{"models": [{}], "n": 3}', '{"models": []}', "null"])
 def test_gather_of_what_is_no_summary_is_a_users_mistake(tmp_path: Path, content: str) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(UserError, match="no summary of a report"):
+    with pytest.raises(UserError, match="not the summary of a report"):
         gather([tmp_path], tmp_path / "out")
