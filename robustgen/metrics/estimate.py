@@ -1,4 +1,4 @@
-"""What a number of a report is: its value, its 95 % interval, and what a paired test needs of it."""
+"""Estimate: a metric with its 95 % interval, and what a paired test of two models needs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Statistic = Callable[[Array], Resampled]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and what lies behind it.
+    """A metric with the data behind it.
 
-    ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
-    rate; ``resampled`` (1000,), its values over bootstrap resamples of all samples, where they are known
-    already; ``again``, the statistic of the samples at some of the places in ``ids``.
+    ``ids``: the samples it was computed from, foreign ones as -1 - id; ``right`` bool (n,): the verdicts, if
+    the metric is a rate; ``resampled`` (1000,): its values over bootstrap resamples of all samples, if
+    already computed; ``again``: computes the statistic of the samples at some indices of ``ids``.
     """
 
     metric: Metric
@@ -35,13 +35,13 @@ class Estimate:
 
     @cached_property
     def replicates(self) -> Array | None:
-        """Values over bootstrap resamples (1000,), which models on the same samples share."""
+        """The values over bootstrap resamples (1000,); models on the same samples share the resamples."""
         if self.resampled is None and self.again is not None:
             return self.again(np.arange(len(self.ids))).replicates
         return self.resampled
 
     def at(self, places: Array) -> Resampled:
-        """The same statistic of the samples at these places of ``ids`` only, in rising order."""
+        """The statistic of the samples at these indices of ``ids`` only, which are in ascending order."""
         assert self.replicates is not None
         if len(places) == len(self.ids) or self.again is None:
             return Resampled(self.metric.value, self.replicates)
@@ -49,7 +49,7 @@ class Estimate:
 
 
 def rate(run: Run, evaluation: str, variant: str, metric: str, ids: Array, right: Array) -> Estimate:
-    """The share of right verdicts with Wilson's interval."""
+    """The share of correct verdicts with Wilson's interval."""
     successes, n = int(right.sum()), len(right)
     ends = wilson(successes, n)
     return Estimate(
@@ -59,14 +59,14 @@ def rate(run: Run, evaluation: str, variant: str, metric: str, ids: Array, right
 
 
 def share(run: Run, evaluation: str, variant: str, metric: str, ids: Array, values: Array) -> Estimate:
-    """The mean of shares in [0, 1]."""
+    """The mean of values in [0, 1], one for each sample, with ``verdicts.share_interval``."""
     ends = verdicts.share_interval(values)
     content = Metric(run.model, evaluation, variant, metric, float(values.mean()), *ends, len(ids), "", True)
     return Estimate(content, ids, again=partial(mean_of, values))
 
 
 def accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
-    """The share right: of a stochastic model the mean, then by majority and worst of K."""
+    """Accuracy; for a stochastic model the mean over draws, then by majority and by worst of K."""
     if not rows.stochastic:
         yield rate(run, evaluation, "", metric, rows.ids, rows.correct)
         return
@@ -80,9 +80,10 @@ def resampled(
     run: Run, evaluation: str, variant: str, metric: str, statistic: Statistic, ids: Array,
     *, found: Resampled | None = None, least: Interval | None = None, unit: str = "", higher: bool | None,
 ) -> Estimate:  # fmt: skip
-    """``statistic`` of all samples, which is ``found`` where it is known already.
+    """``statistic`` of all samples with its bootstrap interval.
 
-    ``least``: what its interval has to hold, where resamples by themselves would say too little.
+    ``found``: its value and replicates, if already computed; ``least``: an interval that the result must
+    contain, for statistics whose resamples vary too little.
     """
     found = found or statistic(np.arange(len(ids)))
     interval = basic_interval if metric in BIASED else percentile_interval
@@ -96,5 +97,5 @@ def resampled(
 
 
 def mean_of(values: Array, places: Array) -> Resampled:
-    """The mean of the values at some places."""
+    """The mean of the values at some indices."""
     return calibration.mean(values[places])

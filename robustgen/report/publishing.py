@@ -93,7 +93,7 @@ def _extract(packed: tarfile.TarFile, entry: tarfile.TarInfo, out: Path, archive
     target, content = out / entry.name, packed.extractfile(entry) if entry.isreg() else None
     if content is None or not target.resolve().is_relative_to(out.resolve()):
         raise UserError(
-            "this archive contains something other than the files of a run", where=archive,
+            "this archive contains more than the files of a run", where=archive,
             expected="plain files under runs/MODEL/", got=entry.name, remedy="download it again",
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)

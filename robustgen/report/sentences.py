@@ -114,11 +114,11 @@ def foreign(content: Summary) -> list[str]:
             continue
         ordered = sorted(rates, key=lambda m: m["value"])
         ends = [
-            f"{format_value(m)} % by {m['model']} ({format_interval(m)})" for m in (ordered[0], ordered[-1])
+            f"{format_value(m)} % ({m['model']}, {format_interval(m)})" for m in (ordered[0], ordered[-1])
         ]
         found.append(
-            f"At the energy threshold that accepts 95 % of {own}, {foreign_name(detail)} are accepted too: "
-            f"{', '.join(dict.fromkeys(ends))}."
+            f"At the energy threshold that accepts 95 % of {own}, {' to '.join(dict.fromkeys(ends))} of "
+            f"{foreign_name(detail)} are accepted too."
         )
     return found
 

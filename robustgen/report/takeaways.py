@@ -144,21 +144,18 @@ def _gains(table: MainTable, places: list[int], metric: str) -> str:
     if not places:
         return ""
     better, worse = {
-        "guidance_gain": ("improve{s} the reference denoiser", "harm{s} it"),
-        "psnr_gain": ("beat{s} the Wiener filter", "fall{s} behind it"),
+        "guidance_gain": ("Improve the reference denoiser", "Harm it"),
+        "psnr_gain": ("Better than the Wiener filter", "Worse"),
     }[metric]
     parts = []
-    for verb, differs in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
+    for label, differs in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
         levels: dict[str, list[str]] = {}
         for i in places:
             for name, cell in _known(table, i):
                 if differs(cell.metric):
                     levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
-        ending = "s" if len(levels) == 1 else ""
-        parts += [f"{_with_levels(levels)} {verb.format(s=ending)}"] if levels else []
-    if not parts:
-        return "No model differs from 0: every 95 % interval contains it."
-    return f"{'; '.join(parts)} (95 % intervals on one side of 0)."
+        parts += [f"{label}: {_with_levels(levels)}."] if levels else []
+    return " ".join(parts) or "No model differs from 0: every 95 % interval contains it."
 
 
 def _with_levels(levels: dict[str, list[str]]) -> str:
