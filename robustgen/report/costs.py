@@ -59,7 +59,7 @@ def cost_chart(content: Summary) -> Figure | None:
     middle, half = (max(logs) + min(logs)) / 2, max(0.5, 0.55 * (max(logs) - min(logs)))
     title = "Cost against robustness" if "worst" in what else "Cost against accuracy"
     chart = Chart(
-        title, words, "milliseconds a clean picture", f"{what}, %", lines,
+        title, words, "milliseconds per clean picture", f"{what}, %", lines,
         x_range=(middle - half, middle + half), y_range=(0, 100), x_powers=True,
     )  # fmt: skip
     return drawn_figure(title, chart)

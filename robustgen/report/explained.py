@@ -132,7 +132,7 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     first = next(iter(rows.values()))
     sigmas = sorted(first.index)
     shape = clean.shape[1:]
-    shown = [("given to all", [given(first.loc[s], clean[sample]) for s in sigmas])]
+    shown = [("all models", [given(first.loc[s], clean[sample]) for s in sigmas])]
     shown += [(model, [_ways(t.loc[s], shape, s == sigmas[0]) for s in sigmas]) for model, t in rows.items()]
     intro = (
         f"Sample {sample} at {len(sigmas)} noise levels. Given to all models: the clean picture, the noisy "

@@ -194,7 +194,7 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     if not samples:
         return None
     first, shape = next(iter(tables.values())), clean.shape[1:]
-    rows = [("given to all", [given(first.loc[i], clean[i]) for i in samples])]
+    rows = [("all models", [given(first.loc[i], clean[i]) for i in samples])]
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
         f"Noise of {sigma_text(sigma)} was added, and one reference denoiser, the same for all models, "
