@@ -172,7 +172,7 @@ def _check_alike(runs: list[RunStore]) -> None:
             ours, theirs = runs[0].spec[what][key], store.spec[what][key]
             if ours != theirs:
                 raise UserError(
-                    f"these reports cannot share a table: their {what} differ",
+                    f"these reports cannot share a table: they differ in {what}",
                     where=store.path,
                     expected=f"{key} {ours}, as in {runs[0].path}",
                     got=theirs,

@@ -229,11 +229,11 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
             gather([tmp_path / "a", tmp_path / again], tmp_path / "twice")
     other = fakes.spec("other")["data"] | {"fingerprint": "beef"}
     summarise(tmp_path / "c", [fakes.write_run(tmp_path / "c", "model-c", data=other)], None, "")
-    with pytest.raises(UserError, match="another data"):
+    with pytest.raises(UserError, match="they differ in data"):
         gather([tmp_path / "a", tmp_path / "c"], tmp_path / "mixed")
     other = fakes.spec("other")["protocol"] | {"seed": 7, "summary": "Other words."}
     summarise(tmp_path / "d", [fakes.write_run(tmp_path / "d", "model-d", protocol=other)], None, "")
-    with pytest.raises(UserError, match="two protocols named 'quick'") as error:
+    with pytest.raises(UserError, match="two different protocols are named 'quick'") as error:
         gather([tmp_path / "a", tmp_path / "d"], tmp_path / "mixed")
     assert "seed 0" in str(error.value)
     assert "got:      seed 7" in str(error.value)
