@@ -119,7 +119,7 @@ def test_flags_of_attacks(attacked: Attacked) -> None:
     )  # fmt: skip
     found = flags(store)
     assert "broke 1 of 10" in found["masked_gradients"]
-    assert "1 of 10 pictures left" in found["outside_budget"]
+    assert "1 of 10 perturbed pictures are outside" in found["outside_budget"]
     assert "10 of 10 right under attack, 5 without" in found["easier_than_clean"]
     assert "attack_fails" not in found, "of one class alone all can be right on grey"
     assert "autoattack-linf-0.15" in found["seeded_by_chunk"]
