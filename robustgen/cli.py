@@ -22,6 +22,7 @@ from robustgen.terminal import Commands, Progress, console, examples, print_path
 
 if TYPE_CHECKING:
     from robustgen.cost import CostEstimate
+    from robustgen.report.content import Summary
 
 app = typer.Typer(
     name="robustgen",
@@ -152,7 +153,7 @@ def _print_estimates(estimates: list[CostEstimate], as_json: bool) -> None:
     typer.echo(json.dumps(cost.by_model(estimates), indent=1) if as_json else text)
 
 
-def _print_content(content: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
+def _print_content(content: Summary, as_json: bool, quiet: bool = False) -> None:
     """Print a summary as JSON, or its main table unless quiet."""
     if as_json:
         typer.echo(json.dumps(content, indent=1))
@@ -160,7 +161,7 @@ def _print_content(content: dict[str, Any], as_json: bool, quiet: bool = False) 
         print_table(content)
 
 
-def _print_notes(content: dict[str, Any], asked: int | None) -> None:
+def _print_notes(content: Summary, asked: int | None) -> None:
     """Print that --n is larger than the test split, and the estimated cost beside the true one."""
     from robustgen import cost
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def estimate_lines(estimates: list[CostEstimate]) -> list[str]:
     return lines
 
 
-def comparison_lines(content: dict[str, Any]) -> list[str]:
+def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """The estimated cost beside the true one, a line for each model of a report that has an estimate.
 
     ``content``: what summary.json holds.

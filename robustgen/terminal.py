@@ -18,6 +18,7 @@ from robustgen.places import display_path
 
 if TYPE_CHECKING:
     from robustgen.engine import Step
+    from robustgen.report.content import Summary
 
 INTERRUPTED = 130
 """The exit code of a command stopped by Ctrl-C, as in shells."""
@@ -107,7 +108,7 @@ class Progress:
         self.bar.stop()
 
 
-def print_table(content: dict[str, Any]) -> None:
+def print_table(content: Summary) -> None:
     """Print the main table of a summary on stdout."""
     from robustgen.report.summary import headline
 

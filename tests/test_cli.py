@@ -109,7 +109,7 @@ def test_a_precision_that_does_not_exist_is_refused_where_nothing_is_attacked(tm
 def test_a_summary_that_is_none_is_refused(tmp_path: Path):
     for content in ('{"x": 1}', "[1]", '{"models": [{"path": "runs/m"}], "n": null}'):
         (tmp_path / "summary.json").write_text(content)
-        refused("export", tmp_path, says=["this is no summary of a report", str(tmp_path)])
+        refused("export", tmp_path, says=["this is not the summary of a report", str(tmp_path)])
 
 
 def test_a_dry_run_speaks_json_too(tmp_path: Path):

@@ -214,7 +214,7 @@ def test_what_cannot_be_crossed_is_refused(report: Path, tmp_path: Path) -> None
         transfer(tmp_path)
     spec = two.spec | {"data": two.spec["data"] | {"fingerprint": "beef"}}
     summarise(tmp_path, [one, copied(two, spec, tmp_path / "two")], None, "")
-    with pytest.raises(UserError, match="another data"):
+    with pytest.raises(UserError, match="they differ in data"):
         transfer(tmp_path)
 
 

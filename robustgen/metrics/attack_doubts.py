@@ -1,4 +1,4 @@
-"""Doubts about attacks, from stored rows: signs that an attack is weaker than it looks."""
+"""Flags about attacks, from stored rows: signs that an attack is too weak to be believed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from robustgen.metrics.rows import Array, Evaluation, Rows, Run, aligned, is_att
 from robustgen.metrics.verdicts import surely_fell
 from robustgen.types import ADDED, Flag, unbroken
 
-STAGE_GAP = 0.002  # as AutoAttack's own check: Square alone should find next to nothing
-ANYTHING_GOES = 0.5  # in Linf, every picture can become plain grey
+# Shares of the samples above which a flag is raised.
+STAGE_GAP = 0.002  # as in AutoAttack's own check: Square should break next to nothing after the other stages
 AUDIT_GAP = 0.005
 EPS_GAP = 0.02
+GREY_EPS = 0.5  # in Linf, every picture can become plain grey from here on
 NOISE, TRANSFER = "noise", "transfer"
-BY_CHANCE = 0.05  # p, above which the verdicts of draws differ by their draws alone
+BY_CHANCE = 0.05  # p of McNemar's test from which on verdicts of a stochastic model may differ by chance
 TARGETS, FEWER_IN_L1 = 9, 5
-"""How many classes targeted attacks aim at where an option does not say so; the second is APGD-T's in L1."""
-# Stages that do without the model's own gradients, and what they take instead.
+"""The default number of target classes of targeted attacks; FEWER_IN_L1 is APGD-T's in L1."""
+# The stages of a cascade that do not use the model's own gradients, as the subject of a sentence.
 WITHOUT_GRADIENTS = {
     "square": "Square, which uses no gradients,",
-    "estimated": "The attack by gradients that are estimated from the logits",
-    "bpda": "The attack through the model's stand-in for its backward pass",
+    "estimated": "The attack with gradients estimated from the logits",
+    "bpda": "The attack with the model's surrogate backward pass (BPDA)",
 }
 
 
@@ -35,7 +36,7 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
     """The flags of a run's attacks."""
     parts = (
         _budget,
-        _taken_back,
+        _hits_taken_back,
         _easier_than_clean,
         _weaker_than_noise,
         _not_monotone,
@@ -51,14 +52,14 @@ def attack_doubts(run: Run) -> Iterator[Flag]:
 
 
 def _searches(run: Run) -> Iterator[tuple[Evaluation, Rows]]:
-    """The attacks that seek something on this model: not random noise, nor pictures made elsewhere."""
+    """The attacks that search on this model itself: not random noise, nor pictures made for other models."""
     for evaluation, rows in run.of_kind("attack"):
         if not is_attack(evaluation.detail, NOISE, TRANSFER, ADDED):
             yield evaluation, rows
 
 
 def _targeted(evaluation: Evaluation) -> bool:
-    """Whether an attack has the stages that aim at one class after another, which every audit repeats."""
+    """Whether an attack is or has a targeted stage, which every audit repeats."""
     detail = evaluation.detail
     return bool(set(TARGETED_STAGES) & set(detail.get("cascade") or [])) or is_attack(
         detail, *TARGETED_STAGES
@@ -71,21 +72,24 @@ def _budget(run: Run) -> Iterator[Flag]:
         if outside and not is_attack(evaluation.detail, ADDED):
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
-                f"{outside} of {len(rows)} pictures left the attack's own budget, or are no numbers, and do "
-                "not count as they are, which makes the attack weaker than it looks. Mend the attack.",
+                f"{outside} of {len(rows)} perturbed pictures are outside the attack's own budget or not "
+                "finite, and were projected or replaced before the verdict, which makes the attack weaker "
+                "than it should be. Fix the attack.",
             )  # fmt: skip
 
 
-def _taken_back(run: Run) -> Iterator[Flag]:
-    """A search stops at a picture that breaks a sample; if the verdict there is right, nobody looked on."""
+def _hits_taken_back(run: Run) -> Iterator[Flag]:
+    """A search stops at the first picture that breaks a sample: if the verdict there is correct, the sample
+    counts as robust although the search ended early."""
     for evaluation, rows in run.of_kind("attack"):
         found = int((pd.notna(rows.broken_by) & rows.correct).sum())
         if found > STAGE_GAP * len(rows) and not rows.stochastic:
             yield Flag(
                 run.model, evaluation.name, "hits_taken_back", "warning",
-                f"{found} of {len(rows)} samples were broken in the search and are right in the verdict. The "
-                "model's answers hang on more than the picture, such as its place in the batch: mend that "
-                "('robustgen check MODEL'), and read the robust accuracy as an upper bound.",
+                f"{found} of {len(rows)} samples were misclassified in the search, but are classified "
+                "correctly in the verdict on the same picture. The model's output depends on more than the "
+                "picture, for example on its position in the batch: fix that ('robustgen check MODEL'), and "
+                "read the robust accuracy as an upper bound.",
             )  # fmt: skip
 
 
@@ -99,13 +103,13 @@ def _easier_than_clean(run: Run) -> Iterator[Flag]:
             yield Flag(
                 run.model, evaluation.name, "easier_than_clean", "error",
                 f"{after.correct.sum()} of {len(after)} right under attack, {before.correct.sum()} without: "
-                "the attack does not work on this model. See whether its gradients are usable ('robustgen "
+                "the attack does not work on this model. Check whether its gradients are usable ('robustgen "
                 "check MODEL').",
             )  # fmt: skip
 
 
 def _weaker_than_noise(run: Run) -> Iterator[Flag]:
-    """Random noise in a ball that is no larger breaks more than a search does."""
+    """Random noise of the same or a smaller size breaks more samples than a search."""
     for noise, noisy in run.of_kind("attack"):
         if not is_attack(noise.detail, NOISE):
             continue
@@ -120,18 +124,19 @@ def _weaker_than_noise(run: Run) -> Iterator[Flag]:
                     run.model, evaluation.name, "weaker_than_noise", "error",
                     f"{by_attack.correct.sum()} of {len(by_attack)} right under this attack, "
                     f"{by_noise.correct.sum()} under random noise ({noise.name}): the attack is weaker than "
-                    "no search at all. Its robust accuracy says nothing; look for masked gradients.",
+                    "random noise. Do not use its robust accuracy; look for masked gradients.",
                 )  # fmt: skip
 
 
 def _fewer(a: Rows, b: Rows) -> bool:
-    """Whether fewer are right in ``a`` than in ``b``: of a stochastic model, by more than by chance."""
+    """Whether fewer are correct in ``a`` than in ``b``; for a stochastic model, by more than chance."""
     only_a, only_b = int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())
     return only_a < only_b and (not b.stochastic or mcnemar(only_a, only_b) < BY_CHANCE)
 
 
 def _not_monotone(run: Run) -> Iterator[Flag]:
-    """What an attack finds in a ball lies in every larger one; where it is not found there, it failed."""
+    """A picture within one eps is also within every larger one: an attack that breaks a sample only at the
+    smaller eps failed at the larger."""
     series: dict[tuple[str, str], list[tuple[Evaluation, Rows]]] = {}
     for evaluation, rows in _searches(run):
         series.setdefault((evaluation.detail["attack"], evaluation.detail["norm"]), []).append(
@@ -146,9 +151,9 @@ def _not_monotone(run: Run) -> Iterator[Flag]:
             if regained > EPS_GAP * len(before):
                 yield Flag(
                     run.model, large.name, "not_monotone_in_eps", "warning",
-                    f"{regained} of {len(before)} samples that {small.name} broke are right again in the "
-                    "larger ball: the attack loses its way there. Take more steps or restarts, and read the "
-                    "worst case over eps, which counts what was found in smaller balls.",
+                    f"{regained} of {len(before)} samples that {small.name} broke are right again at this "
+                    "larger eps, so the search fails there. Use more steps or restarts, and read the worst "
+                    "case, which also counts what was found at smaller eps.",
                 )  # fmt: skip
 
 
@@ -160,14 +165,14 @@ def _masking(run: Run) -> Iterator[Flag]:
             if stage in cascade[1:] and caught > STAGE_GAP * len(rows):
                 yield Flag(
                     run.model, evaluation.name, "masked_gradients", "warning",
-                    f"{what} broke {caught} of {len(rows)} samples that the attacks with gradients had "
-                    "left. A sign of masked gradients: try an adaptive attack, and read the robust "
-                    "accuracy as an upper bound.",
+                    f"{what} broke {caught} of {len(rows)} samples that the gradient attacks before it had "
+                    "not broken, a sign of masked gradients. Try an adaptive attack (joint-adaptive), and "
+                    "read the robust accuracy as an upper bound.",
                 )  # fmt: skip
 
 
 def _transferred(run: Run) -> Iterator[Flag]:
-    """Pictures made for other models break what no search on this one did, in a ball that is no smaller."""
+    """Pictures made for other models break what no search on this model broke at their eps or more."""
     for evaluation, rows in run.of_kind("attack"):
         norm, eps = evaluation.detail["norm"], evaluation.detail["eps"]
         own = [r for e, r in _searches(run) if e.detail["norm"] == norm and e.detail["eps"] >= eps]
@@ -179,44 +184,47 @@ def _transferred(run: Run) -> Iterator[Flag]:
         if broken > STAGE_GAP * len(after):
             yield Flag(
                 run.model, evaluation.name, "transfer_beats_search", "warning",
-                f"{broken} of {int(left.sum())} samples that the searches on this model left are broken by "
-                "pictures made for other models. Its gradients mislead the searches: try joint-adaptive, and "
-                "read the robust accuracy as an upper bound.",
+                f"{broken} of {int(left.sum())} samples that no search on this model broke are broken by "
+                "pictures made for other models. The model's gradients mislead the searches: try "
+                "joint-adaptive, and read the robust accuracy as an upper bound.",
             )  # fmt: skip
 
 
 def _lost(before: list[Rows], after: Rows) -> tuple[Array, Array]:
-    """Who is right in all of ``before``, and who of these no longer is in ``after``, all of the same samples:
-    of a stochastic model, those alone whose shares of right draws differ by more than chance makes them."""
+    """The samples that are correct in all of ``before``, and those of them broken in ``after``; bool (n,).
+
+    All Rows are of the same samples. For a stochastic model a sample is broken if its share of correct draws
+    fell by more than chance.
+    """
     left = np.logical_and.reduce([rows.correct for rows in before])
     least = np.min([rows.share for rows in before], 0)
     return left, left & ~after.correct & surely_fell(least, after.share, after.draws)
 
 
 def _undefended(run: Run) -> Iterator[Flag]:
-    """All pictures can become the same one, on which a model gives one class: no more can be right than
-    the largest class has."""
+    """At this eps all pictures can become the same one, for which the model has one answer: accuracy is at
+    most the share of the largest class."""
     for evaluation, rows in _searches(run):
-        if evaluation.detail["norm"] != "linf" or evaluation.detail["eps"] < ANYTHING_GOES:
+        if evaluation.detail["norm"] != "linf" or evaluation.detail["eps"] < GREY_EPS:
             continue
         largest = np.bincount(rows.labels).max() / len(rows)
         if wilson(int(rows.correct.sum()), len(rows)).low > largest:
             yield Flag(
                 run.model, evaluation.name, "attack_fails", "error",
-                f"{rows.correct.mean():.0%} right at an eps that can turn every picture grey, where no more "
-                f"than {largest:.0%} can be, the share of the largest class: the attack fails, and smaller "
-                "eps say little. Look for masked gradients.",
+                f"{rows.correct.mean():.0%} right at an eps that can turn every picture grey, where the "
+                f"share of the largest class, {largest:.0%}, is the most that is possible: the attack "
+                "fails. Robust accuracy at smaller eps is not reliable either; look for masked gradients.",
             )  # fmt: skip
 
 
 def _audit(run: Run) -> Iterator[Flag]:
-    """Work that was saved: how many survivors an attack in full breaks. Where draws are by chunk, of a
-    stochastic model or in an outside attack, none was."""
-    low = run.spec["kernels"].get("precision") == "bf16"
+    """Where an attack saved work, how many of its survivors the full attack breaks. Attacks seeded by chunk
+    (on stochastic models, and outside attacks) save none."""
+    bf16 = run.spec["kernels"].get("precision") == "bf16"
     for evaluation, rows in _searches(run):
         early = not evaluation.detail.get("thorough", True)
-        spared = (low or early) and not (rows.seeded_by == "chunk").any()
-        if not spared or not _targeted(evaluation):
+        saved_work = (bf16 or early) and not (rows.seeded_by == "chunk").any()
+        if not saved_work or not _targeted(evaluation):
             continue
         found = rows.broken_by == AUDIT
         k, m = int(found.sum()), int(np.isin(rows.ids, evaluation.audited).sum())
@@ -224,21 +232,21 @@ def _audit(run: Run) -> Iterator[Flag]:
             continue
         saved, remedies = [], []
         if early:
-            saved.append("Jobs that were not going to arrive were ended early")
+            saved.append("Searches that seemed hopeless were ended early")
             remedies.append("the attack's option 'thorough: true'")
-        if low:
+        if bf16:
             saved.append("gradients were taken in bfloat16" if early else "Gradients were taken in bfloat16")
             remedies.append("--precision float32")
         yield Flag(
             run.model, evaluation.name, "audit", "warning" if k > AUDIT_GAP * m else "info",
-            f"{k} of {m} audited survivors broken by the attack in full, upper bound "
-            f"{100 * wilson(k, m).high:.2g} % (of the 95 % interval). {' and '.join(saved)}; "
-            f"{' and '.join(remedies)} would spare nothing.",
+            f"{k} of {m} audited survivors are broken by the full attack, at most "
+            f"{100 * wilson(k, m).high:.2g} % (upper bound of the 95 % interval). {' and '.join(saved)} to "
+            f"save time; use {' and '.join(remedies)} to run the attack in full.",
         )  # fmt: skip
 
 
 def _added(run: Run) -> Iterator[Flag]:
-    """Pictures from elsewhere that break what no attack of the run did."""
+    """Pictures added to the run break samples that none of its own attacks broke."""
     for evaluation, rows in run.of_kind("attack"):
         if not is_attack(evaluation.detail, ADDED):
             continue
@@ -253,34 +261,35 @@ def _added(run: Run) -> Iterator[Flag]:
         if broken:
             yield Flag(
                 run.model, evaluation.name, "broken_elsewhere", "warning",
-                f"{broken} of {int(left.sum())} samples that the run's own attacks left are broken by "
-                f"pictures of {unbroken(evaluation.detail['added']['file'])}. The worst case counts them; "
-                "read the own attacks' figures as too high, and find out what they missed.",
+                f"{broken} of {int(left.sum())} samples that the run's own attacks did not break are broken "
+                f"by the pictures of {unbroken(evaluation.detail['added']['file'])}. The worst case counts "
+                "them; the robust accuracies of the run's own attacks are too high, so find out what they "
+                "missed.",
             )  # fmt: skip
 
 
 def _few_classes(run: Run) -> Iterator[Flag]:
-    """Losses and targets that a model has too few classes for."""
+    """A model has fewer classes than a targeted attack has targets."""
     classes = run.spec["model"]["num_classes"]
     for evaluation, _ in _searches(run):
         wanted = _aims_at(run, evaluation)
         if not _targeted(evaluation) or classes > wanted:
             continue
-        margin = "; the targeted DLR loss needs 4 classes and gave way to the margin" if classes < 4 else ""
+        margin = "; the targeted DLR loss needs 4 classes, so the margin was used" if classes < 4 else ""
         yield Flag(
             run.model, evaluation.name, "few_classes", "info",
-            f"With {classes} classes there are fewer to aim at than the {wanted} asked for{margin}. Nothing "
-            "is left out, since every other class is aimed at.",
+            f"With {classes} classes there are fewer target classes than the {wanted} asked for{margin}. "
+            "Nothing is missing, since every other class is a target.",
         )  # fmt: skip
 
 
 def _aims_at(run: Run, evaluation: Evaluation) -> int:
-    """How many classes an attack was to aim at, by the options of its line of the protocol."""
+    """How many target classes the protocol asks an attack for."""
     options: dict[str, Any] = {}
     name = ""
     for spec in run.spec["protocol"]["evaluations"]:
         asked = str(spec.get("attack", ""))
-        if len(asked) > len(name) and is_attack(evaluation.detail, asked):  # of fab and fab-t the longer
+        if len(asked) > len(name) and is_attack(evaluation.detail, asked):  # fab-t is also a fab
             name, options = asked, spec["options"]
     all_nine = evaluation.detail["norm"] != "l1" or is_attack(evaluation.detail, "fab-t", "autoattack-plus")
     return int(options.get("n_target_classes", TARGETS if all_nine else FEWER_IN_L1))

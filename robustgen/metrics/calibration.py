@@ -1,8 +1,8 @@
-"""Does a confidence of 0.8 mean right in 8 cases of 10? Expected calibration error and its kin.
+"""Calibration metrics: ECE and its variants, NLL, Brier's score and its parts, and temperature scaling.
 
-All take probabilities or log-probabilities of shape (n, classes) and say what bootstrap resamples of
-the n samples would have given, so that intervals and paired differences come for free. Where each
-picture is there in several ``versions``, next to each other, pictures are resampled with all of them.
+All take probabilities or log-probabilities of shape (n, classes) and return a value with its bootstrap
+replicates, for intervals and paired differences. With several ``versions`` of each picture, in adjacent rows,
+a resample draws pictures with all their versions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ BINS = 15
 BIASED = dict.fromkeys(
     ("ece", "adaptive_ece", "classwise_ece", "brier_resolution", "brier_uncertainty"), 1.0
 ) | {"brier_reliability": 2.0}
-"""What resampling biases, and the largest value of each: sums of absolute values or of squares, which noise
-raises, and the uncertainty, which it lowers. Their intervals are basic ones, cut off at 0 and there."""
+"""The metrics that resampling biases, with their largest values: sums of absolute values or squares, which
+noise raises, and the uncertainty, which it lowers. Their intervals are basic bootstrap intervals, clipped to
+[0, largest value]."""
 
 
 class Resampled(NamedTuple):
-    """A statistic, and its values over the 1000 bootstrap resamples, (1000,)."""
+    """A statistic, and its values over 1000 bootstrap resamples, (1000,)."""
 
     value: float
     replicates: Array
@@ -93,7 +94,7 @@ def adaptive_ece(probabilities: Array, labels: Array, versions: int = 1) -> Resa
     edges = np.unique(np.round(np.linspace(0, n, BINS + 1)).astype(int))
 
     def error(counts: Array) -> float:
-        """Of samples that are there so often, in order: their gaps up to each edge, then bin by bin."""
+        """The error of a resample with each sample ``counts`` times: gaps up to each edge, then by bin."""
         seen, sums = counts.cumsum(), (counts * gaps).cumsum()
         last = np.searchsorted(seen, edges)
         upto = sums[last] - (seen[last] - edges) * gaps[last]
@@ -187,7 +188,7 @@ def mean(values: Array, versions: int = 1) -> Resampled:
     return Resampled(float(values.mean()), resampled_sums(values[:, None])[:, 0] / len(values))
 
 
-LOG_T = (-8.0, 8.0)  # of a temperature in units of the logits' usual lead
+LOG_T = (-8.0, 8.0)  # the range of log T, with T in units of the logits' typical lead
 
 
 class Temperature(NamedTuple):
@@ -200,8 +201,8 @@ class Temperature(NamedTuple):
 
 def fit_temperature(logits: Array, labels: Array) -> Temperature:
     """The T > 0 that minimises the NLL of softmax(logits / T) (Guo et al. 2017), sought from e^-8 to e^8
-    times the usual lead of the largest logit: the median gap to the second, of samples that have one.
-    A class that is far below the others, or a few samples' large logits, do not move it.
+    times the typical lead of the largest logit: the median of the nonzero gaps to the second largest, which
+    neither a class far below the others nor a few samples with large logits change.
 
     The NLL is convex in 1/T, so a bounded search for log T finds the one minimum. Where ``separable`` there
     is none (ever smaller T is ever better), and T = 1; where ``uninformative``, ever larger T is ever better,
@@ -234,7 +235,7 @@ def fit_temperature(logits: Array, labels: Array) -> Temperature:
 
 
 def separable(logits: Array, labels: Array) -> bool:
-    """Whether no label has a smaller logit than another class: then the NLL never rises as T falls."""
+    """Whether every label has the largest logit of its row: then the NLL never rises as T falls."""
     return bool((np.take_along_axis(logits, labels[:, None], 1)[:, 0] == logits.max(1)).all())
 
 

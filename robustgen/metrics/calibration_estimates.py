@@ -1,5 +1,5 @@
-"""The calibration estimates of a run: on clean pictures, on corrupted ones and under attack, as the
-model comes and with the temperature that is fitted to the calibration split."""
+"""The calibration of a run on clean, corrupted and attacked pictures, without temperature and with the one
+that is fitted to the calibration split."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from robustgen.types import Metric
 
 Array = np.ndarray
 HIGHER = {"brier_reliability": False, "brier_resolution": True, "brier_uncertainty": None}
-"""Uncertainty is the data's own: no model is better for it."""
+"""Uncertainty is a property of the data: neither direction is better."""
 
 
 def calibration_estimates(run: Run) -> Iterator[Estimate]:
-    """ECE and its kin, Brier with its parts, AURC: of the clean pictures, of those after a fixed attack on
-    the label (variants: none, ``temperature``), and of all corrupted ones of a family together (``all``,
-    ``all-temperature``)."""
+    """ECE and its variants, NLL, Brier's score with its parts, AURC and E-AURC.
+
+    For clean pictures and for those of a fixed attack on the label the variants are "" and ``temperature``;
+    for all corrupted pictures of a family together ``all`` and ``all-temperature``.
+    """
     if run.first("clean") is None:
         return
     temperature, fitted = None, run.first("calibration")
@@ -48,7 +50,7 @@ def calibration_estimates(run: Run) -> Iterator[Estimate]:
 
 
 class _Table:
-    """Log-probabilities (n * versions, classes) and labels; each of the n pictures in all its versions."""
+    """Log-probabilities (n * versions, classes) and labels, the versions of each picture adjacent."""
 
     def __init__(self, logits: Array, labels: Array, ids: Array, versions: int = 1) -> None:
         self.ids = ids
@@ -59,12 +61,12 @@ class _Table:
         self.sure, self.right = log_odds(logits), logits.argmax(1) == labels
 
     def rows(self, places: Array) -> Array:
-        """The rows of some pictures."""
+        """The rows of the pictures at these indices."""
         return (places[:, None] * self.versions + np.arange(self.versions)).ravel()
 
 
 def _pooled(cells: list[Rows], scale: float) -> _Table:
-    """The same pictures in all cells, each picture's versions next to each other."""
+    """The pictures that all cells have; a cell is a version."""
     logits = np.stack([rows.logits for rows in cells], 1)
     labels = np.stack([rows.labels for rows in cells], 1)
     return _Table(logits.reshape(-1, logits.shape[2]) / scale, labels.ravel(), cells[0].ids, len(cells))

@@ -1,4 +1,4 @@
-"""Is one model better than another, on the same samples? Paired tests, corrected over the table."""
+"""Paired tests of models on the same samples, with Holm's correction over all tests of a report."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from robustgen.metrics.intervals import (
 )
 
 LEAST = 10
-"""Samples that a bootstrap test needs: of fewer, resamples say too little of their spread, of one nothing."""
+"""The fewest samples of a bootstrap test: the spread of fewer cannot be estimated by resampling."""
 
 
 class Key(NamedTuple):
-    """What two models are compared in."""
+    """A number, whichever model it is of: what models are compared in."""
 
     evaluation: str
     variant: str
@@ -37,10 +37,10 @@ class Key(NamedTuple):
 class Comparison:
     """A paired test of two models on the ``n`` samples that both have.
 
-    ``difference`` is a minus b with its 95 % interval: Newcombe's where McNemar's test is made, which also
-    gives how many samples only one of the two gets right, else the bootstrap's. ``p_holm`` is corrected
-    over all tests of a report. A difference of two calibration errors that chance alone can explain, since
-    it raises both and that of the vaguer model more, has p = 1 and an interval that holds 0.
+    ``difference`` is a minus b with its 95 % interval. McNemar's test, for rates, has Newcombe's interval and
+    the numbers of samples that only a or only b gets right; otherwise test and interval are the bootstrap's.
+    ``p_holm`` is corrected over all tests of a report. A difference of two calibration errors that chance
+    alone can explain (it raises both, the vaguer model's more) has p = 1 and an interval that contains 0.
     """
 
     evaluation: str
@@ -60,7 +60,7 @@ class Comparison:
 
 
 def compare(estimates: Iterable[Estimate], compared: Iterable[Key]) -> list[Comparison]:
-    """Test every pair of models in everything that is ``compared``, with Holm's correction over all."""
+    """Test every pair of models on each of the keys ``compared``, with Holm's correction over all tests."""
     by_key: dict[Key, list[Estimate]] = defaultdict(list)
     for estimate in estimates:
         metric = estimate.metric
@@ -118,6 +118,6 @@ def _bootstrap(key: Key, a: Estimate, b: Estimate) -> Comparison | None:
 
 
 def _smaller_side(ids: np.ndarray) -> int:
-    """How many samples a test rests on: where some are foreign (below 0), as many as the fewer of the two."""
+    """The sample size of a test: with foreign samples (ids below 0), the smaller of the two sides."""
     foreign = int((ids < 0).sum())
     return min(foreign, len(ids) - foreign) or len(ids)

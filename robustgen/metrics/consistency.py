@@ -1,4 +1,4 @@
-"""How large a calibration error is by chance alone, where there is none."""
+"""How large a calibration error can be by chance alone, for a perfectly calibrated model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class _Gaps(NamedTuple):
 
 
 def by_chance(probabilities: Array, labels: Array, versions: int = 1) -> dict[str, float]:
-    """What chance alone may have added to each calibration error, by 1000 sets of labels that are drawn from
-    the probabilities (n, classes) themselves (consistency resampling, Broecker and Smith 2007).
+    """How much chance alone may have added to each calibration error, from 1000 sets of labels drawn from the
+    probabilities (n, classes) themselves (consistency resampling, Broecker and Smith 2007).
 
-    An error is a sum of absolute values, so it is above 0 by chance where nothing is wrong, and resamples of
-    the pictures vary around that, not around 0. What is given is the 97.5 % quantile of the draws' errors in
-    the bins whose own gap is no larger than in one of the draws: in the others the gap is real, and noise
-    raises it as often as it lowers it. Of squares (``brier_reliability``) it is that of all bins, since
-    noise adds its variance to each. ``versions``: as in ``calibration``; those of a picture have one label,
-    and so one random number.
+    An error is a sum of absolute values, so noise alone makes it positive, and bootstrap resamples vary
+    around that value instead of 0. Returned is the 97.5 % quantile of the draws' errors, over the bins whose
+    observed gap is no larger than the largest gap of a draw; in the other bins the gap is real, and noise
+    raises it as often as it lowers it. For ``brier_reliability``, a sum of squares, it is over all bins,
+    since noise adds its variance to each. ``versions``: as in ``calibration``; those of a picture share their
+    random number.
     """
     n, classes = probabilities.shape
     top = probabilities.argmax(1)

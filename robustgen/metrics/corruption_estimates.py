@@ -1,4 +1,4 @@
-"""Accuracy under corruption: each cell (a type at a severity), and what sums the cells up."""
+"""Accuracy under corruption: for each cell (a type at a severity), and averaged over cells."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Array = np.ndarray
 Cells = list[tuple[Evaluation, Rows]]
 NOISE_CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 COMMON = 15
-"""Types of the published benchmark, without its four extra ones."""
+"""The number of types of CIFAR-10-C without its four extra ones."""
 
 
 def corruption_estimates(run: Run) -> Iterator[Estimate]:
-    """Accuracy of each cell, and plain means over cells: all of them, noise, and no noise.
+    """Accuracy of each cell, and its mean over all cells, over those of noise and over the others.
 
-    Where there are as many types as the benchmark has, also each type over its severities, and the
-    worst of these. Types with a prefix (imagenet-c) are summed up by themselves. The means resample
-    pictures, each with all its corrupted versions: versions of one picture are not independent.
+    With at least COMMON types also the mean of each type over its severities, and the lowest of these. Types
+    with a prefix (imagenet-c) are averaged separately. The bootstrap resamples pictures, each with all its
+    corrupted versions, which are not independent.
     """
     for evaluation, rows in run.of_kind("corruption"):
         yield from accuracy(run, evaluation.name, "corruption_accuracy", rows)
     for name, chosen in families(run).items():
-        yield from _summed_up(run, name, chosen)
+        yield from _means(run, name, chosen)
 
 
 def families(run: Run) -> dict[str, Cells]:
-    """The cells that are summed up together, by the name of their sum: plain types, and those of a prefix."""
+    """The cells that are averaged together, by the name of their mean: types without and with a prefix."""
     found: dict[str, Cells] = {}
     for evaluation, rows in run.of_kind("corruption"):
         family = evaluation.detail["type"].rpartition(":")[0]
@@ -41,7 +41,7 @@ def families(run: Run) -> dict[str, Cells]:
     return dict(sorted(found.items()))
 
 
-def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
+def _means(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
     noise = [cell for cell in cells if _type(cell) in NOISE_CORRUPTIONS]
     other = [cell for cell in cells if _type(cell) not in NOISE_CORRUPTIONS]
     parts = {"all": cells, "noise": noise, "other": other}
@@ -65,11 +65,12 @@ def _summed_up(run: Run, name: str, cells: Cells) -> Iterator[Estimate]:
 
 
 def relative_errors(runs: list[Run], baseline: str) -> Iterator[Estimate]:
-    """How many times as often as the baseline model every other one errs under corruption: the mean over
-    types c of sum_s E[s, c] / sum_s E_baseline[s, c] (Hendrycks and Dietterich 2019, whose baseline is
-    AlexNet's row; CIFAR-10-C has none, so the baseline is a model of the same run). 1 is as good as the
-    baseline, less is better. A type at which the baseline never errs is left out for all; where it errs
-    so rarely that a resample of the pictures has none of its errors, there is nothing to divide by.
+    """The corruption error of each model relative to that of the baseline model (mCE): the mean over types c
+    of sum_s E[s, c] / sum_s E_baseline[s, c].
+
+    In Hendrycks and Dietterich (2019) the baseline is AlexNet; CIFAR-10-C has none, so it is a model of the
+    same report. 1 is as good as the baseline, lower is better. A type without errors of the baseline is left
+    out; in a resample without its errors too.
     """
     known = {run.model: run for run in runs}
     if baseline not in known:
@@ -105,7 +106,7 @@ def _type(cell: tuple[Evaluation, Rows]) -> str:
 
 
 def _shares(cells: Cells) -> tuple[Array, Array]:
-    """Ids (n,) of the samples that all cells have, and the share of their draws that was right (n, cells)."""
+    """Ids (n,) of the samples that all cells have, and their shares of correct draws (n, cells)."""
     same = aligned(*(rows for _, rows in cells))
     return same[0].ids, np.stack([rows.share for rows in same], 1)
 
@@ -116,7 +117,7 @@ def _least_mean(by_type: Array, places: Array) -> Resampled:
 
 
 def _mean_ratio(ours: Array, theirs: Array, places: Array) -> Resampled:
-    """Errors (n, types), summed over severities."""
+    """The mean over types of the ratio of two models' errors (n, types), which are summed over severities."""
     known = theirs[places].sum(0) > 0
     if not known.any():
         return Resampled(float("nan"), np.full(RESAMPLES, np.nan))

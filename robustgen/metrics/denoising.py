@@ -1,4 +1,4 @@
-"""What a class gradient is worth, and how well a model's own denoiser works, from summed squared errors."""
+"""Guidance gain of class gradients, and PSNR of denoisers, from summed squared errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector is worth against an attack that knows of it."""
+"""The accuracy that a detector guards, also against an attack that knows of it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ UNAWARE = "unaware"
 
 
 def detector_estimates(run: Run) -> Iterator[Estimate]:
-    """``guarded_accuracy``: the share right and accepted on the clean picture, of which no picture in the
-    ball was found that is wrong and accepted.
+    """``guarded_accuracy``: the share of samples that are accepted and correct on the clean picture, and for
+    which no perturbed picture was found that is accepted and wrong.
 
-    Variant ``clean`` before any attack; ``unaware`` by the pictures of attacks on the model alone, of
-    that norm and no larger eps; without a variant by these and the attack that knows of the detector.
+    Variant ``clean``: without attack; ``unaware``: under the attacks on the model alone of this norm up to
+    this eps; "": under these and the attack that knows of the detector.
     """
     clean = run.first("clean")
     for evaluation, rows in run.of_kind("detected"):
-        if clean is None or "threshold" not in rows.scores:  # a model without the detector's score
+        if clean is None or "threshold" not in rows.scores:  # the model lacks the detector's score
             continue
         score, threshold = str(evaluation.detail["score"]), float(rows.scores["threshold"][0])
         unaware = [r for e, r in run.of_kind("attack") if _comparable(e, evaluation)]
@@ -46,7 +46,7 @@ def _comparable(attack: Evaluation, detected: Evaluation) -> bool:
 
 
 def judged_by(score: str, rows: Rows) -> Array:
-    """The detector's score of stored rows, (n,), as attacks/detector.py computes it of pictures."""
+    """The detector's score of stored rows, (n,), equal to that of attacks/detector.py on the pictures."""
     if score == "log_prob":
         return rows.log_prob
     ordered = np.sort(rows.logits, 1)

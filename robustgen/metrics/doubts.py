@@ -1,4 +1,4 @@
-"""Doubts about a run's numbers, each with its remedy: the flags of a report."""
+"""The flags of a report: doubts about a run's numbers, each with its remedy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from robustgen.metrics.probe_doubts import probe_doubts
 from robustgen.metrics.rows import Run
 from robustgen.types import ADDED, Flag, unbroken
 
-WIDE = 0.05
-# A class is scarce below a third of its share; flagged are more than 1 of 100,000 random orders would give.
-SCARCE, BY_CHANCE = 1 / 3, 1e-5
-# 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
+WIDE = 0.05  # half the width of an interval from which on samples are too few
+SCARCE = 1 / 3  # of its share, below which a class is scarce among the first samples
+BY_CHANCE = 1e-5  # the probability in a random order below which scarce classes raise a flag
+# Logits are quantised where less than DISTINCT of FEW_VALUES to MANY_VALUES of them differ. Of 1000 float32
+# numbers with a spread of 40, 0.02 equal pairs are expected; 0.95 corresponds to about 10,000 levels.
 MANY_VALUES, FEW_VALUES, DISTINCT = 1000, 20, 0.95
 
 
@@ -31,21 +32,21 @@ def find_doubts(run: Run) -> list[Flag]:
         _set_aside,
         _smaller_batch,
         _refused,
-        _chance,
+        _no_better_than_chance,
         attack_doubts,
         probe_doubts,
         climb_doubts,
         _without_detector,
         gradient_doubts,
-        _random,
-        _mixed,
-        _quantised,
-        _chunk_seed,
+        _random_forward,
+        _mixed_batch,
+        _quantised_logits,
+        _seeded_by_chunk,
         _temperature,
         _unknown_training,
         ood_doubts,
         _unlike_the_data,
-        _few,
+        _few_samples,
     )
     return [flag for part in parts for flag in part(run)]
 
@@ -59,32 +60,33 @@ def _incomplete(run: Run) -> Iterator[Flag]:
         if ADDED in evaluation.detail:
             yield Flag(
                 run.model, evaluation.name, "incomplete", "warning",
-                f"{have} of {evaluation.wanted} samples were asked about these pictures from elsewhere; they "
-                "lower the worst case of these alone. 'robustgen verify DIR --add FILE' computes the rest.",
+                f"The model was run on {have} of {evaluation.wanted} of these added pictures, and the worst "
+                "case takes only these into account. 'robustgen verify DIR --add FILE' computes the rest.",
             )  # fmt: skip
             continue
-        said = str(last["error"]).splitlines()[:1] if last else []
-        reason = f" The last failure: {said[0]}." if said else ""
+        lines = str(last["error"]).splitlines() if last else []
+        reason = f" The last failure: {lines[0]}." if lines else ""
         yield Flag(
             run.model, evaluation.name, "incomplete", "error",
-            f"{have} of {evaluation.wanted} evaluated.{reason} The same command tries again what is missing.",
+            f"{have} of {evaluation.wanted} evaluated.{reason} Run the same command again to compute the "
+            "rest.",
         )  # fmt: skip
 
 
 def _lost_tables(run: Run) -> Iterator[Flag]:
-    """A table beside the rows may be lost while the rows are there."""
+    """Rows whose table beside them is lost."""
     for evaluation in run.evaluations.values():
         if evaluation.rows and evaluation.lost:
             have = len(evaluation.rows) - evaluation.lost
             yield Flag(
                 run.model, evaluation.name, "incomplete", "error",
                 f"{have} of {evaluation.wanted} evaluated: a table that was written beside the rows is lost. "
-                "Run the same command again: it computes the chunks whose tables are gone.",
+                "Run the same command again to recompute the chunks without a table.",
             )  # fmt: skip
 
 
 def _set_aside(run: Run) -> Iterator[Flag]:
-    """Files that were found damaged, whatever became of their chunks since: a disk may be failing."""
+    """Files that were found damaged at any time: the disk may be failing."""
     found: dict[str, list[str]] = {}
     for line in run.errors:
         if "aside" in line:
@@ -93,7 +95,7 @@ def _set_aside(run: Run) -> Iterator[Flag]:
         shown = ", ".join(dict.fromkeys(names[:3])) + (" and others" if len(names) > 3 else "")
         yield Flag(
             run.model, evaluation, "set_aside", "info",
-            f"Damaged on disk and set aside: {shown}. What was in it is computed anew; look at the disk.",
+            f"Damaged on disk and set aside: {shown}. Their content is recomputed; check the disk.",
         )  # fmt: skip
 
 
@@ -102,9 +104,9 @@ def _smaller_batch(run: Run) -> Iterator[Flag]:
         for batch, count in sorted(evaluation.smaller.items()):
             yield Flag(
                 run.model, evaluation.name, "smaller_batch", "warning",
-                f"Memory ran out, and {count} samples were computed {batch} at a time, not "
-                f"{run.spec['kernels']['batch']}. They agree with the rest to rounding, not to the "
-                "bit (docs/faults.md). Free some memory, or choose a smaller --batch in another --out.",
+                f"Memory ran out, so {count} samples were computed with batch size {batch} instead of "
+                f"{run.spec['kernels']['batch']}. Their rows may differ by rounding (docs/faults.md). "
+                "Free some memory, or use a smaller --batch with another --out.",
             )  # fmt: skip
 
 
@@ -113,17 +115,17 @@ def _refused(run: Run) -> Iterator[Flag]:
         reason = unbroken(str(refusal["reason"]).rstrip("."))
         yield Flag(
             run.model, str(refusal["evaluation"]), "left_out", "info",
-            f"Left out: {reason}. Choose a protocol without it, or data that allow it.",
+            f"Left out: {reason}. Use a protocol without it, or other data.",
         )  # fmt: skip
 
 
-def _chance(run: Run) -> Iterator[Flag]:
+def _no_better_than_chance(run: Run) -> Iterator[Flag]:
     clean, chance = run.first("clean"), 1 / run.spec["model"]["num_classes"]
     if clean is not None and wilson(int(clean.correct.sum()), len(clean)).low <= chance:
         yield Flag(
             run.model, "clean", "no_better_than_chance", "warning",
             f"{clean.correct.mean():.0%} right on clean pictures, where chance is {chance:.0%}. "
-            "Look at the order of the classes and at the normalisation ('robustgen check MODEL').",
+            "Check the order of the classes and the normalisation ('robustgen check MODEL').",
         )  # fmt: skip
 
 
@@ -132,47 +134,48 @@ def _without_detector(run: Run) -> Iterator[Flag]:
         if "threshold" not in rows.scores:
             yield Flag(
                 run.model, evaluation.name, "detector_left_out", "info",
-                f"This model has no {evaluation.detail['score']} that a detector could go by, or answers at "
-                "random: nothing was attacked here. Take the score 'confidence'.",
+                f"This model has no {evaluation.detail['score']} for the detector, or is stochastic, so this "
+                "attack was not run. Use the score 'confidence'.",
             )  # fmt: skip
 
 
-def _random(run: Run) -> Iterator[Flag]:
-    """A model that is random and says so is judged fairly; one that does not is caught at it."""
+def _random_forward(run: Run) -> Iterator[Flag]:
+    """Stochastic models: an info for those that declare it, a warning for those that were found to be."""
     model = run.spec["model"]
     if not model["stochastic"]:
         return
     if model.get("stochastic_declared", True):
         yield Flag(
             run.model, "", "random_forward", "info",
-            "This model says that its answers are random, and is judged by many draws. Read its accuracy "
-            "by majority and worst case beside the mean.",
+            "This model declares that it is stochastic, so its verdicts are taken over many draws. Read its "
+            "accuracy by majority and by worst case beside the mean.",
         )  # fmt: skip
     else:
         yield Flag(
             run.model, "", "random_forward", "warning",
-            "This model gives the same pictures other logits at a second call and does not say so: it is "
-            "judged by many draws, but by the global generators' seeds. Declare stochastic = True and "
-            "reseed(seed), or take the randomness out.",
+            "This model returns different logits at a second call on the same pictures without declaring "
+            "it: its verdicts are taken over many draws, which depend on the seeds of the global "
+            "generators. Declare stochastic = True and define reseed(seed), or remove the randomness.",
         )  # fmt: skip
 
 
-def _mixed(run: Run) -> Iterator[Flag]:
+def _mixed_batch(run: Run) -> Iterator[Flag]:
     if run.spec["model"].get("mixes"):
         yield Flag(
             run.model, "", "mixed_batch", "error",
-            "This model's answer to a picture depends on the pictures beside it, or on its place among them, "
-            "so that no figure here is its own. Take out of forward() statistics of the batch, such as "
-            "batch-norm without running ones, and noise that is drawn from one seed for the whole batch.",
+            "This model's output for a picture depends on the other pictures of the batch, or on its "
+            "position among them, so its numbers are not well defined. Remove from forward() any statistics "
+            "of the batch, such as batch norm without running statistics, and noise that is drawn from one "
+            "seed for the batch.",
         )  # fmt: skip
 
 
-def _quantised(run: Run) -> Iterator[Flag]:
-    """Float32 logits hardly ever meet twice; rounded ones do."""
+def _quantised_logits(run: Run) -> Iterator[Flag]:
+    """Equal float32 logits are rare; rounded ones are often equal."""
     clean = run.first("clean")
     if clean is None:
         return
-    # equal pictures have equal rows; a class whose logit never changes is the zero of the others
+    # equal pictures have equal rows; a constant logit (one class as the reference) is no sign of rounding
     rows = np.unique(clean.logits, axis=0)
     rows = rows[:, (rows != rows[0]).any(0)]
     values = rows[: max(1, MANY_VALUES // max(1, rows.shape[1]))].ravel()
@@ -180,19 +183,19 @@ def _quantised(run: Run) -> Iterator[Flag]:
     if len(values) >= FEW_VALUES and different < DISTINCT * len(values):
         yield Flag(
             run.model, "clean", "quantised_logits", "warning",
-            f"{len(values)} logits have {different} different values: they are rounded, or so large that "
-            "float32 rounds them, and attacks that compare losses see steps. Return logits as they are; "
-            "attack with gradients averaged over noise or estimated from logits (joint-adaptive).",
+            f"{len(values)} logits have only {different} different values: they are rounded, or so large "
+            "that float32 rounds them, which misleads attacks that compare losses. Return unrounded logits; "
+            "use gradients averaged over noise or estimated from the logits (joint-adaptive).",
         )  # fmt: skip
 
 
-def _chunk_seed(run: Run) -> Iterator[Flag]:
+def _seeded_by_chunk(run: Run) -> Iterator[Flag]:
     named = [e.name for e, rows in run.of_kind("attack") if (rows.seeded_by == "chunk").any()]
     if run.spec["model"]["stochastic"]:
         if any((rows.seeded_by == "chunk").any() for _, rows in run.of_kind("clean", "attack")):
             yield Flag(
                 run.model, "", "seeded_by_chunk", "info",
-                "A random model draws for a whole batch at once, so all of its rows are seeded by chunk. "
+                "A stochastic model draws for a whole batch at once, so all of its rows are seeded by chunk. "
                 "A rerun is bit-equal; another chunk size gives other draws. Keep the protocol's chunk.",
             )  # fmt: skip
     elif named:
@@ -210,20 +213,21 @@ def _temperature(run: Run) -> Iterator[Flag]:
     if fitted is None:
         yield Flag(
             run.model, "calibration", "no_calibration", "warning",
-            "No calibration split, so no temperature was fitted and calibration is given as is only. "
-            "Use data with a calibration split.",
+            "There is no calibration split, so no temperature was fitted, and calibration is reported "
+            "without it. Use data with a calibration split.",
         )  # fmt: skip
     elif separable(fitted.logits, fitted.labels):
         yield Flag(
             run.model, "calibration", "no_temperature", "info",
-            f"All {len(fitted)} calibration samples are right, or tied with what is, so the likelihood has "
-            "no best temperature; 1 was taken. A larger calibration split would decide.",
+            f"On all {len(fitted)} calibration samples the label has the largest logit, so no temperature is "
+            "optimal (a lower one always fits better), and 1 was used. Use a larger calibration split.",
         )  # fmt: skip
     elif uninformative(fitted.logits, fitted.labels):
         yield Flag(
             run.model, "calibration", "no_temperature", "warning",
-            "On the calibration split labels have no larger logits than other classes have, so the "
-            "likelihood has no best temperature; the largest that is sought was taken. Look at its labels.",
+            "On the calibration split the label's logit is on average no larger than other logits, so no "
+            "temperature is optimal (a higher one always fits better), and the largest allowed was used. "
+            "Check its labels.",
         )  # fmt: skip
 
 
@@ -231,17 +235,17 @@ def _unknown_training(run: Run) -> Iterator[Flag]:
     if run.spec["model"]["family"] == "custom" and run.first("calibration") is not None:
         yield Flag(
             run.model, "calibration", "unknown_training", "info",
-            "This model is not of the zoo, and calibration pictures may have been among its training "
-            "pictures: its numbers with a fitted temperature may be too good. "
+            "This model is not from the zoo, so it may have been trained on calibration pictures: its "
+            "metrics with a fitted temperature may be too good. "
             'Train on load_data(NAME, "train") alone to be sure.',
         )  # fmt: skip
 
 
 def _unlike_the_data(run: Run) -> Iterator[Flag]:
-    """The first samples of data that are sorted by class are of few classes.
+    """The first samples have too few classes, as those of data that are sorted by class do.
 
-    In a random order the classes that turn out scarce are negatively associated, so Hoeffding's bound
-    (1963, theorem 1) on how many there are holds as if they were independent.
+    In a random order the events that a class is scarce are negatively associated, so Hoeffding's bound (1963,
+    theorem 1) on their number holds as if they were independent.
     """
     sizes = np.array(run.spec.get("data", {}).get("class_sizes", []))  # older runs do not say
     labels = max((rows.labels for _, rows in run.of_kind("clean", "attack")), default=np.array([]), key=len)
@@ -261,12 +265,12 @@ def _unlike_the_data(run: Run) -> Iterator[Flag]:
         yield Flag(
             run.model, "", "unlike_the_data", "warning",
             f"Among the first {n} of {size} samples {len(scarce)} of {classes} classes, such as {named}, "
-            "have less than a third of their share: the data seem to be sorted by class. Take all "
+            "have less than a third of their share: the data seem to be sorted by class. Use all samples "
             f"(--n {size}), or store them in random order.",
         )  # fmt: skip
 
 
-def _few(run: Run) -> Iterator[Flag]:
+def _few_samples(run: Run) -> Iterator[Flag]:
     n = max((len(rows) for _, rows in run.of_kind("clean", "attack")), default=0)
     if not n:
         return
@@ -275,6 +279,6 @@ def _few(run: Run) -> Iterator[Flag]:
     if half > WIDE:
         yield Flag(
             run.model, "", "few_samples", "info",
-            f"With {n} samples a rate is known to ±{100 * half:.0f} points only. "
-            "Raise --n, if the data have more: finished samples are kept.",
+            f"With {n} samples a rate is known only to about ±{100 * half:.0f} percentage points. "
+            "Use a larger --n if the data have more samples; finished samples are kept.",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a number of a report is: its value, its 95 % interval, and what a paired test needs of it."""
+"""Estimate: a metric with its 95 % interval, and what a paired test of two models needs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Rule = Callable[[float, Array], Interval]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and what lies behind it.
+    """A metric with the data behind it.
 
-    ``ids``: the samples that it was read from, foreign ones as -1 - id; ``right`` bool (n,) for a
-    rate; ``resampled`` (1000,), its values over bootstrap resamples of all samples, where they are known
-    already; ``again``, the statistic of the samples at some of the places in ``ids``; ``chance``, how much of
-    a calibration error of these samples may be there by chance alone (consistency.py).
+    ``ids``: the samples it was computed from, foreign ones as -1 - id; ``right`` bool (n,): the verdicts, if
+    the metric is a rate; ``resampled`` (1000,): its values over bootstrap resamples of all samples, if
+    already computed; ``again``: computes the statistic of the samples at some indices of ``ids``;
+    ``chance``: how much of a calibration error of these samples chance alone may have made (consistency.py).
     """
 
     metric: Metric
@@ -39,13 +39,13 @@ class Estimate:
 
     @cached_property
     def replicates(self) -> Array | None:
-        """Values over bootstrap resamples (1000,), which models on the same samples share."""
+        """The values over bootstrap resamples (1000,); models on the same samples share the resamples."""
         if self.resampled is None and self.again is not None:
             return self.again(np.arange(len(self.ids))).replicates
         return self.resampled
 
     def at(self, places: Array) -> Resampled:
-        """The same statistic of the samples at these places of ``ids`` only, in rising order."""
+        """The statistic of the samples at these indices of ``ids`` only, which are in ascending order."""
         assert self.replicates is not None
         if len(places) == len(self.ids) or self.again is None:
             return Resampled(self.metric.value, self.replicates)
@@ -53,7 +53,7 @@ class Estimate:
 
 
 def rate(run: Run, evaluation: str, variant: str, metric: str, ids: Array, right: Array) -> Estimate:
-    """The share of right verdicts with Wilson's interval."""
+    """The share of correct verdicts with Wilson's interval."""
     successes, n = int(right.sum()), len(right)
     ends = wilson(successes, n)
     return Estimate(
@@ -63,14 +63,14 @@ def rate(run: Run, evaluation: str, variant: str, metric: str, ids: Array, right
 
 
 def share(run: Run, evaluation: str, variant: str, metric: str, ids: Array, values: Array) -> Estimate:
-    """The mean of shares in [0, 1]."""
+    """The mean of values in [0, 1], one for each sample, with ``verdicts.share_interval``."""
     ends = verdicts.share_interval(values)
     content = Metric(run.model, evaluation, variant, metric, float(values.mean()), *ends, len(ids), "", True)
     return Estimate(content, ids, again=partial(mean_of, values))
 
 
 def accuracy(run: Run, evaluation: str, metric: str, rows: Rows) -> Iterator[Estimate]:
-    """The share right: of a stochastic model the mean, then by majority and worst of K."""
+    """Accuracy; for a stochastic model the mean over draws, then by majority and by worst of K."""
     if not rows.stochastic:
         yield rate(run, evaluation, "", metric, rows.ids, rows.correct)
         return
@@ -85,11 +85,12 @@ def resampled(
     *, found: Resampled | None = None, rule: Rule | None = None, least: Interval | None = None,
     chance: Chance | None = None, unit: str = "", higher: bool | None,
 ) -> Estimate:  # fmt: skip
-    """``statistic`` of all samples, which is ``found`` where it is known already.
+    """``statistic`` of all samples with its bootstrap interval.
 
-    ``rule``: how its interval is read from resamples, by default by percentiles, of a BIASED metric the basic
-    one; ``least``: what the interval has to hold, where resamples by themselves would say too little;
-    ``chance``: as of ``Estimate``: how far down it has to reach.
+    ``found``: its value and replicates, if already computed; ``rule``: makes an interval of these, by default
+    the percentile interval, or the basic one for a BIASED metric; ``least``: an interval that the result must
+    contain, for statistics whose resamples vary too little; ``chance``: as in ``Estimate``, how far down the
+    interval must reach.
     """
     everyone = np.arange(len(ids))
     found = found or statistic(everyone)
@@ -106,5 +107,5 @@ def resampled(
 
 
 def mean_of(values: Array, places: Array) -> Resampled:
-    """The mean of the values at some places."""
+    """The mean of the values at some indices."""
     return calibration.mean(values[places])

@@ -1,4 +1,4 @@
-"""Doubts about what is said of gradients."""
+"""Flags about the metrics of gradients."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from robustgen.types import Flag
 
 
 def gradient_doubts(run: Run) -> Iterator[Flag]:
-    """A gradient cannot account for more than the model knows, except where the reference denoiser falls
-    short of the posterior mean: then the gain is partly the reference's own error, put right."""
+    """Efficiency above 1, which is impossible if the reference denoiser is the posterior mean; if it is not,
+    part of the gain is the reference's own error, which the gradient corrects."""
     for estimate in efficiency(run):
         metric = estimate.metric
         if metric.metric == "gradient_efficiency" and metric.ci_low > 1:
             yield Flag(
                 run.model, metric.evaluation, "efficiency_above_one", "warning",
-                f"The gradient accounts for {metric.value:.2f} times what the model learns of the label "
-                f"({metric.ci_low:.2f} to {metric.ci_high:.2f}), where the true posterior's accounts for 1. "
-                "The reference denoiser falls short of this model, or its probabilities do: take a better "
-                "reference.",
+                f"Gradient efficiency is {metric.value:.2f} ({metric.ci_low:.2f} to {metric.ci_high:.2f}), "
+                "where the true posterior's is 1. The reference denoiser is worse than this model, or the "
+                "model's probabilities are inaccurate: use a better reference denoiser.",
             )  # fmt: skip

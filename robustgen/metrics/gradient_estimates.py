@@ -1,4 +1,4 @@
-"""What gradients mean: the numbers of the tables that the gradient readouts leave."""
+"""Metrics of class gradients, from the tables of the gradient readouts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Array = np.ndarray
 
 
 def gradient_estimates(run: Run) -> Iterator[Estimate]:
-    """Guidance gain, PSNR of the denoisers and PSNR above the Wiener filter at each sigma; gradient
-    efficiency; what the nearest wrong pictures are made of."""
+    """Guidance gain, PSNR of the denoisers and PSNR gain over the Wiener filter at each sigma; gradient
+    efficiency; agreement of gradients, and the nearest wrong pictures."""
     for evaluation, table in run.tables("gradients"):
         for sigma, part in table.sort_values(["sigma", "sample_id"]).groupby("sigma"):
             yield from _at_sigma(run, evaluation, f"sigma-{sigma:g}", part)
@@ -52,7 +52,7 @@ def _at_sigma(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Iter
 
 
 def efficiency(run: Run) -> Iterator[Estimate]:
-    """Both sides of I-MMSE in nats, and their ratio where the second is surely above 0."""
+    """Both sides of I-MMSE in nats, and their ratio if the 95 % interval of the second is above 0."""
     for evaluation, table in run.tables("efficiency"):
         yield from _efficiency(run, evaluation, table)
 
@@ -91,10 +91,10 @@ def _agreement(run: Run, evaluation: str, sigma: str, part: pd.DataFrame) -> Ite
 
 
 def _radius(run: Run, evaluation: str, part: pd.DataFrame) -> Iterator[Estimate]:
-    """The first-order radius against the distance found, of the samples that are right as they are.
+    """The first-order radius against the distance found, for samples that are correct on the clean picture.
 
-    Where no wrong picture was found, none is near: to medians it is infinitely far. They are not given
-    where so many are that a resample's median is one of them.
+    In medians a sample without a wrong picture has an infinite distance; a median that is infinite in any
+    resample is left out.
     """
     right = part.dropna(subset=["margin", "first_order"])
     right = right.assign(distance=right["distance"].fillna(np.inf))

@@ -14,11 +14,11 @@ from robustgen.types import MIN_LEVELS
 
 Array = np.ndarray
 FEWEST = 10
-"""Samples below which no correlation is given."""
+"""The fewest samples of a correlation or a median."""
 
 
 class Information(NamedTuple):
-    """Both sides of I-MMSE, a sample each, in nats: their means are the two estimates.
+    """Both sides of I-MMSE for each sample, in nats; their means are the two estimates.
 
     ``gradient``: half the integral of its guidance gain over gamma = 1 / sigma^2, in squared pixels;
     ``label``: by how much its cross-entropy falls from the noisiest level to the least noisy one.
@@ -49,7 +49,7 @@ def information(table: pd.DataFrame) -> Information | None:
 
 
 def ratio(above: Array, below: Array, places: Array) -> Resampled:
-    """Ratio of the sums of two values a sample."""
+    """The ratio of the sums of two values per sample."""
     pairs = np.stack([above[places], below[places]], 1)
     sums = resampled_sums(pairs)
     return Resampled(float(pairs[:, 0].sum() / pairs[:, 1].sum()), sums[:, 0] / sums[:, 1])

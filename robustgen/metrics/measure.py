@@ -1,4 +1,4 @@
-"""Every number of a run, with its 95 % interval and with what a paired test needs."""
+"""``measure``: every metric of a run as an Estimate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 def measure(run: Run) -> list[Estimate]:
-    """All estimates of a run; evaluations without rows are left out."""
+    """All estimates of a run; evaluations without rows have none."""
     parts = (
         _clean,
         _attacks,
@@ -48,8 +48,8 @@ def _clean(run: Run) -> Iterator[Estimate]:
 
 
 def _attacks(run: Run) -> Iterator[Estimate]:
-    """Robust accuracy: the share right at the perturbed picture; of a cascade also after each stage
-    (by majority, where the model is stochastic)."""
+    """Robust accuracy: the accuracy on the perturbed pictures; of a cascade also after each stage (by
+    majority, if the model is stochastic)."""
     for evaluation, rows in run.of_kind("attack"):
         yield from accuracy(run, evaluation.name, "robust_accuracy", rows)
         for stage, right in after_stages(rows, evaluation.detail.get("cascade") or []).items():
@@ -57,11 +57,10 @@ def _attacks(run: Run) -> Iterator[Estimate]:
 
 
 def after_stages(rows: Rows, cascade: list[str]) -> dict[str, Array]:
-    """Who is still right after each stage of a cascade, in order: bool (n,) by stage.
+    """Which samples are still correct after each stage of a cascade, in order: bool (n,) by stage.
 
-    Right after stage k is who is right in the end or was broken by a later stage only; an audit comes
-    after all of them. A sample that is wrong on the clean picture has no ``broken_by`` and is wrong from
-    the start.
+    After stage k these are the samples that are correct in the end or that a later stage broke; the audit is
+    the last. A sample that is wrong on the clean picture has no ``broken_by``, so it is wrong throughout.
     """
     return {
         stage: rows.correct | np.isin(rows.broken_by.astype(str), [*cascade[place + 1 :], AUDIT])
@@ -70,18 +69,18 @@ def after_stages(rows: Rows, cascade: list[str]) -> dict[str, Array]:
 
 
 def _worst_cases(run: Run) -> Iterator[Estimate]:
-    """Right under every attack of a norm at no more than eps, and on the clean picture.
+    """Accuracy under the worst case: correct on the clean picture and under every attack of a norm up to eps.
 
-    A picture that was found in a smaller ball lies in the larger one too, so the curve against eps
-    falls by construction. Read from the samples that all of these attacks have. Of a stochastic model
-    by majority alone: a mean would have to choose the worst attack by the draws of its verdict.
+    A picture within a smaller eps is also within a larger one, so the curve against eps never rises. Computed
+    on the samples that all of these attacks have. For a stochastic model by majority only: for a mean, the
+    worst attack would be chosen by the draws of its own verdict.
     """
     attacks = list(run.of_kind("attack"))
     clean = run.first("clean")
     variant = verdicts.MAJORITY if any(rows.stochastic for _, rows in attacks) else ""
     for norm in sorted({e.detail["norm"] for e, _ in attacks}):
         of_norm = sorted(((e, rows) for e, rows in attacks if e.detail["norm"] == norm), key=_eps)
-        # pictures from elsewhere may be of fewer samples: they break some, and take none away
+        # added pictures may cover fewer samples: they can break a sample but do not restrict the set
         everyone = [rows for e, rows in of_norm if ADDED not in e.detail] + ([clean] if clean else [])
         if not everyone:
             continue
@@ -89,7 +88,7 @@ def _worst_cases(run: Run) -> Iterator[Estimate]:
         if not len(ids):
             continue
         right = clean.of(ids).correct if clean else np.ones(len(ids), dtype=bool)
-        by_name: dict[str, Array] = {}  # not by eps: 3 * 0.1 and 0.3 are one size and two floats
+        by_name: dict[str, Array] = {}  # 3 * 0.1 and 0.3 are different floats of one name
         for evaluation, rows in of_norm:
             right = right & ~np.isin(ids, rows.ids[~rows.correct])
             by_name[worst_name(norm, evaluation.detail["eps"])] = right
@@ -105,7 +104,7 @@ def _eps(pair: tuple[Evaluation, Rows]) -> float:
 
 
 def _likelihood(run: Run) -> Iterator[Estimate]:
-    """Bits per dimension of 8-bit pictures, only where log p(x) is a density or a bound of one.
+    """Bits per dimension of 8-bit pictures, where log p(x) is a density or a lower bound of one.
 
     -log p(x) / (d ln 2) + 8: nats of x in [0, 1]^d, with 256 levels a pixel. Lower is better.
     """
@@ -122,5 +121,5 @@ def _likelihood(run: Run) -> Iterator[Estimate]:
 
 
 def is_finite(metric: Metric) -> bool:
-    """Whether a number can stand in a report: its value and its interval."""
+    """Whether a metric's value and interval are finite."""
     return all(map(math.isfinite, (metric.value, metric.ci_low, metric.ci_high)))

@@ -1,4 +1,4 @@
-"""Does a score tell the data from foreign pictures?
+"""OOD detection: how well a score separates the data from foreign pictures.
 
 A score is larger for pictures that look like the data ("in"). Two conventions of the error rate are
 in use and both are given; which class is positive is said at each function.
@@ -22,8 +22,8 @@ BLOCK = 4_000_000  # numbers held at a time while resampling
 def scores(rows: Rows, calibration: Rows | None = None) -> dict[str, Array]:
     """The scores that can be read from rows, each (n,), larger for "in".
 
-    msp: the largest softmax probability (Hendrycks and Gimpel 2017), as its log-odds, which order alike
-    and tell apart what rounds to 1; entropy: the softmax's negative
+    msp: the largest softmax probability (Hendrycks and Gimpel 2017), as its log-odds, which have the same
+    order and separate values that round to 1; entropy: the softmax's negative
     entropy in nats; energy: logsumexp of the logits, the negative energy of Liu et al. (2020);
     max_logit (Hendrycks et al. 2022). Where every row has the model's log p(x): log_prob; typicality,
     -|log p(x) - the mean log p of the ``calibration`` split| (Nalisnick et al. 2019, for one picture);
@@ -55,7 +55,7 @@ class Roc(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """Seven measures of telling own from foreign, each (...,), in [0, 1].
+    """Seven metrics of separating own from foreign pictures, each (...,), in [0, 1].
 
     auroc: P(own scores higher than foreign), ties count half; the same whichever class is positive.
     Reference: scikit-learn, roc_auc_score.
@@ -90,13 +90,13 @@ def roc(own: Array, foreign: Array) -> Roc:
 
 
 def detection(own: Array, foreign: Array) -> Detection:
-    """The measures of scores own (n,) and foreign (m,), each a float array of shape ()."""
+    """The metrics of scores own (n,) and foreign (m,), each a float array of shape ()."""
     found = _measures(*_cumulative(_ones(own), _ones(foreign), *_thresholds(own, foreign)))
     return Detection(*(value[0] for value in found))
 
 
 def resampled(own: Array, foreign: Array) -> dict[str, Resampled]:
-    """Each measure with its bootstrap replicates; NaN where there are no own or no foreign pictures."""
+    """Each metric with its bootstrap replicates; NaN where there are no own or no foreign pictures."""
     if not len(own) or not len(foreign):
         return dict.fromkeys(Detection._fields, Resampled(np.nan, np.full(RESAMPLES, np.nan)))
     values, replicates = detection(own, foreign), detection_resampled(own, foreign)
@@ -107,7 +107,7 @@ def resampled(own: Array, foreign: Array) -> dict[str, Resampled]:
 
 
 def detection_resampled(own: Array, foreign: Array) -> Detection:
-    """The measures over 1000 bootstrap resamples, own and foreign pictures drawn independently: (1000,)."""
+    """The metrics over 1000 bootstrap resamples, own and foreign pictures drawn independently: (1000,)."""
     thresholds = _thresholds(own, foreign)
     draws_own, draws_foreign = resamples(len(own)), resamples(len(foreign), stream=1)
     blocks = max(1, RESAMPLES * (len(own) + len(foreign)) // BLOCK)
@@ -117,8 +117,8 @@ def detection_resampled(own: Array, foreign: Array) -> Detection:
 
 
 def least_intervals(own: Array, foreign: Array) -> dict[str, Interval]:
-    """What the interval of each measure has to hold: no resample differs from the others where the two sides
-    never mix, and how seldom they do is not known from that.
+    """The interval that each measure's must contain. Where the two sides do not overlap, all resamples are
+    equal, and the bootstrap interval has no width.
 
     Of a share of accepted or flagged pictures Wilson's interval, its threshold taken as given. Of auroc, the
     mean over the pictures of a side of the share of the other side that lies beyond each: that mean's
@@ -171,7 +171,7 @@ def _from_zero(counts: Array) -> Array:
 
 
 def _measures(tp: Array, fp: Array) -> Detection:
-    """The measures from cumulative counts of own (tp) and foreign pictures (fp), each (b, thresholds)."""
+    """The metrics from cumulative counts of own (tp) and foreign pictures (fp), each (b, thresholds)."""
     # the same thresholds walked from the lowest score, foreign pictures positive
     tp_out = (fp[:, -1:] - _from_zero(fp)[:, :-1])[:, ::-1]
     fp_out = (tp[:, -1:] - _from_zero(tp)[:, :-1])[:, ::-1]

@@ -1,4 +1,4 @@
-"""The estimates of a run on foreign pictures: as they are, and after an attack on a score."""
+"""OOD detection of a run: on foreign pictures as they are, and after an attack on a score."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robustgen.metrics.rows import Rows, Run
 
 Array = np.ndarray
 LEAST = 20
-"""Pictures on each side: 95 % of fewer is all of them."""
+"""The fewest pictures on each side: 95 % of fewer than 20 is all of them."""
 
 
 def ood_estimates(run: Run) -> Iterator[Estimate]:
-    """Own (the clean rows) against foreign pictures, by every score that both have; then by the score that
-    was attacked."""
+    """The clean pictures against each foreign set by every score that both have, then against attacked ones
+    by the score that was attacked."""
     clean = run.first("clean")
     if clean is None:
         return
@@ -34,10 +34,9 @@ def ood_estimates(run: Run) -> Iterator[Estimate]:
 
 
 def _attacked(run: Run, clean: Rows) -> Iterator[Estimate]:
-    """The measures of the attacked score: foreign pictures attacked to look familiar (variant
-    SCORE-foreign), own ones to look foreign (SCORE-own), both (SCORE-both).
-
-    Named after the evaluation that holds the attacked foreign pictures.
+    """The metrics of an attacked score: with foreign pictures attacked to look in-distribution (variant
+    SCORE-foreign), own pictures attacked to look foreign (SCORE-own), or both (SCORE-both). The evaluation is
+    that of the attacked foreign pictures.
     """
     for evaluation, rows in run.of_kind("fixed"):
         detail = evaluation.detail
@@ -60,7 +59,7 @@ def _attacked(run: Run, clean: Rows) -> Iterator[Estimate]:
 def _detection(
     run: Run, evaluation: str, variant: str, own: tuple[Rows, Array], foreign: tuple[Rows, Array]
 ) -> Iterator[Estimate]:
-    """Every measure of scores of own and foreign pictures, each as (rows, values), if there are enough."""
+    """Every metric of own and foreign pictures, each as (rows, scores), if both are at least LEAST."""
     if min(len(own[1]), len(foreign[1])) < LEAST:
         return
     ids = np.concatenate([own[0].ids, -1 - foreign[0].ids])

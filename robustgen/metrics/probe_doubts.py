@@ -1,4 +1,4 @@
-"""Doubts about a model's gradients, from the table of its probes (attacks/probes.py)."""
+"""Flags about a model's gradients, from the table of its probes (attacks/probes.py)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pandas as pd
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
-ZERO_SHARE = 0.01  # of the samples that are right
-# Of a slope, and of the samples. Honest nets differ by 0.0005 on digits, by up to 0.07 on CIFAR-10.
+ZERO_SHARE = 0.01  # of the samples that are classified correctly
+# Shares of a slope, and of the samples. Sound networks differ by 0.0005 on digits, by up to 0.07 on CIFAR-10.
 WRONG, WRONG_SHARE = 0.1, 0.05
-LEADS = 0.75  # of the samples, a step of eps along the gradient leads up; 0.5 is what a coin gives
-EXPLODED = 1000.0  # times the spread of the logits; undefended nets promise up to 4
-SATURATED = 80.0  # nats; exp(-80) is near the end of float32's range, and times a slope beyond it
+ASCENDS = 0.75  # share of samples where a step of eps along the gradient must raise the loss; chance: 0.5
+EXPLODED = 1000.0  # times the spread of the logits; undefended networks reach 4
+SATURATED = 80.0  # nats; exp(-80) is near the end of float32's range, and its product with a slope beyond it
 
 
 def probe_doubts(run: Run) -> Iterator[Flag]:
-    """The flags of what was probed at the samples that are right.
+    """The flags of the probes at the samples that are classified correctly.
 
-    A sample whose two calls differ has no slope that could be measured, so its slopes are not judged.
+    Slopes are judged only where two calls of the model agree, since otherwise they cannot be measured.
     """
     for evaluation, table in run.tables_where_right("probes"):
         found = {
@@ -41,16 +41,16 @@ def _zero(table: pd.DataFrame) -> str | None:
     margin = int((table["margin_gradient_zero"] == 1).sum())
     if margin > ZERO_SHARE * n:
         return (
-            f"The gradient of the logits is exactly 0 at {margin} of {n} pictures: no attack by gradients "
-            "can move there. Look for rounding or detach() in the model; attack with square, or with "
-            "joint-adaptive, which estimates gradients from the logits."
+            f"The gradient of the logits is exactly 0 at {margin} of {n} pictures: no gradient attack can "
+            "move there. Look for rounding or detach() in the model; use square, or joint-adaptive, which "
+            "estimates gradients from the logits."
         )
     ce = int((table["ce_gradient_zero"] == 1).sum())
     if ce > ZERO_SHARE * n:
         return (
-            f"The cross-entropy's gradient is exactly 0 at {ce} of {n} pictures, that of the logits is not: "
-            "an attack on the cross-entropy cannot move there. Attack on the log-odds, the margin or DLR "
-            "instead, as our pgd, apgd-ce and apgd-t do."
+            f"The cross-entropy's gradient is exactly 0 at {ce} of {n} pictures, while that of the logits "
+            "is not: an attack on the cross-entropy cannot move there. Use an attack on the log-odds, the "
+            "margin or DLR instead, such as robustgen's pgd, apgd-ce and apgd-t."
         )
     return None
 
@@ -60,9 +60,10 @@ def _scaled(table: pd.DataFrame) -> str | None:
     if saturated <= ZERO_SHARE * len(table):
         return None
     return (
-        f"The label leads by more than {SATURATED:g} nats at {saturated} of {len(table)} pictures, by up to "
-        f"{table['gap'].max():.3g}: the softmax is saturated and the cross-entropy's gradient underflows. "
-        "Divide the logits by a temperature, which changes no decision, or attack on the margin."
+        f"The label's logit exceeds all others by more than {SATURATED:g} at {saturated} of {len(table)} "
+        f"pictures, by up to {table['gap'].max():.3g}: the softmax is saturated and the cross-entropy's "
+        "gradient underflows. Divide the logits by a temperature, which changes no decision, or attack the "
+        "margin."
     )
 
 
@@ -78,9 +79,9 @@ def _exploding(table: pd.DataFrame) -> str | None:
     if large <= ZERO_SHARE * len(table):
         return None
     return (
-        f"At {large} of {len(table)} pictures the gradient promises over a step of eps more than "
-        f"{EXPLODED:g} times the spread of all logits: its length says nothing. "
-        "Attack with estimated gradients (joint-adaptive) or without any (square)."
+        f"At {large} of {len(table)} pictures the gradient is so large that a step of eps would change the "
+        f"logits by more than {EXPLODED:g} times their spread: the gradients explode. Use estimated "
+        "gradients (joint-adaptive) or none (square)."
     )
 
 
@@ -91,17 +92,17 @@ def _inconsistent(table: pd.DataFrame) -> str | None:
     wrong = int((~(known["slope_error"] <= WRONG)).sum())
     if wrong > WRONG_SHARE * len(known):
         return (
-            f"At {wrong} of {len(known)} pictures the gradient is not the slope of the logits: it differs "
-            f"from finite differences by more than {WRONG:.0%} (median {known['slope_error'].median():.2g}). "
-            "The backward pass is rounded, replaced or broken: attack with joint-adaptive, which estimates "
-            "gradients from the logits, and with square."
+            f"At {wrong} of {len(known)} pictures the gradient differs from finite differences of the "
+            f"logits by more than {WRONG:.0%} (median {known['slope_error'].median():.2g}). The backward "
+            "pass is rounded, replaced or broken: use joint-adaptive, which estimates gradients from the "
+            "logits, and square, which needs none."
         )
     leads = int((known["observed"] > 0).sum())
-    if leads < LEADS * len(known):
+    if leads < ASCENDS * len(known):
         return (
-            f"The gradient is right from near, but over a step of eps it leads up at {leads} of {len(known)} "
-            "pictures only: the logits are shattered. Attack with gradients averaged over noise "
-            "(joint-adaptive), and with square."
+            "The gradient matches finite differences, but a step of eps along it raises the loss at only "
+            f"{leads} of {len(known)} pictures: the gradients are shattered. Use gradients averaged over "
+            "noise (joint-adaptive), and square."
         )
     return None
 
@@ -111,7 +112,7 @@ def _random(table: pd.DataFrame) -> str | None:
     if not differing:
         return None
     return (
-        f"Two calls gave other logits at {differing} of {len(table)} pictures, by up to "
-        f"{table['repeat_difference'].max():.3g}, though the first batch had shown nothing. "
-        "Declare stochastic = True and reseed(seed): then the model is judged by many draws."
+        f"Two calls of the model gave different logits at {differing} of {len(table)} pictures, by up to "
+        f"{table['repeat_difference'].max():.3g}, although they agreed on the first batch. "
+        "Declare stochastic = True and define reseed(seed): then the verdict is taken over many draws."
     )

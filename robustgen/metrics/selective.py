@@ -1,4 +1,4 @@
-"""What a classifier gets wrong among the pictures that it is surest of: risk against coverage."""
+"""Selective prediction: error rate (risk) of the most confident samples against their share (coverage)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCKS = 20  # of resamples, to hold few numbers at a time
 
 
 class RiskCoverage(NamedTuple):
-    """Of the share ``coverage`` of samples that are surest, the ``risk`` is the share wrong, (n,)."""
+    """``risk``: the error rate on the most confident share ``coverage`` of the samples; both (n,)."""
 
     coverage: Array
     risk: Array
@@ -23,9 +23,9 @@ class RiskCoverage(NamedTuple):
 def risk_coverage(sure: Array, right: Array) -> RiskCoverage:
     """Risk at coverage 1/n, 2/n, ..., 1 (El-Yaniv and Wiener 2010).
 
-    The surest first, by any score that rises with the confidence; ``rows.log_odds`` tells apart what
-    confidences that round to 1 do not. Equally sure samples stand in no order: each counts as their mean
-    error, which is the mean over all orders.
+    Samples are ordered by any score that rises with the confidence; ``rows.log_odds`` separates confidences
+    that round to 1. Samples of equal score each count as their mean error, which is the mean over all their
+    orders.
     """
     size, wrong = _groups(sure, right)
     errors = np.repeat(wrong / size, size).cumsum()
@@ -43,13 +43,13 @@ def aurc(sure: Array, right: Array, versions: int = 1) -> Resampled:
 
 
 def e_aurc(sure: Array, right: Array, versions: int = 1) -> Resampled:
-    """AURC less that of the best order, all that is right before all that is wrong (same reference): what
-    the confidence alone is to blame for."""
+    """AURC minus that of the optimal order, all correct samples before all wrong ones (same reference): the
+    part of AURC that is due to the confidence alone."""
     return both(sure, right, versions)[1]
 
 
 def both(sure: Array, right: Array, versions: int = 1) -> tuple[Resampled, Resampled]:
-    """AURC and E-AURC, for which all but a little of the work is the same."""
+    """AURC and E-AURC in one pass."""
     n = len(right)
     order = np.argsort(-sure, kind="stable")
     starts = np.append(0, np.flatnonzero(np.diff(sure[order])) + 1)

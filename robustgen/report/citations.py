@@ -1,16 +1,17 @@
-"""Whose work a report stands on: BibTeX of the attacks, models, data and metrics that it used."""
+"""BibTeX of the attacks, models, data and metrics that a report used."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from robustgen.metrics.rows import is_attack
+from robustgen.report.content import EvaluationEntry, Summary
 
 CASCADE = ("croce2020reliable", "croce2020minimally", "andriushchenko2020square")
-# By the name of an attack; options make it longer (autoattack-q500).
+# By the name of an attack without its options.
 ATTACKS = {
     "autoattack": CASCADE,
     "joint-adaptive": (*CASCADE, "tramer2020adaptive", "athalye2018obfuscated"),
@@ -57,23 +58,23 @@ SCORES = {
 
 
 class Citation(NamedTuple):
-    """A work, and what of the report stands on it."""
+    """A work, and what the report used it for."""
 
     key: str
     used_for: tuple[str, ...]
     bibtex: str
 
 
-def citations(content: dict[str, Any]) -> list[Citation]:
-    """The works behind what summary.json holds, in the order of references.bib; robustgen's own are not."""
+def citations(content: Summary) -> list[Citation]:
+    """The works that a report used, in the order of references.bib."""
     uses: dict[str, dict[str, None]] = {}
     for key, used_for in _used(content):
         uses.setdefault(key, {})[used_for] = None
     return [Citation(key, tuple(uses[key]), bibtex) for key, bibtex in _entries().items() if key in uses]
 
 
-def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(key, what for) of everything; a key may come again."""
+def _used(content: Summary) -> Iterator[tuple[str, str]]:
+    """(key of a work, what it was used for), with repetitions."""
     for model in content["models"]:
         family = model["name"].partition("-")[0] if model["family"] == "custom" else model["family"]
         yield from ((key, model["name"]) for key in FAMILIES.get(family, ()))
@@ -87,7 +88,7 @@ def _used(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((key, f"the score {metric['variant']}") for key in SCORES.get(metric["variant"], ()))
 
 
-def _attack(detail: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _attack(detail: EvaluationEntry) -> Iterator[tuple[str, str]]:
     name = str(detail["attack"])
     for known, keys in ATTACKS.items():
         if is_attack(detail, known):

@@ -1,13 +1,12 @@
-"""Corrupted pictures on the page: a heat map of types and models, and a chart a type against severity."""
+"""Corruptions on the page: a heat map of types and models, and accuracy against severity for each type."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from robustgen.report.content import Numbers, by_key, names_of, of_kind
+from robustgen.report.content import Numbers, Summary, by_key, names_of, of_kind
 from robustgen.report.figures import Figure, drawn_figure, line_of
 from robustgen.report.plots import Chart
 
@@ -20,8 +19,8 @@ class Heat:
     rows: list[tuple[str, list[float | None]]]
 
 
-def heat_map(content: dict[str, Any]) -> Heat | None:
-    """The plain mean over severities of each type and model; None without corruptions."""
+def heat_map(content: Summary) -> Heat | None:
+    """The mean over severities for each type and model; None without corruptions."""
     numbers, kinds = by_key(content), _kinds(content)
     rows = []
     for kind, severities in kinds.items():
@@ -34,29 +33,28 @@ def heat_map(content: dict[str, Any]) -> Heat | None:
     return Heat(names_of(content), rows) if rows else None
 
 
-def _kinds(content: dict[str, Any]) -> dict[str, dict[int, str]]:
-    """Type to severity to the evaluation's name."""
+def _kinds(content: Summary) -> dict[str, dict[int, str]]:
+    """The evaluations' names by type and severity."""
     kinds: dict[str, dict[int, str]] = {}
     for d in of_kind(content, "corruption"):
         kinds.setdefault(d["type"], {})[d["severity"]] = d["name"]
     return kinds
 
 
-def corruption_charts(content: dict[str, Any]) -> list[Figure]:
-    """A small chart a kind of corruption: accuracy against severity, 0 being the clean pictures."""
-    details = {d["name"]: d for m in content["models"] for d in m["evaluations"] if d["kind"] == "corruption"}
-    kinds, numbers = _kinds(content), by_key(content)
-    made = {d["type"]: d.get("pictures", "").partition(",")[0] for d in details.values()}
-    charts = (_corruption(content, numbers, kind, sizes, made[kind]) for kind, sizes in kinds.items())
+def corruption_charts(content: Summary) -> list[Figure]:
+    """For each type a small chart of accuracy against severity; severity 0 is the clean pictures."""
+    numbers = by_key(content)
+    origin = {d["type"]: d.get("pictures", "").partition(",")[0] for d in of_kind(content, "corruption")}
+    charts = (_corruption(content, numbers, kind, s, origin[kind]) for kind, s in _kinds(content).items())
     return [chart for chart in charts if chart is not None]
 
 
 def _corruption(
-    content: dict[str, Any], numbers: Numbers, kind: str, severities: dict[int, str], made: str
+    content: Summary, numbers: Numbers, kind: str, severities: dict[int, str], origin: str
 ) -> Figure | None:
-    """``made``: whether the pictures are the published ones or were regenerated, where there is a choice.
+    """None where no model has a number.
 
-    None where no model has a number.
+    ``origin``: whether the pictures are the published ones or were regenerated, "" if there is only one way.
     """
     lines, words = [], []
     for index, model in enumerate(names_of(content)):
@@ -67,8 +65,8 @@ def _corruption(
         known = [(severity, metric) for severity, metric in points if metric is not None]
         if known:
             lines.append(line_of(model, index, [s for s, _ in known], [m for _, m in known], 100))
-            said = ", ".join(f"{100 * m['value']:.1f} at {s}" for s, m in known)
-            words.append(f"{model}: {said}")
+            values = ", ".join(f"{100 * m['value']:.1f} at {s}" for s, m in known)
+            words.append(f"{model}: {values}")
     if not lines:
         return None
     title = kind.replace("_", " ")
@@ -77,4 +75,4 @@ def _corruption(
         title, "; ".join(words), "severity", "accuracy, %", lines,
         y_range=(min(50, 10 * (low // 10)), 100), width=300, height=200,
     )  # fmt: skip
-    return drawn_figure(title, chart, f"Pictures: {made}." if made else "")
+    return drawn_figure(title, chart, f"Pictures: {origin}." if origin else "")

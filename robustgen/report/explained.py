@@ -1,4 +1,4 @@
-"""What the page says of gradients beyond guidance gain: a sentence, a scatter, and one panel of pictures."""
+"""Gradients beyond guidance gain, on the page: a sentence, a scatter plot and a panel of pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from robustgen.metrics.rows import Run
-from robustgen.report.content import MetricLine, by_key, names_of
+from robustgen.report.content import MetricEntry, Summary, by_key, names_of
 from robustgen.report.figures import Figure
 from robustgen.report.formats import format_interval, format_value, sigma_text
 from robustgen.report.pictures import SEARCHED, Gallery, Picture, given, signed_png
@@ -20,13 +20,13 @@ SHOWN = 60  # points of a model
 STORED = ("noisy", "reference", "perturbation", "right", "other", "own_right", "own_other")
 
 
-def explained_figures(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
-    """The first-order radius of each model against the distance of its nearest wrong pictures, with what
-    the figures say; the sentence alone where there is nothing to draw."""
-    said = sentence(content)
+def explained_figures(content: Summary, runs: list[Run]) -> list[Figure]:
+    """The first-order radius of each sample against the distance to its nearest adversarial picture, under
+    ``sentence``; the sentence alone where there is nothing to draw."""
+    note = sentence(content)
     points = [point for run in runs for point in _points(run, names_of(content).index(run.model))]
     if not points:
-        return [Figure("What gradients account for", "", [], said)] if said else []
+        return [Figure("What gradients account for", "", [], note)] if note else []
     most = 1.05 * max(value for p in points for value in (*p.x, *p.y))
     numbers = by_key(content)
     words = [
@@ -41,7 +41,7 @@ def explained_figures(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
         points, x_range=(0, most), y_range=(0, most), diagonal=True,
     )  # fmt: skip
     legend = list(dict.fromkeys((p.name, p.index) for p in points))
-    return [Figure(title, chart.svg(), legend, said)]
+    return [Figure(title, chart.svg(), legend, note)]
 
 
 def _points(run: Run, index: int) -> list[Series]:
@@ -58,34 +58,34 @@ def _points(run: Run, index: int) -> list[Series]:
 # --- in words --------------------------------------------------------------------------------------
 
 
-def sentence(content: dict[str, Any]) -> str:
-    """What the figures say, with their intervals; "" without any."""
+def sentence(content: Summary) -> str:
+    """The metrics of every model with their intervals; "" where there are none."""
     parts = [
         _ranked(
             content, "gradient_efficiency",
-            "Of what a model learns of the label as noise falls, its class gradient accounts for",
-            " %; 100 is the true posterior, below 0 it misleads",
+            "Gradient efficiency, the share of the label's information that the class gradient accounts for",
+            " %; 100 is the true posterior's, below 0 the gradient misleads",
         ),
         _spans(content),
         _ranked(
-            content, "radius_correlation", "First-order radius and distance have the rank correlation", ""
+            content, "radius_correlation", "Rank correlation of first-order radius and distance", ""
         ),
         _branches(content),
     ]  # fmt: skip
     return " ".join(part for part in parts if part)
 
 
-def _ranked(content: dict[str, Any], metric: str, opening: str, unit: str) -> str:
+def _ranked(content: Summary, metric: str, opening: str, unit: str) -> str:
     found = [m for m in content["metrics"] if m["metric"] == metric]
     found.sort(key=lambda m: -m["value"])
     shown = [f"{m['model']} {format_value(m)} ({format_interval(m)})" for m in found]
     return f"{opening}: {', '.join(shown)}{unit}." if shown else ""
 
 
-def _spans(content: dict[str, Any]) -> str:
-    """Each model's largest share over sigmas, beside the random span's at that sigma."""
+def _spans(content: Summary) -> str:
+    """Each model's largest share over noise levels, beside that of a random span at the same level."""
     numbers = by_key(content)
-    best: dict[str, MetricLine] = {}
+    best: dict[str, MetricEntry] = {}
     for m in content["metrics"]:
         if m["metric"] == "span_share" and m["value"] > best.get(m["model"], m)["value"] - 1e-12:
             best[m["model"]] = m
@@ -96,12 +96,12 @@ def _spans(content: dict[str, Any]) -> str:
             f"{m['model']} {format_value(m)} % at {_level(m)} "
             f"({format_interval(m)}; random span {format_value(chance)})"
         )
-    opening = "Of the way to the nearest wrong picture, the reference's class differences hold"
+    opening = "Share of the nearest wrong picture's perturbation in the span of the reference's classes:"
     return f"{opening} {', '.join(shown)}." if shown else ""
 
 
-def _branches(content: dict[str, Any]) -> str:
-    by_model: dict[str, list[MetricLine]] = {}
+def _branches(content: Summary) -> str:
+    by_model: dict[str, list[MetricEntry]] = {}
     for m in content["metrics"]:
         if m["metric"] == "branch_cosine":
             by_model.setdefault(m["model"], []).append(m)
@@ -109,11 +109,11 @@ def _branches(content: dict[str, Any]) -> str:
         f"{model} {', '.join(f'{format_value(m)} at {_level(m)}' for m in found)}"
         for model, found in by_model.items()
     ]
-    opening = "Logits' gradient and own denoisers' difference have the cosine"
+    opening = "Cosine of the logits' gradient and the difference of the model's own denoisers:"
     return f"{opening} {'; '.join(shown)}." if shown else ""
 
 
-def _level(metric: MetricLine) -> str:
+def _level(metric: MetricEntry) -> str:
     return sigma_text(float(metric["variant"].removeprefix("sigma-")))
 
 
@@ -121,7 +121,7 @@ def _level(metric: MetricLine) -> str:
 
 
 def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
-    """One stored sample at each noise level, all models below each other."""
+    """One stored sample at every noise level, a row for each model."""
     tables = {run.model: table for store, run in pairs if (table := _stored(store, run)) is not None}
     if not tables:
         return None
@@ -132,18 +132,18 @@ def explained_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     first = next(iter(rows.values()))
     sigmas = sorted(first.index)
     shape = clean.shape[1:]
-    shown = [("given to all", [given(first.loc[s], clean[sample]) for s in sigmas])]
+    shown = [("all models", [given(first.loc[s], clean[sample]) for s in sigmas])]
     shown += [(model, [_ways(t.loc[s], shape, s == sigmas[0]) for s in sigmas]) for model, t in rows.items()]
     intro = (
-        f"Sample {sample} at {len(sigmas)} noise levels. Given to all: the picture, the noisy one, and the "
-        "reference denoiser's answer. Of each model: its nearest wrong picture's perturbation, then what its "
-        "class gradient σ²∇log p adds for the label and for the class that the attack leads to, and the "
-        "second less the first: the adversarial gradient, which for the true posterior is a difference of "
-        "class-conditional denoisers. For models with denoisers of their own, that difference too. Grey is "
-        "0; each picture is scaled to its own largest pixel, which stands below it."
+        f"Sample {sample} at {len(sigmas)} noise levels. Given to all models: the clean picture, the noisy "
+        "one, and the output of the reference denoiser. For each model: the perturbation to its nearest "
+        "wrong picture; its class gradient σ²∇log p for the label, and for the class that the attack "
+        "reaches; and the second minus the first, the adversarial gradient, which for the true posterior is "
+        "a difference of class-conditional denoisers. For models with denoisers of their own, that "
+        "difference too. Grey is 0; each picture is scaled to its own largest pixel, which stands below it."
     )
     heads = [sigma_text(s) for s in sigmas]
-    return Gallery("Whose gradients mean something", intro, heads, shown)
+    return Gallery("Class gradients and adversarial gradients", intro, heads, shown)
 
 
 def _stored(store: RunStore, run: Run) -> pd.DataFrame | None:
@@ -156,7 +156,7 @@ def _stored(store: RunStore, run: Run) -> pd.DataFrame | None:
 
 
 def _sample(tables: dict[str, pd.DataFrame]) -> int | None:
-    """The sample that all have whose attack moves most models, and of these the first."""
+    """The first sample among those that all models have and that the attack moves for the most models."""
     ids = set.intersection(*(set(t["sample_id"]) for t in tables.values()))
     moved = {i: sum((t["distance"][t["sample_id"] == i] > 0).any() for t in tables.values()) for i in ids}
     return min(ids, key=lambda i: (-moved[i], i), default=None)

@@ -1,21 +1,30 @@
-"""The charts below the main table with their legends: under attack, calibration, foreign pictures, gradients.
+"""The charts of the page: accuracy against eps, calibration, ROC curves, gradients.
 
-What a chart shows is in it as words, too, for those who cannot see it.
+Every chart also describes its content in words, as the text alternative of its SVG.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from robustgen.metrics import calibration, ood, selective
 from robustgen.metrics.rows import Run, log_odds
-from robustgen.metrics.verdicts import MAJORITY
-from robustgen.report.content import MetricLine, Numbers, by_key, names_of, of_kind, stochastic
-from robustgen.report.formats import NORMS, eps_text, foreign_name
+from robustgen.report.content import (
+    EvaluationEntry,
+    MetricEntry,
+    Numbers,
+    Summary,
+    by_key,
+    key_of,
+    names_of,
+    of_kind,
+    stochastic,
+    worst_case_variant,
+)
+from robustgen.report.formats import NORMS, eps_text, foreign_name, format_value
 from robustgen.report.plots import Chart, Series, reliability_svg
 from robustgen.threat import worst_name
 from robustgen.types import Norm
@@ -34,9 +43,9 @@ class Figure:
 # --- accuracy against eps --------------------------------------------------------------------------
 
 
-def curves(content: dict[str, Any]) -> list[Figure]:
-    """A chart a norm: worst-case accuracy against eps, from eps = 0 (clean); by majority of its draws,
-    where a model is stochastic."""
+def curves(content: Summary) -> list[Figure]:
+    """For each norm, worst-case accuracy against eps, from eps = 0 (clean); for stochastic models by majority
+    of their draws."""
     numbers = by_key(content)
     attacks = of_kind(content, "attack")
     sizes = {worst_name(d["norm"], d["eps"]): (d["norm"], d["eps"]) for d in attacks}
@@ -48,38 +57,32 @@ def curves(content: dict[str, Any]) -> list[Figure]:
     ]
 
 
-def _curve(content: dict[str, Any], numbers: Numbers, norm: Norm, all_eps: list[float]) -> Figure | None:
+def _curve(content: Summary, numbers: Numbers, norm: Norm, all_eps: list[float]) -> Figure | None:
     lines, words = [], []
-    drawn = stochastic(content)
     for index, model in enumerate(names_of(content)):
-        by = MAJORITY if model in drawn else ""
-        points = [(0.0, numbers.get((model, "clean", by, "accuracy")))]
+        variant = worst_case_variant(content, model)
+        points = [(0.0, numbers.get((model, "clean", variant, "accuracy")))]
         points += [
-            (eps, numbers.get((model, worst_name(norm, eps), by, "robust_accuracy"))) for eps in all_eps
+            (eps, numbers.get((model, worst_name(norm, eps), variant, "robust_accuracy"))) for eps in all_eps
         ]
         known = [(eps, metric) for eps, metric in points if metric is not None]
         if len(known) > 1:
-            lines.append(
-                line_of(model, index, [eps for eps, _ in known], [metric for _, metric in known], 100)
-            )
-            said = ", ".join(f"{100 * m['value']:.1f} at {eps_text(norm, e) if e else 0}" for e, m in known)
-            words.append(f"{model}: {said}")
+            lines.append(line_of(model, index, [eps for eps, _ in known], [m for _, m in known], 100))
+            values = ", ".join(f"{100 * m['value']:.1f} at {eps_text(norm, e) if e else 0}" for e, m in known)
+            words.append(f"{model}: {values}")
     if not lines:
         return None
     title = f"Accuracy under attack, {NORMS[norm]}"
     chart = Chart(
-        title,
-        "; ".join(words),
-        "size of the perturbation (pixel units)",
-        "worst-case accuracy, %",
-        lines,
+        title, "; ".join(words), "perturbation size eps (pixel units)", "worst-case accuracy, %", lines,
         y_range=(0, 100),
-    )
-    note = f"By majority of their draws: {', '.join(sorted(drawn))}." if drawn else ""
+    )  # fmt: skip
+    random = sorted(stochastic(content))
+    note = f"By majority of their draws: {', '.join(random)}." if random else ""
     return drawn_figure(title, chart, note)
 
 
-def line_of(name: str, index: int, x: list[float], metrics: list[MetricLine], scale: float = 1.0) -> Series:
+def line_of(name: str, index: int, x: list[float], metrics: list[MetricEntry], scale: float = 1.0) -> Series:
     """A model's line through metrics, with their intervals."""
     low, high = ([scale * m["ci_low"] for m in metrics], [scale * m["ci_high"] for m in metrics])
     return Series(name, index, x, [scale * m["value"] for m in metrics], low, high)
@@ -93,8 +96,8 @@ def drawn_figure(title: str, chart: Chart, note: str = "") -> Figure:
 # --- calibration -----------------------------------------------------------------------------------
 
 
-def reliability_diagrams(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
-    """A small diagram a model, of the clean rows as they are."""
+def reliability_diagrams(content: Summary, runs: list[Run]) -> list[Figure]:
+    """A reliability diagram for each model, of the clean rows without temperature."""
     numbers = by_key(content)
     found = []
     for run in runs:
@@ -105,21 +108,21 @@ def reliability_diagrams(content: dict[str, Any], runs: list[Run]) -> list[Figur
         full = bins.size > 0
         confidence, accuracy = bins.confidence[full].tolist(), bins.accuracy[full].tolist()
         error = numbers.get((run.model, "clean", "", "ece"))
-        said = "; ".join(
+        words = "; ".join(
             f"confidence {c:.2f}: {a:.2f} right" for c, a in zip(confidence, accuracy, strict=True)
         )
         share = (bins.size[full] / len(rows)).tolist()
-        svg = reliability_svg(f"Reliability of {run.model}", said, confidence, accuracy, share)
-        gap = f"ECE {100 * error['value']:.1f} %" if error else ""
-        found.append(Figure(run.model, svg, [], gap))
+        svg = reliability_svg(f"Reliability of {run.model}", words, confidence, accuracy, share)
+        note = f"ECE {format_value(error)} %" if error else ""
+        found.append(Figure(run.model, svg, [], note))
     return found
 
 
-LOWEST_COVERAGE = 0.02  # of fewer pictures the share wrong says little, and jumps
+LOWEST_COVERAGE = 0.02  # below, the error rate of so few pictures is mostly noise
 
 
-def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | None:
-    """Every model's share wrong among the clean pictures that it is surest of, against how many these are."""
+def risk_coverage_chart(content: Summary, runs: list[Run]) -> Figure | None:
+    """Every model's error rate on its most confident clean pictures, against their share (coverage)."""
     numbers, lines, words = by_key(content), [], []
     for index, run in enumerate(runs):
         rows = run.first("clean")
@@ -137,7 +140,7 @@ def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | No
     title = "Risk against coverage"
     top = max(1.0, *(y for line in lines for y in line.y))
     chart = Chart(
-        title, "; ".join(words), "pictures answered, the surest first, %", "wrong among them, %", lines,
+        title, "; ".join(words), "pictures answered, most confident first, %", "wrong among them, %", lines,
         x_range=(0, 100), y_range=(0, 1.05 * top),
     )  # fmt: skip
     return drawn_figure(title, chart)
@@ -146,27 +149,25 @@ def risk_coverage_chart(content: dict[str, Any], runs: list[Run]) -> Figure | No
 # --- foreign pictures ------------------------------------------------------------------------------
 
 
-def roc_curves(content: dict[str, Any], runs: list[Run]) -> list[Figure]:
-    """A chart a foreign set: ROC curves of every model's energy score."""
-    evaluations = {e.name: e.detail for run in runs for e, _ in run.of_kind("ood")}
+def roc_curves(content: Summary, runs: list[Run]) -> list[Figure]:
+    """For each foreign set, the ROC curve of every model's energy score."""
     return [
-        replace(figure, note=_codec_note(content, name, detail))
-        for name, detail in evaluations.items()
-        if (figure := _roc(content, runs, name, foreign_name(detail))) is not None
+        replace(figure, note=_codec_note(content, detail))
+        for detail in of_kind(content, "ood")
+        if (figure := _roc(content, runs, detail["name"], foreign_name(detail))) is not None
     ]
 
 
-def _codec_note(content: dict[str, Any], evaluation: str, detail: dict[str, Any]) -> str:
-    """What the file format alone gives away: a scalar of the picture, without a model."""
-    said = f"Confounded: {detail['confounded']}. " if "confounded" in detail else ""
-    found = [m for m in content["metrics"] if (m["evaluation"], m["variant"]) == (evaluation, "chroma")]
-    area = next((m for m in found if m["metric"] == "auroc"), None)
-    if area is not None:
-        said += f"Fine chroma alone, no model asked: AUROC {100 * area['value']:.1f}."
-    return said.strip()
+def _codec_note(content: Summary, detail: EvaluationEntry) -> str:
+    """How far the file format alone separates the sets, by a statistic of the pictures (fine chroma)."""
+    parts = [f"Confounded: {detail['confounded']}."] if "confounded" in detail else []
+    chroma = next((m for m in content["metrics"] if key_of(m) == (detail["name"], "chroma", "auroc")), None)
+    if chroma is not None:
+        parts.append(f"Fine chroma alone, without a model: AUROC {format_value(chroma)}.")
+    return " ".join(parts)
 
 
-def _roc(content: dict[str, Any], runs: list[Run], evaluation: str, data: str) -> Figure | None:
+def _roc(content: Summary, runs: list[Run], evaluation: str, data: str) -> Figure | None:
     numbers, lines, words = by_key(content), [], []
     for index, run in enumerate(runs):
         clean, found = run.first("clean"), run.evaluations.get(evaluation)
@@ -188,7 +189,7 @@ def _roc(content: dict[str, Any], runs: list[Run], evaluation: str, data: str) -
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
-    """The same step curve without the points on its straight parts, and at most some 300 points."""
+    """The corners of a step curve, thinned to some 300 points."""
     turns = np.r_[True, (np.diff(x)[1:] * np.diff(y)[:-1] != np.diff(x)[:-1] * np.diff(y)[1:]), True]
     keep = np.flatnonzero(turns)
     keep = np.unique(np.r_[keep[:: max(1, math.ceil(len(keep) / 300))], keep[-1]])
@@ -198,7 +199,7 @@ def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
 # --- gradients -------------------------------------------------------------------------------------
 
 
-def gradient_charts(content: dict[str, Any]) -> list[Figure]:
+def gradient_charts(content: Summary) -> list[Figure]:
     """Guidance gain against sigma, and PSNR of the denoisers against sigma."""
     found: list[Figure] = []
     for detail in of_kind(content, "gradients"):
@@ -209,7 +210,7 @@ def gradient_charts(content: dict[str, Any]) -> list[Figure]:
     return found
 
 
-def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
+def _gain(content: Summary, evaluation: str, sigmas: list[float]) -> Figure | None:
     lines = _against_sigma(content, evaluation, sigmas, "sigma-{:g}", "guidance_gain", 100)
     title = "Guidance gain"
     words = "; ".join(
@@ -218,16 +219,16 @@ def _gain(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figu
     if not lines:
         return None
     low, high = min(y for s in lines for y in s.low), max(0.0, *(y for s in lines for y in s.high))
-    floor = -2 * max(high, 10.0)  # a gradient that means nothing can do harm without bounds
+    floor = -2 * max(high, 10.0)  # the harm that a gradient can do has no bound
     chart = Chart(
         title, words, "noise σ (pixel units)", "error removed, %", lines,
         y_range=(min(0.0, max(low, floor)), 1.05 * high), zero_line=True,
     )  # fmt: skip
-    note = "" if low >= floor else f"Lines that leave below {floor:.0f} % are cut off.".replace("-", "−")
+    note = "" if low >= floor else f"Lines are cut off below {floor:.0f} %.".replace("-", "−")
     return drawn_figure(title, chart, note)
 
 
-def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) -> Figure | None:
+def _denoising(content: Summary, evaluation: str, sigmas: list[float]) -> Figure | None:
     lines = _against_sigma(content, evaluation, sigmas, "model-sigma-{:g}", "psnr", 1)
     shared = len(names_of(content))
     for place, (who, called) in enumerate((("reference", "reference denoiser"), ("wiener", "Wiener filter"))):
@@ -242,7 +243,7 @@ def _denoising(content: dict[str, Any], evaluation: str, sigmas: list[float]) ->
 
 
 def _against_sigma(
-    content: dict[str, Any], evaluation: str, sigmas: list[float], variant: str, metric: str, scale: float
+    content: Summary, evaluation: str, sigmas: list[float], variant: str, metric: str, scale: float
 ) -> list[Series]:
     numbers, found = by_key(content), []
     for index, model in enumerate(names_of(content)):

@@ -1,31 +1,31 @@
-"""The flags of a summary: what each is about, in which words, and the numbers that it casts doubt on."""
+"""The flags of a summary: grouped for the page, and the numbers that each casts doubt on."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_args
 
-from robustgen.report.content import FlagLine
+from robustgen.report.content import FlagEntry, Summary
 from robustgen.threat import worst_name
-from robustgen.types import ATTACKED
+from robustgen.types import ATTACKED, Severity
 
-# What gradients are like says whether the attacks that climb them can be believed.
 OF_GRADIENTS = ("probes", "climbs")
+"""The kinds of evaluations whose flags doubt every attack of the model, since attacks use its gradients."""
 
 Doubts = dict[tuple[str, str], tuple[int, str]]
-"""By (model, evaluation) of a number: the place of the first doubt about it on the page, and its fact."""
+"""The gravest doubt about a number by its (model, evaluation): its index on the page, and its fact."""
 
 
 class FlagGroup(NamedTuple):
-    """Flags that share a remedy: each fact with the models and evaluations that it is true of."""
+    """Flags of one name and remedy: each fact with the models and evaluations that it holds for."""
 
-    severity: str
+    severity: Severity
     flag: str
     remedy: str
     facts: list[tuple[str, list[str]]]
 
 
 def fact_and_remedy(message: str) -> tuple[str, str]:
-    """A flag's message in two: its first sentence, and what follows; "" where nothing does.
+    """A flag's message as its first sentence and the rest, which may be "".
 
     >>> fact_and_remedy("3 of 8 evaluated. The same command tries again. Or wait.")
     ('3 of 8 evaluated.', 'The same command tries again. Or wait.')
@@ -34,20 +34,20 @@ def fact_and_remedy(message: str) -> tuple[str, str]:
     return fact.rstrip(".") + ".", remedy
 
 
-def flag_groups(content: dict[str, Any]) -> list[FlagGroup]:
-    """Flags of one kind and remedy together, the gravest first; the remedy is said once a group."""
-    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+def flag_groups(content: Summary) -> list[FlagGroup]:
+    """The flags by severity, name and remedy; errors first."""
+    groups: dict[tuple[Severity, str, str], dict[str, list[str]]] = {}
     for flag in content["flags"]:
         fact, remedy = fact_and_remedy(flag["message"])
         facts = groups.setdefault((flag["severity"], flag["flag"], remedy), {})
         where = f"{flag['model']} ({flag['evaluation']})" if flag["evaluation"] else flag["model"]
         facts.setdefault(fact, []).append(where)
     found = [FlagGroup(*key, list(facts.items())) for key, facts in groups.items()]
-    return sorted(found, key=lambda group: ("error", "warning", "info").index(group.severity))
+    return sorted(found, key=lambda group: get_args(Severity).index(group.severity))
 
 
-def doubts_of(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
-    """The numbers that an error or a warning doubts."""
+def doubts_of(content: Summary, groups: list[FlagGroup]) -> Doubts:
+    """The numbers that an error or a warning casts doubt on."""
     places = {(group.severity, group.flag, group.remedy): place for place, group in enumerate(groups)}
     found: Doubts = {}
     for flag in content["flags"]:
@@ -61,17 +61,19 @@ def doubts_of(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
     return found
 
 
-def evaluations_of(content: dict[str, Any], flag: FlagLine) -> set[str]:
-    """The evaluations that a flag casts doubt on: its own; all of the model, if it names none; if it is of
-    probes or climbs, every attack too. With each attack, the worst cases of its norm at that eps and above.
+def evaluations_of(content: Summary, flag: FlagEntry) -> set[str]:
+    """The evaluations that a flag casts doubt on.
+
+    Its own, or all of the model if it names none; for one of OF_GRADIENTS also every attack; and with each
+    attack the worst cases of its norm at its eps and above.
     """
     if not flag["evaluation"]:
         return {m["evaluation"] for m in content["metrics"] if m["model"] == flag["model"]}
     of_model = (model["evaluations"] for model in content["models"] if model["name"] == flag["model"])
     details = {detail["name"]: detail for detail in next(of_model, [])}
-    kind = details.get(flag["evaluation"], {}).get("kind")
+    own = details.get(flag["evaluation"])
     found = {flag["evaluation"]}
-    if kind in OF_GRADIENTS:
+    if own is not None and own["kind"] in OF_GRADIENTS:
         found |= {name for name, detail in details.items() if detail["kind"] in ATTACKED}
     attacks = [detail for detail in details.values() if detail["kind"] == "attack"]
     return found | {

@@ -1,39 +1,54 @@
-"""How the report writes numbers, sizes of perturbations and the names of sets."""
+"""How the report writes metrics, threat models, noise levels, times and the names of foreign sets."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from robustgen.report.content import MetricLine
+from robustgen.report.content import ComparisonEntry, EvaluationEntry, MetricEntry
 from robustgen.threat import ThreatModel
 from robustgen.types import Norm
 
 NORMS: dict[Norm, str] = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-SHARES = frozenset(
-    ["accuracy", "robust_accuracy", "guarded_accuracy", "corruption_accuracy", "ece", "adaptive_ece",
-     "classwise_ece", "aurc", "e_aurc", "auroc", "aupr_in", "aupr_out", "average_precision_in",
-     "average_precision_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr", "guidance_gain", "gradient_efficiency",
-     "span_share", "random_span_share"]
-)  # fmt: skip
-DIGITS = (
-    dict.fromkeys(["nll", "brier", "temperature", "bits_per_dim"], 3)
-    | dict.fromkeys(["brier_reliability", "brier_resolution", "brier_uncertainty"], 4)
-    | dict.fromkeys(
-        ["ece", "adaptive_ece", "classwise_ece", "aurc", "e_aurc", "radius_correlation",
-         "radius_partial_correlation", "radius_ratio", "margin_correlation", "minimal_distance",
-         "branch_cosine", "branch_relative_error", "relative_corruption_error"], 2,
-    )
-)  # fmt: skip
-"""How many digits a number is given to behind the point; 1 where it is not listed."""
-WIDE = ("guidance_gain", "gradient_efficiency")
-"""Shares that may be many times the whole: from 100 % on they have no digit behind the point."""
-SIGNED = ("guidance_gain", "psnr_gain")
+"""The norms as people write them, in the order of the page."""
+
+
+class Format(NamedTuple):
+    """How a metric is written: in percent or as it is, digits after the point, and whether a + is shown."""
+
+    percent: bool = False
+    digits: int = 1
+    signed: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    **dict.fromkeys(
+        ["accuracy", "robust_accuracy", "guarded_accuracy", "corruption_accuracy", "auroc", "aupr_in",
+         "aupr_out", "average_precision_in", "average_precision_out", "fpr95_at_id_tpr", "fpr95_at_ood_tpr",
+         "gradient_efficiency", "span_share", "random_span_share"],
+        Format(percent=True),
+    ),
+    **dict.fromkeys(
+        ["ece", "adaptive_ece", "classwise_ece", "aurc", "e_aurc"], Format(percent=True, digits=2)
+    ),
+    "guidance_gain": Format(percent=True, signed=True),
+    "psnr_gain": Format(signed=True),
+    **dict.fromkeys(["nll", "brier", "temperature", "bits_per_dim"], Format(digits=3)),
+    **dict.fromkeys(["brier_reliability", "brier_resolution", "brier_uncertainty"], Format(digits=4)),
+    **dict.fromkeys(
+        ["radius_correlation", "radius_partial_correlation", "radius_ratio", "margin_correlation",
+         "minimal_distance", "branch_cosine", "branch_relative_error", "relative_corruption_error"],
+        Format(digits=2),
+    ),
+}  # fmt: skip
+"""The format of every metric that is not written as it is with one digit."""
+UNBOUNDED = ("guidance_gain", "gradient_efficiency")
+"""Percentages that may far exceed 100, from where on they have no digit after the point."""
 DETECTED_BY = {"log_prob": "log p(x)", "confidence": "confidence"}
-"""What a detector goes by, as people read it."""
+"""The scores that a detector may use, as people write them."""
 
 
-def eps_text(norm: Any, eps: float) -> str:
-    """An eps as people write it.
+def eps_text(norm: Norm, eps: float) -> str:
+    """An eps as people write it: over 255 where it is a multiple of 1/255.
 
     >>> eps_text("linf", 8 / 255), eps_text("l2", 0.5), eps_text("l2", 1e-9)
     ('8/255', '0.5', '1e-09')
@@ -43,7 +58,7 @@ def eps_text(norm: Any, eps: float) -> str:
 
 
 def sigma_text(sigma: float) -> str:
-    """A noise level in pixel units as people write it; six digits of it are enough.
+    """A noise level in pixel units as people write it, to six digits.
 
     >>> sigma_text(25 / 255), sigma_text(0.0980392), sigma_text(0.4)
     ('σ 25/255', 'σ 25/255', 'σ 0.4')
@@ -53,26 +68,52 @@ def sigma_text(sigma: float) -> str:
     return f"σ {round(levels)}/255" if grey else f"σ {sigma:g}"
 
 
-def format_value(metric: MetricLine, value: float | None = None) -> str:
-    """A number as the report shows it: shares in percent, others as they are; gains with their sign."""
-    name, value = metric["metric"], metric["value"] if value is None else value
-    shown = 100 * value if name in SHARES else value
-    sign = "+" if name in SIGNED else ""
-    return f"{shown:{sign}.{_digits(name, abs(shown))}f}".replace("-", "−")
+def format_of(metric: str) -> Format:
+    """How a metric is written."""
+    return FORMATS.get(metric, Format())
 
 
-def _digits(name: str, size: float) -> int:
-    if name in WIDE and size >= 100:
+def scale_of(metric: str) -> int:
+    """The factor between a metric's value and the number that is shown: 100 for percentages, else 1."""
+    return 100 if format_of(metric).percent else 1
+
+
+def threat_text(norm: Norm, eps: float) -> str:
+    """A threat model as people write it.
+
+    >>> threat_text("linf", 8 / 255)
+    'L∞ ≤ 8/255'
+    """
+    return f"{NORMS[norm]} ≤ {eps_text(norm, eps)}"
+
+
+def number_text(metric: str, value: float) -> str:
+    """A value of a metric, or a difference of two, as the report shows it.
+
+    >>> number_text("accuracy", 0.98765), number_text("psnr_gain", 0.75), number_text("psnr_gain", -0.75)
+    ('98.8', '+0.8', '−0.8')
+    """
+    shown = scale_of(metric) * value
+    sign = "+" if format_of(metric).signed else ""
+    return f"{shown:{sign}.{_digits(metric, abs(shown))}f}".replace("-", "−")
+
+
+def _digits(metric: str, size: float) -> int:
+    if metric in UNBOUNDED and size >= 100:
         return 0
-    if name == "guidance_gain" and size < 1:  # on colour pictures a label is worth little
+    if metric == "guidance_gain" and size < 1:  # typical of colour pictures
         return 2
-    return DIGITS.get(name, 1)
+    return format_of(metric).digits
 
 
-def format_interval(metric: MetricLine) -> str:
-    """The 95 % interval of a number, such as 82.5–93.4 or −1.3 to 2.0."""
-    ends = metric["ci_low"], metric["ci_high"]
-    low, high = (format_value(metric, end).removeprefix("+") for end in ends)
+def format_value(entry: MetricEntry) -> str:
+    """The value of an entry as the report shows it."""
+    return number_text(entry["metric"], entry["value"])
+
+
+def format_interval(entry: MetricEntry | ComparisonEntry) -> str:
+    """The 95 % interval of an entry, such as 82.5–93.4 or −1.3 to 2.0."""
+    low, high = (number_text(entry["metric"], entry[end]).removeprefix("+") for end in ("ci_low", "ci_high"))
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
@@ -94,6 +135,6 @@ def time_text(value: float) -> str:
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def foreign_name(detail: dict[str, Any]) -> str:
-    """A foreign set as people read it: one that did not go through the data's codec says so."""
+def foreign_name(detail: EvaluationEntry) -> str:
+    """The name of a foreign set, marked as confounded where it did not go through the data's codec."""
     return f"{detail['data']}{', raw (confounded)' if 'confounded' in detail else ''}"

@@ -1,26 +1,26 @@
-"""The first screen: a strip a question on which every model is a dot, right being better."""
+"""The first screen: for each question a strip on which every model is a dot; further right is better."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from robustgen.report.columns import Column
+from robustgen.report.content import Summary
 from robustgen.report.flags import Doubts
-from robustgen.report.formats import SHARES
+from robustgen.report.formats import scale_of
 from robustgen.report.plots import COLOURS, element, marker, text
-from robustgen.report.reading import reading
 from robustgen.report.tables import Cell, MainTable
+from robustgen.report.takeaways import takeaways
 
 WIDTH, HEIGHT, LEFT, RIGHT, MIDDLE = 340, 44, 34, 30, 16
 HARM = -100.0
-"""Gains below it are drawn at the edge: a gradient that means nothing can do harm without bounds."""
+"""Gains below are drawn at the left end: the harm that a gradient can do has no bound."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A question, its models as dots, and the sentence that the figures generate."""
+    """A question with its models as dots, and the takeaway in words."""
 
     opening: str
     sentence: str
@@ -28,13 +28,13 @@ class Strip:
 
 
 def strips(table: MainTable, doubts: Doubts) -> list[Strip]:
-    """The questions of ``reading``, each with its picture."""
+    """A strip for each takeaway."""
     order = {model["name"]: index for index, (model, _) in enumerate(table.rows)}
     found = []
-    for said in reading(table, doubts):
-        level = table.columns[said.place].title
-        opening = f"{said.opening}, {level}" if level.startswith("σ") else said.opening
-        found.append(Strip(opening, said.sentence, _strip(opening, table, said.place, order)))
+    for takeaway in takeaways(table, doubts):
+        title = table.columns[takeaway.column].title
+        opening = f"{takeaway.opening}, {title}" if title.startswith("σ") else takeaway.opening
+        found.append(Strip(opening, takeaway.sentence, _strip(opening, table, takeaway.column, order)))
     return found
 
 
@@ -42,7 +42,7 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
     column = table.columns[place]
     known = [(model["name"], cells[place]) for model, cells in table.rows]
     cells = [(name, cell) for name, cell in known if cell is not None]
-    scale = 100.0 if column.key.metric in SHARES else 1.0
+    scale = float(scale_of(column.key.metric))
     left, right = _range(column, [end for _, cell in cells for end in _ends(cell, scale)])
     best_last = sorted(cells, key=lambda c: c[1].metric["value"], reverse=not column.higher_is_better)
     parts = [
@@ -73,7 +73,7 @@ def _dot(name: str, cell: Cell, index: int, scale: float, ends: tuple[float, flo
 
 
 def _ends(cell: Cell, scale: float) -> tuple[float, float, float]:
-    """A number and the ends of its interval, as they are drawn."""
+    """A value and the ends of its interval, scaled."""
     metric = cell.metric
     return scale * metric["value"], scale * metric["ci_low"], scale * metric["ci_high"]
 
@@ -83,7 +83,7 @@ def _x(value: float, left: float, right: float) -> float:
 
 
 def _range(column: Column, values: list[float]) -> tuple[float, float]:
-    """The numbers at the left and the right end, the better one at the right."""
+    """The values at the left and the right end of a strip; better is to the right."""
     metric = column.key.metric
     if metric in ("guidance_gain", "psnr_gain"):
         reach = max(1.0, *(abs(v) for v in values if v > HARM)) if any(v > HARM for v in values) else 1.0
@@ -96,6 +96,6 @@ def _range(column: Column, values: list[float]) -> tuple[float, float]:
     return (90.0 if floor >= 90 else 50.0 if floor >= 50 else 0.0, 100.0)
 
 
-def legend(content: dict[str, Any]) -> list[tuple[str, int]]:
+def legend(content: Summary) -> list[tuple[str, int]]:
     """Every model with its colour."""
     return [(model["name"], index) for index, model in enumerate(content["models"])]

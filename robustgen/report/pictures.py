@@ -1,4 +1,4 @@
-"""Example pictures: what an attack did, and what a model's gradient adds to the reference denoiser."""
+"""Example pictures: what an attack changed, and what a class gradient adds to the reference denoiser."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import pandas as pd
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Rows, Run
 from robustgen.report.columns import headline_eps
+from robustgen.report.content import DataEntry, Summary
 from robustgen.report.formats import sigma_text
 from robustgen.store import RunStore
 from robustgen.threat import worst_name
 
 Array = np.ndarray
-SAMPLES = 3  # shown
-SEARCHED = 32  # looked through for them
+SAMPLES = 3  # that a gallery shows
+SEARCHED = 32  # stored pictures among which they are chosen
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI, with its text alternative and a line below it."""
+    """A picture as a data URI, with its text alternative and its caption."""
 
     uri: str
     alt: str
@@ -35,10 +36,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A table of pictures: a first row that all models share, then a row a model.
-
-    A cell holds the pictures that belong together; an empty one says that there are none.
-    """
+    """A table of pictures: a first row that all models share, then a row for each model; ``heads`` are the
+    titles of its columns. A cell holds the pictures that belong together, none where it is empty."""
 
     title: str
     intro: str
@@ -47,7 +46,7 @@ class Gallery:
 
 
 def png(picture: Array, low: float = 0.0, high: float = 1.0) -> str:
-    """A picture (channels, height, width) as a PNG data URI; low is black, high white, beyond is clipped."""
+    """A picture (channels, height, width) as a PNG data URI; ``low`` is black, ``high`` white."""
     from PIL import Image
 
     scaled = np.clip((picture - low) / (high - low), 0, 1)
@@ -59,24 +58,28 @@ def png(picture: Array, low: float = 0.0, high: float = 1.0) -> str:
 
 
 def signed_png(picture: Array, scale: float) -> str:
-    """A difference of pictures: grey is 0, lighter adds, darker takes away, ``scale`` is white."""
+    """A difference of pictures: grey is 0, white ``scale`` and black -``scale``."""
     return png(picture, -scale, scale)
 
 
-def clean_pictures(data: dict[str, Any], root: str | None = None) -> Array:
-    """The test pictures (n, channels, height, width) that the runs were made on, or a UserError.
+def clean_pictures(data: DataEntry, root: str | None = None) -> Array:
+    """The test pictures (n, channels, height, width) of the runs; UserError where they are not available.
 
-    ``root``: the data root of the run, None for the usual one.
+    ``root``: the data root of the run, None for the default.
     """
     from robustgen.data import load
 
     dataset = load(data.get("source") or data["name"], root=root)
     if dataset.fingerprint != data["fingerprint"]:
-        raise UserError("the data at hand are not those of the run", got=dataset.fingerprint)
+        raise UserError(
+            "the data on this machine differ from those of the run",
+            expected=data["fingerprint"],
+            got=dataset.fingerprint,
+        )
     return dataset.images.numpy()
 
 
-def galleries(content: dict[str, Any], pairs: list[tuple[RunStore, Run]], clean: Array) -> list[Gallery]:
+def galleries(content: Summary, pairs: list[tuple[RunStore, Run]], clean: Array) -> list[Gallery]:
     """The galleries for which pictures are stored."""
     found = [_attack_gallery(content, pairs, clean), _guidance_gallery(pairs, clean)]
     return [gallery for gallery in found if gallery is not None]
@@ -85,10 +88,8 @@ def galleries(content: dict[str, Any], pairs: list[tuple[RunStore, Run]], clean:
 # --- attacks ---------------------------------------------------------------------------------------
 
 
-def _attack_gallery(
-    content: dict[str, Any], pairs: list[tuple[RunStore, Run]], clean: Array
-) -> Gallery | None:
-    """The first samples that all models get right, and what the main table's hardest attack made of them."""
+def _attack_gallery(content: Summary, pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
+    """The samples that an attack of the main table turns for the most models: perturbation and result."""
     runs = [run for _, run in pairs]
     detail = _shown_attack(content, runs)
     if detail is None:
@@ -107,15 +108,14 @@ def _attack_gallery(
         if any(cells):
             rows.append((run.model, cells))
     intro = (
-        f"Under {evaluation}, samples that it turns for the most models: the perturbation (grey is none, "
-        f"white and black are ±{scale:.2g}) and the "
-        "picture that the model was shown, with what it saw in it."
+        f"The stored samples that {evaluation} turns for the most models: the perturbation (grey is 0, white "
+        f"and black are ±{scale:.2g}), and the perturbed picture with the predicted class."
     )
-    return Gallery("What the attack did", intro, [f"sample {i}" for i in samples], rows)
+    return Gallery("What the attack changed", intro, [f"sample {i}" for i in samples], rows)
 
 
-def _shown_attack(content: dict[str, Any], runs: list[Run]) -> dict[str, Any] | None:
-    """A cascade of the main table, else any attack of it, else any attack at all."""
+def _shown_attack(content: Summary, runs: list[Run]) -> dict[str, Any] | None:
+    """A cascade of the main table, else any attack of it, else any attack."""
     wanted = {worst_name(*size) for size in headline_eps(content)}
     found = [evaluation.detail for run in runs for evaluation, _ in run.of_kind("attack")]
     return max(
@@ -131,7 +131,7 @@ def _adversarial(store: RunStore, evaluation: str) -> dict[int, Array]:
 
 
 def _samples(runs: list[Run], evaluation: str, stored: list[dict[int, Array]]) -> list[int]:
-    """The samples with pictures everywhere that the attack turns for the most models, the first of them."""
+    """The samples whose pictures all models store and that the attack turns for the most models."""
     if not stored:
         return []
     attacked = [(run, run.evaluations[evaluation].rows) for run in runs if evaluation in run.evaluations]
@@ -141,7 +141,7 @@ def _samples(runs: list[Run], evaluation: str, stored: list[dict[int, Array]]) -
 
 
 def _turned(run: Run, rows: Rows) -> list[int]:
-    """Samples that are right on the clean picture and wrong under attack."""
+    """Samples that are classified correctly on the clean picture and wrongly under attack."""
     clean = run.first("clean")
     before = set(clean.ids[clean.correct].tolist()) if clean else set()
     return [i for i in rows.ids[~rows.correct].tolist() if i in before]
@@ -180,7 +180,7 @@ def _name(names: list[str], label: int) -> str:
 
 
 def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Gallery | None:
-    """Some stored samples at the middle noise level: what each model's gradient adds."""
+    """Some stored samples at the middle noise level, with what each model's class gradient adds."""
     tables = {run.model: _pictures_of(store, run) for store, run in pairs}
     known = [table for table in tables.values() if len(table)]
     if not known:
@@ -194,16 +194,16 @@ def _guidance_gallery(pairs: list[tuple[RunStore, Run]], clean: Array) -> Galler
     if not samples:
         return None
     first, shape = next(iter(tables.values())), clean.shape[1:]
-    rows = [("given to all", [given(first.loc[i], clean[i]) for i in samples])]
+    rows = [("all models", [given(first.loc[i], clean[i]) for i in samples])]
     rows += [(model, [_added(t.loc[i], shape, model) for i in samples]) for model, t in tables.items()]
     intro = (
-        f"Noise of {sigma_text(sigma)} was added, and one reference denoiser, the same for all, removes it. "
-        "Each model's class gradient, σ²∇log p(label | noisy picture), is added to its answer: grey adds "
-        "nothing; each gradient is scaled to its own largest pixel, which stands below it. A gradient that "
-        "means something strengthens the strokes of the label's class and weakens the others. The samples "
-        "are those that the reference denoises worst, among the stored ones."
+        f"Noise of {sigma_text(sigma)} was added, and one reference denoiser, the same for all models, "
+        "removes it. Each model's class gradient, σ²∇log p(label | noisy picture), is added to its output. "
+        "Grey is 0; each gradient is scaled to its own largest pixel, which stands below it. A good class "
+        "gradient moves the output towards the clean picture. The samples are the stored ones that the "
+        "reference denoises worst."
     )
-    return Gallery("What the gradient adds", intro, [f"sample {i}" for i in samples], rows)
+    return Gallery("What the class gradient adds", intro, [f"sample {i}" for i in samples], rows)
 
 
 def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
@@ -215,14 +215,14 @@ def _pictures_of(store: RunStore, run: Run) -> pd.DataFrame:
 
 
 def given(row: pd.Series, clean: Array) -> list[Picture]:
-    """What all models are given: the clean picture, and from ``row`` the noisy one and its denoised one."""
+    """The pictures that all models share: clean, noisy, and denoised by the reference."""
     noisy, reference = (
         np.asarray(row[c], dtype=np.float64).reshape(clean.shape) for c in ("noisy", "reference")
     )
     return [
         Picture(png(clean), "clean picture", "clean"),
         Picture(png(noisy), "noisy picture", "noisy"),
-        Picture(png(reference), "answer of the reference denoiser", "reference"),
+        Picture(png(reference), "output of the reference denoiser", "reference"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, written by hand: small, sharp, and in the colours of the page's theme."""
+"""Charts as inline SVG in the colours of the page's theme."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COLOURS = 8
 
 
 def style(index: int) -> str:
-    """Colour and dash of the index-th series; dashes change where the colours begin anew."""
+    """Colour and dash of the index-th series; the dash changes whenever the colours repeat."""
     dash = DASHES[(index // COLOURS) % len(DASHES)]
     return f"stroke:var(--series-{index % COLOURS})" + (f";stroke-dasharray:{dash}" if dash else "")
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of points (x, y), with an interval of y at each where it has one; ``index`` is its colour."""
+    """A line of points (x, y), optionally with an interval of y at each; ``index`` is its colour."""
 
     name: str
     index: int
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart. ``described`` says in words what a reader sees: the text alternative."""
+    """A line chart; ``described`` is its text alternative."""
 
     title: str
     described: str
@@ -43,7 +43,7 @@ class Chart:
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     x_powers: bool = False
-    """Whether x holds logarithms to the base 10: ticks then stand at 1, 2 and 5 times its powers."""
+    """Whether x holds logarithms to the base 10; ticks are then at 1, 2 and 5 times the powers of 10."""
     zero_line: bool = False
     diagonal: bool = False
     width: int = 440
@@ -69,7 +69,7 @@ class Chart:
 
 
 def _open(ends: tuple[float, float]) -> tuple[float, float]:
-    """A range that has a length: figures that are all 0 make none."""
+    """The range, widened where its ends are equal."""
     low, high = ends
     return (low, high) if high > low else (low, low + 1)
 
@@ -102,7 +102,7 @@ def _draw(frame: _Frame, series: Series, shift: float) -> str:
 
 
 def marker(index: int, x: float, y: float, r: float, name: str = "dot") -> str:
-    """A dot of the ``index``-th model: after every eight, whose colours come again, another shape."""
+    """A dot of the ``index``-th model; its shape changes whenever the colours repeat."""
     how = f'class="{name}" style="fill:var(--series-{index % COLOURS})"'
     shape = index // COLOURS % 4
     if shape == 0:
@@ -118,7 +118,7 @@ def marker(index: int, x: float, y: float, r: float, name: str = "dot") -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Maps data to the pixels of the plot's area."""
+    """Maps data to pixels of the plot area."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -140,7 +140,7 @@ class _Frame:
         return f'<polyline class="{name}" style="{how}" points="{points}"/>'
 
     def clipped(self, content: str) -> str:
-        """Content that may leave the plot's area, cut off a marker's width beyond it."""
+        """Content that is cut off a marker's width outside the plot area."""
         x, y, width, height = (
             LEFT - 5,
             TOP - 5,
@@ -171,7 +171,7 @@ def text(x: float, y: float, content: str, anchor: str = "middle") -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers in [low, high], some 4 to 7 of them.
+    """About 4 to 7 round numbers in [low, high].
 
     >>> ticks(0, 100)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
@@ -185,7 +185,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """(logarithm, label) of 1, 2 and 5 times the powers of 10 in 10^[low, high]; powers alone over 2 decades.
+    """(logarithm, label) of 1, 2 and 5 times the powers of 10 in 10^[low, high]; over 2 decades powers only.
 
     >>> [label for _, label in log_ticks(0, 1)]
     ['1', '2', '5', '10']
@@ -208,7 +208,7 @@ def _number(value: float) -> str:
 def reliability_svg(
     name: str, described: str, confidence: Sequence[float], accuracy: Sequence[float], share: Sequence[float]
 ) -> str:
-    """A reliability diagram: share right against confidence; a dot's area is its bin's share of samples."""
+    """A reliability diagram: accuracy against confidence; a dot's area is its bin's share of samples."""
     size, pad, edge = 190, 26, 14
 
     def at(value: float) -> float:

@@ -1,6 +1,6 @@
-"""Published reports: the rows of a model in one compressed file, from which the page is made again.
+"""Published reports: the rows of each model in one archive, from which summary and page are rebuilt.
 
-A run is hundreds of small files, whose headers weigh more than their rows; packed together they are a third.
+A run is hundreds of small files, whose headers are larger than their rows; an archive takes a third of that.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
 from robustgen.disk import atomic, write_json
 from robustgen.errors import UserError
+from robustgen.report.content import Summary
 from robustgen.report.render import render
 from robustgen.report.summary import gather, read_summary, summarise
 
 LEFT_BEHIND = ("adversarial", "errors.jsonl")
-"""Adversarial pictures, for their size (a stranger's machine computes them again), and what was mended."""
+"""What an archive leaves out: adversarial pictures (large, and can be recomputed) and past errors."""
 
 
 def publish(report: Path, target: Path) -> None:
-    """Put the models of a finished report into ``target``, rows/<model>.tar.xz each; then ``rebuild`` it.
+    """Publish the models of a finished report in ``target``, rows/<model>.tar.xz each; ``rebuild`` it next.
 
-    A model that is published there already is replaced and the others stay, so that one trained anew takes
-    its own measurement alone. UserError where those that stay were measured otherwise.
+    Models of the same name are replaced and the others stay. UserError where those that stay were measured
+    with other settings.
     """
     content = read_summary(report / "summary.json")
     measured = content["models"]
@@ -35,8 +35,8 @@ def publish(report: Path, target: Path) -> None:
     write_json(target / "summary.json", content)
 
 
-def _join(target: Path, published: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """What stands in ``target`` with the models of a new report among them, in its places or at the end."""
+def _join(target: Path, published: Summary, new: Summary) -> Summary:
+    """The summary in ``target`` with the models of a new report in their places, or at the end."""
     models = {model["name"]: model for model in published["models"]}
     measured = {model["name"]: model for model in new["models"]}
     if models.keys() <= measured.keys():
@@ -44,19 +44,19 @@ def _join(target: Path, published: dict[str, Any], new: dict[str, Any]) -> dict[
     ours, theirs = _settings(published), _settings(new)
     if ours != theirs:
         raise UserError(
-            f"these models cannot stand beside those of {target}, which were measured otherwise",
+            f"these models cannot be added to {target}: its models were measured with other settings",
             where=", ".join(measured),
             expected=ours,
             got=theirs,
-            remedy=f"measure them alike, or remove {target} and measure all of its models anew",
+            remedy=f"measure them with these settings, or remove {target} and publish all its models again",
         )
     added = "".join(f" {name}" for name in measured if name not in models)
     command = published["command"].replace("robustgen report", "robustgen report" + added, 1)
-    return published | {"command": command, "models": [*(models | measured).values()]}
+    return {**published, "command": command, "models": [*(models | measured).values()]}
 
 
-def _settings(content: dict[str, Any]) -> str:
-    """How a report's models were measured, in words."""
+def _settings(content: Summary) -> str:
+    """The settings that a report's models were measured with, as text."""
     protocol, data = content["protocol"], content["data"]
     return (
         f"{protocol['name']} {protocol['version']}, n = {content['n']}, {data['name']} {data['fingerprint']}"
@@ -64,7 +64,7 @@ def _settings(content: dict[str, Any]) -> str:
 
 
 def _pack(run: Path, archive: Path) -> None:
-    """The files of a run under runs/<model>/, the same bytes from the same files."""
+    """Pack a run's files under runs/<model>/, reproducibly: the same files give the same bytes."""
     files = [
         file
         for file in sorted(run.rglob("*"))
@@ -79,22 +79,22 @@ def _pack(run: Path, archive: Path) -> None:
 
 
 def unpack(published: Path, out: Path) -> Path:
-    """Lay a published report out in ``out`` as the command wrote it, rows and all; returns ``out``."""
+    """Unpack a published report with its rows into ``out``, as the command wrote it; returns ``out``."""
     shutil.copytree(published, out, dirs_exist_ok=True)
     for archive in sorted((published / "rows").glob("*.tar.xz")):
         with tarfile.open(archive) as packed:
             for entry in packed:
-                _lay_out(packed, entry, out, archive)
+                _extract(packed, entry, out, archive)
     return out
 
 
-def _lay_out(packed: tarfile.TarFile, entry: tarfile.TarInfo, out: Path, archive: Path) -> None:
-    """One file of an archive, within ``out``. The filters of tarfile came with Python 3.11.4 only."""
+def _extract(packed: tarfile.TarFile, entry: tarfile.TarInfo, out: Path, archive: Path) -> None:
+    """Extract one file of an archive, within ``out`` (tarfile's filters need Python 3.11.4)."""
     target, content = out / entry.name, packed.extractfile(entry) if entry.isreg() else None
     if content is None or not target.resolve().is_relative_to(out.resolve()):
         raise UserError(
-            "this archive holds more than the files of a run", where=archive,
-            expected="plain files under runs/MODEL/", got=entry.name, remedy="fetch it again",
+            "this archive contains more than the files of a run", where=archive,
+            expected="plain files under runs/MODEL/", got=entry.name, remedy="download it again",
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
@@ -102,11 +102,11 @@ def _lay_out(packed: tarfile.TarFile, entry: tarfile.TarInfo, out: Path, archive
 
 
 def rebuild(published: Path, workplace: Path) -> int:
-    """Summary and page of a published report from its rows; returns the report's size in bytes."""
-    laid = unpack(published, workplace / published.name)
-    runs, n, earlier = gather([laid], laid)
-    summarise(laid, runs, n, str(earlier[0]["command"]), earlier=earlier)
-    render(laid)
+    """Rebuild summary and page of a published report from its rows; returns the report's size in bytes."""
+    unpacked = unpack(published, workplace / published.name)
+    runs, n, earlier = gather([unpacked], unpacked)
+    summarise(unpacked, runs, n, str(earlier[0]["command"]), earlier=earlier)
+    render(unpacked)
     for name in ("summary.csv", "summary.json", "index.html"):
-        shutil.copyfile(laid / name, published / name)
+        shutil.copyfile(unpacked / name, published / name)
     return sum(file.stat().st_size for file in published.rglob("*") if file.is_file())

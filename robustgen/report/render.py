@@ -17,62 +17,43 @@ from robustgen.metrics.rows import Run, read_run
 from robustgen.places import resolve_path
 from robustgen.report import corruptions, costs, figures, glance, pictures, sentences
 from robustgen.report.citations import citations
+from robustgen.report.content import ModelEntry, Summary, asked
 from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.formats import time_text
 from robustgen.report.plots import marker, style
-from robustgen.report.reading import Said, reading
-from robustgen.report.tables import DetailTable, detail_table, main_table, test_rows
+from robustgen.report.tables import DetailTable, detail_table, main_table, paired_tests
+from robustgen.report.takeaways import GAINS, Takeaway, takeaways
 from robustgen.store import RunStore
 
-EXPLAINED = (
-    "gradient_efficiency",
-    "gradient_information",
-    "label_information",
-    "span_share",
-    "random_span_share",
-    "radius_correlation",
-    "radius_partial_correlation",
-    "margin_correlation",
-    "radius_ratio",
-    "minimal_distance",
-    "branch_cosine",
-    "branch_relative_error",
-)
+SECTIONS = {
+    "reading": "At a glance", "table": "Table", "flags": "Doubts", "attacks": "Attacks",
+    "corruptions": "Corruptions", "calibration": "Calibration", "foreign": "OOD", "gradients": "Gradients",
+    "cost": "Cost", "examples": "Examples", "tests": "Tests", "run": "Run", "again": "Check it",
+}  # fmt: skip
+"""The sections of the page by id, with their names in the navigation."""
 DETAILS = {
-    "attacks": ("Attack by attack, and each cascade stage by stage", ("robust_accuracy", "guarded_accuracy")),
-    "corruptions": ("Corruption by corruption", ("corruption_accuracy", "relative_corruption_error")),
+    "attacks": ("Every attack, and every stage of a cascade", ("robust_accuracy", "guarded_accuracy")),
+    "corruptions": ("Every corruption", ("corruption_accuracy", "relative_corruption_error")),
     "calibration": (
-        "All calibration measures",
-        (
-            "ece",
-            "adaptive_ece",
-            "classwise_ece",
-            "nll",
-            "brier",
-            "brier_reliability",
-            "brier_resolution",
-            "brier_uncertainty",
-            "aurc",
-            "e_aurc",
-            "temperature",
-            "bits_per_dim",
-        ),
+        "All calibration metrics",
+        ("ece", "adaptive_ece", "classwise_ece", "nll", "brier", "brier_reliability", "brier_resolution",
+         "brier_uncertainty", "aurc", "e_aurc", "temperature", "bits_per_dim"),
     ),
     "foreign": (
-        "All scores and measures",
-        (
-            "auroc",
-            "aupr_in",
-            "aupr_out",
-            "average_precision_in",
-            "average_precision_out",
-            "fpr95_at_id_tpr",
-            "fpr95_at_ood_tpr",
-        ),
+        "All scores and OOD metrics",
+        ("auroc", "aupr_in", "aupr_out", "average_precision_in", "average_precision_out", "fpr95_at_id_tpr",
+         "fpr95_at_ood_tpr"),
     ),
-    "gradients": ("All noise levels", ("guidance_gain", "psnr", "psnr_gain", *EXPLAINED)),
-}
+    "gradients": (
+        "All noise levels",
+        ("guidance_gain", "psnr", "psnr_gain", "gradient_efficiency", "gradient_information",
+         "label_information", "span_share", "random_span_share", "radius_correlation",
+         "radius_partial_correlation", "margin_correlation", "radius_ratio", "minimal_distance",
+         "branch_cosine", "branch_relative_error"),
+    ),
+}  # fmt: skip
+"""The table of all metrics at the end of a section: its title, and the metrics in it."""
 
 
 def render(out: Path) -> Path:
@@ -84,19 +65,18 @@ def render(out: Path) -> Path:
         pairs.append((store, read_run(store, content["n"])))
     page = out / "index.html"
     context = _context(content, pairs) | {"rows": [_link_to_rows(out, model) for model in content["models"]]}
-    context["shown_sections"] = _shown(context)
-    text = templates().get_template("page.html.j2").render(context)
+    text = templates().get_template("page.html.j2").render(context, sections=_sections(context))
     with atomic(page) as temporary:
-        # the command may name a folder whose bytes are no UTF-8
+        # the command may name a folder whose bytes are not UTF-8
         temporary.write_text(text, encoding="utf-8", errors="replace")
-    remove_stale(out)  # of pages and summaries; what a run left behind, the run's store removes
+    remove_stale(out)  # half-written pages and summaries; those of a run are removed by its store
     return page
 
 
-def _shown(context: dict[str, Any]) -> set[str]:
-    """The sections that this page has, by their ids."""
+def _sections(context: dict[str, Any]) -> dict[str, str]:
+    """The sections that have content."""
     details = context["details"]
-    there = {
+    optional = {
         "attacks": context["curves"] or details["attacks"],
         "corruptions": details["corruptions"],
         "calibration": context["reliability"],
@@ -105,26 +85,25 @@ def _shown(context: dict[str, Any]) -> set[str]:
         "cost": context["cost"],
         "tests": context["tests"],
     }
-    always = {"reading", "table", "flags", "examples", "run", "again"}
-    return always | {place for place, content in there.items() if content}
+    return {place: title for place, title in SECTIONS.items() if optional.get(place, True)}
 
 
 class RowsLink(NamedTuple):
-    """The way from the page to a model's rows, and whether they are packed there."""
+    """The path from the page to a model's rows, and whether it is an archive."""
 
     model: str
-    way: str
+    path: str
     packed: bool
 
 
-def _link_to_rows(out: Path, model: dict[str, Any]) -> RowsLink:
+def _link_to_rows(out: Path, model: ModelEntry) -> RowsLink:
     archive = f"rows/{model['name']}.tar.xz"
     packed = (out / archive).is_file()
     return RowsLink(model["name"], archive if packed else f"{model['path']}/samples/", packed)
 
 
 def templates() -> Environment:
-    """jinja2 with the package's templates, everything escaped."""
+    """The jinja2 environment of the package's templates, with autoescape."""
     environment = Environment(
         loader=PackageLoader("robustgen.report"),
         autoescape=True,
@@ -134,38 +113,38 @@ def templates() -> Environment:
     )
     environment.globals |= {"style": style, "marker": marker}
     environment.filters["short"] = time_text
-    environment.filters["link"] = lambda way: quote(os.fsencode(way))  # byte by byte, whatever they are
+    environment.filters["link"] = lambda path: quote(os.fsencode(path))  # a path may not be UTF-8
     return environment
 
 
-def _context(content: dict[str, Any], pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
+def _context(content: Summary, pairs: list[tuple[RunStore, Run]]) -> dict[str, Any]:
     runs = [run for _, run in pairs]
     table, groups = main_table(content), flag_groups(content)
     doubts = doubts_of(content, groups)
-    shown, missing = _galleries(content, pairs)
+    galleries, no_pictures = _galleries(content, pairs)
     return _figures(content, runs) | {
         "summary": content,
         "date": datetime.fromisoformat(content["created"]).strftime("%-d %B %Y, %H:%M UTC"),
-        "asked": min(content["n"] or content["data"]["size"], content["data"]["size"]),
+        "asked": asked(content),
         "table": table,
         "strips": glance.strips(table, doubts),
         "models_legend": glance.legend(content),
         "flags": groups,
         "doubts": doubts,
         "milliseconds": {model["name"]: costs.milliseconds(model) for model in content["models"]},
-        "said": _said(content, runs, reading(table, doubts)),
-        "galleries": shown,
-        "no_pictures": missing,
+        "sentences": _sentences(content, runs, takeaways(table, doubts)),
+        "galleries": galleries,
+        "no_pictures": no_pictures,
         "details": _details(content),
-        "tests": test_rows(content),
+        "tests": paired_tests(content),
         "environments": _environments(content),
-        "costs": [costs.spent(model) for model in content["models"]],
+        "costs": [costs.run_cost(model) for model in content["models"]],
         "citations": citations(content),
         "protocol_json": json.dumps(content["protocol"], indent=1, ensure_ascii=False),
     }
 
 
-def _figures(content: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
+def _figures(content: Summary, runs: list[Run]) -> dict[str, Any]:
     return {
         "curves": figures.curves(content),
         "heat": corruptions.heat_map(content),
@@ -178,45 +157,43 @@ def _figures(content: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _said(content: dict[str, Any], runs: list[Run], read: list[Said]) -> dict[str, list[str]]:
-    """The sentences of each section; those on gradients are of the table's."""
+def _sentences(content: Summary, runs: list[Run], found: list[Takeaway]) -> dict[str, list[str]]:
+    """The sentences at the head of each section; those on gradients are takeaways of the main table."""
     _, points = costs.cost_points(content)
     return {
         "attacks": sentences.attacks(content) + sentences.guarded(content),
         "corruptions": sentences.corruptions(corruptions.heat_map(content)),
         "calibration": sentences.calibrated(runs),
         "foreign": sentences.foreign(content),
-        "gradients": [said.sentence for said in read if said.metric in ("guidance_gain", "psnr_gain")],
+        "gradients": [takeaway.sentence for takeaway in found if takeaway.metric in GAINS],
         "cost": sentences.costs(points),
     }
 
 
-def _galleries(
-    content: dict[str, Any], pairs: list[tuple[RunStore, Run]]
-) -> tuple[list[pictures.Gallery], str]:
-    """The example pictures, and why there are none."""
+def _galleries(content: Summary, pairs: list[tuple[RunStore, Run]]) -> tuple[list[pictures.Gallery], str]:
+    """The galleries of example pictures, and the reason if there are none."""
     try:
         roots = [store.environment.get("data_root") for store, _ in pairs]
         root = next((root for root in roots if root and Path(root).is_dir()), None)
         clean = pictures.clean_pictures(content["data"], root)
     except UserError as error:
-        return [], f"No example pictures: {error.what}."
+        return [], f"There are no example pictures: {error.what}."
     shown = pictures.galleries(content, pairs, clean)
     panel = explained_gallery(pairs, clean)
     shown += [panel] if panel else []
-    return shown, "" if shown else "No example pictures: the runs stored none."
+    return shown, "" if shown else "There are no example pictures: the runs stored none."
 
 
-def _details(content: dict[str, Any]) -> dict[str, DetailTable | None]:
+def _details(content: Summary) -> dict[str, DetailTable | None]:
     return {place: detail_table(content, title, metrics) for place, (title, metrics) in DETAILS.items()}
 
 
-def _environments(content: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
-    """Versions and machine, once for all models that share them."""
+def _environments(content: Summary) -> list[tuple[dict[str, Any], list[str]]]:
+    """Versions and machine, with the models that share them."""
     found: list[tuple[dict[str, Any], list[str]]] = []
     for model in content["models"]:
-        elsewhere = ("reference", "data_root")  # of the machine, not of how it was computed
-        versions = {key: value for key, value in model["environment"].items() if key not in elsewhere}
+        paths = ("reference", "data_root")
+        versions = {key: value for key, value in model["environment"].items() if key not in paths}
         versions |= {key: model["kernels"][key] for key in ("device", "batch", "precision", "threads")}
         known = next((names for other, names in found if other == versions), None)
         if known is None:

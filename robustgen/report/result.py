@@ -1,12 +1,13 @@
-"""What ``robustgen.evaluate`` returns: a finished report, as a data frame and in a notebook."""
+"""The value of ``robustgen.evaluate``: a finished report, as a data frame, as text and in a notebook."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from robustgen.report.content import Summary
 from robustgen.report.render import render
 from robustgen.report.summary import headline
 from robustgen.types import Metric
@@ -17,24 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """The report in a folder: ``content`` is that of summary.json, ``failures`` what went wrong by model.
+    """The report in a folder. ``content``: of summary.json; ``failures``: the errors of failed models.
 
-    A notebook shows its main table; ``print`` too.
+    ``print`` and notebooks show its main table.
     """
 
     folder: Path
-    content: dict[str, Any] = field(repr=False)
+    content: Summary = field(repr=False)
     failures: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
-        """Every number, a row each: the columns of summary.csv (model, evaluation, variant, metric, value,
-        ci_low, ci_high, n, unit, higher_is_better). The intervals are of 95 %."""
+        """A row for each metric with the columns of summary.csv: model, evaluation, variant, metric, value,
+        ci_low, ci_high (of the 95 % interval), n, unit, higher_is_better."""
         import pandas as pd
 
         return pd.DataFrame(self.content["metrics"], columns=[f.name for f in fields(Metric)])
 
     def flags(self) -> pd.DataFrame:
-        """The doubts about these numbers, the gravest first: model, evaluation, flag, severity, message."""
+        """The doubts about these numbers, errors first: model, evaluation, flag, severity, message."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -42,7 +43,7 @@ class Report:
         )
 
     def page(self) -> Path:
-        """Write index.html, and return its path."""
+        """Write index.html; returns its path."""
         return render(self.folder)
 
     def __str__(self) -> str:
@@ -59,9 +60,9 @@ class Report:
         return "\n".join(line.rstrip() for line in [*lines, *self._notes()])
 
     def _notes(self) -> list[str]:
-        graves = [flag for flag in self.content["flags"] if flag["severity"] != "info"]
-        notes = [f"{f['severity']}: {f['model']} {f['evaluation']}: {f['message']}" for f in graves]
-        return [*notes, *(f"{model} was not finished: {why}" for model, why in self.failures.items())]
+        serious = [flag for flag in self.content["flags"] if flag["severity"] != "info"]
+        notes = [f"{f['severity']}: {f['model']} {f['evaluation']}: {f['message']}" for f in serious]
+        return [*notes, *(f"{model} was not finished: {error}" for model, error in self.failures.items())]
 
     def _repr_html_(self) -> str:
         head, rows = headline(self.content)

@@ -1,7 +1,7 @@
 """A report's robust accuracies as RobustBench's model_info JSON, which its leaderboard is built from.
 
-RobustBench writes shares as text in percent, and eps as text; so does this. What it wants to know of a
-paper (authors, venue, link) is not in a report and is left for the author to fill in.
+As in RobustBench, accuracies are text in percent, and eps is text. The fields of a paper (authors, venue,
+link) are left for its author to fill in.
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ from typing import Any
 from robustgen.disk import write_json
 from robustgen.errors import UserError
 from robustgen.registry import slug
-from robustgen.report.content import MetricLine
+from robustgen.report.content import MetricEntry, ModelEntry, Summary
 from robustgen.report.flags import evaluations_of
 from robustgen.report.formats import eps_text
 from robustgen.report.summary import read_summary
 from robustgen.threat import worst_name
+from robustgen.types import Norm
 
-THREATS = {"linf": "Linf", "l2": "L2"}
+THREATS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+"""The threat models that RobustBench lists, by norm."""
 AUTOATTACK, THOROUGH = "autoattack", "autoattack-thorough"
 CORRUPTIONS, SEVERITIES = 15, 5
-USUAL = {"Linf": "8/255", "L2": "0.5"}
+USUAL_EPS = {"Linf": "8/255", "L2": "0.5"}
+"""The eps of RobustBench's threat models; entries at another eps have it in their file's name."""
 
 
 def export(folder: Path) -> list[Path]:
     """Write FOLDER/robustbench/<data>/<threat>/<model>.json for every model of the report in ``folder``.
 
-    One for each threat with a whole AutoAttack (standard; the thorough run's figure, where there are both),
-    and one for corruptions where the mean is over the 15 types and 5 severities. ``external`` is the worst
-    case over all attacks of that threat, where it is lower. Returns the paths; UserError where there is
-    nothing to export.
+    One for each threat model with AutoAttack (standard; the thorough run's accuracy if there are both), and
+    one for corruptions if all 15 types and 5 severities were run. ``external`` is the worst case over all
+    attacks of the threat model, where it is lower. Returns the paths; UserError where there are none.
     """
     content = read_summary(folder / "summary.json")
     written: list[Path] = []
     for model in content["models"]:
         for threat, entry in _entries(content, model):
-            # the field's own eps goes by the model's name alone; others say theirs
-            own = entry["eps"] in (None, USUAL.get(threat))
-            name = model["name"] if own else f"{model['name']}-{entry['eps'].replace('/', '-')}"
+            usual = entry["eps"] in (None, USUAL_EPS.get(threat))
+            name = model["name"] if usual else f"{model['name']}-{entry['eps'].replace('/', '-')}"
             path = folder / "robustbench" / slug(content["data"]["name"]) / threat / f"{slug(name)}.json"
             write_json(path, entry)
             written.append(path)
     if not written:
         raise UserError(
-            "there is nothing in this report that RobustBench lists", where=folder,
+            "this report has nothing that RobustBench lists", where=folder,
             expected="AutoAttack (standard) in linf or l2, or the protocol 'corruptions'",
-            remedy="run such a protocol, as linf-8-255, first",
+            remedy="run such a protocol first, for example linf-8-255",
         )  # fmt: skip
     return written
 
 
-def _entries(content: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _entries(content: Summary, model: ModelEntry) -> list[tuple[str, dict[str, Any]]]:
     numbers = {
         (m["evaluation"], m["variant"], m["metric"]): m
         for m in content["metrics"]
@@ -88,13 +89,13 @@ def _entries(content: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, 
     return list(found.values())
 
 
-def _common(content: dict[str, Any], model: dict[str, Any], clean: MetricLine) -> dict[str, Any]:
+def _common(content: Summary, model: ModelEntry, clean: MetricEntry) -> dict[str, Any]:
     n, size = clean["n"], content["data"]["size"]
     return {
         "link": "",
         "name": model["name"],
         "authors": "",
-        # the zoo's models saw no other data; of a model from elsewhere nobody told us
+        # the zoo's models are trained on the data set alone; of other models it is unknown
         "additional_data": None if model["family"] == "custom" else False,
         "number_forward_passes": model.get("calls", 1),
         "dataset": content["data"]["name"],
@@ -107,12 +108,12 @@ def _common(content: dict[str, Any], model: dict[str, Any], clean: MetricLine) -
     }
 
 
-def _percent(metric: MetricLine) -> str:
+def _percent(metric: MetricEntry) -> str:
     return f"{100 * metric['value']:.2f}"
 
 
-def _doubted(content: dict[str, Any], model: str, evaluation: str) -> bool:
-    """Whether the report itself doubts an attack on a model."""
+def _doubted(content: Summary, model: str, evaluation: str) -> bool:
+    """Whether an error or a warning of the report is about this attack on this model."""
     return any(
         flag["model"] == model and flag["severity"] != "info" and evaluation in evaluations_of(content, flag)
         for flag in content["flags"]

@@ -1,77 +1,73 @@
-"""A sentence a section of the page, generated from the figures that the section draws."""
+"""The sentences at the head of a section, generated from the numbers that it shows."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from robustgen.metrics import calibration
 from robustgen.metrics.rows import Run
-from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import headline_eps
-from robustgen.report.content import by_key, names_of, of_kind, stochastic
+from robustgen.report.content import Summary, by_key, key_of, names_of, of_kind, worst_case_variant
 from robustgen.report.corruptions import Heat
 from robustgen.report.costs import CostPoint
 from robustgen.report.formats import (
     DETECTED_BY,
-    NORMS,
-    eps_text,
     foreign_name,
     format_interval,
     format_value,
+    threat_text,
     time_text,
 )
 from robustgen.threat import worst_name
 
 
-def attacks(content: dict[str, Any]) -> list[str]:
-    """From clean pictures to the attacks of a size: the most and the least that a model loses, which no
-    test compares, a sentence a threat."""
+def attacks(content: Summary) -> list[str]:
+    """For each threat model, the models that lose the least and the most of their clean accuracy."""
     numbers, found = by_key(content), []
-    drawn = stochastic(content)
     for norm, eps in headline_eps(content):
         lost = {}
         for name in names_of(content):
-            by = MAJORITY if name in drawn else ""
-            clean = numbers.get((name, "clean", by, "accuracy"))
-            robust = numbers.get((name, worst_name(norm, eps), by, "robust_accuracy"))
+            variant = worst_case_variant(content, name)
+            clean = numbers.get((name, "clean", variant, "accuracy"))
+            robust = numbers.get((name, worst_name(norm, eps), variant, "robust_accuracy"))
             if clean and robust:
                 lost[name] = (clean["value"], robust["value"])
         if not lost:
             continue
         words = {name: f"{name} ({100 * a:.1f} to {100 * b:.1f} %)" for name, (a, b) in lost.items()}
         ordered = sorted(lost, key=lambda name: lost[name][0] - lost[name][1])
-        where = f"Within {NORMS[norm]} ≤ {eps_text(norm, eps)}"
+        where = f"Within {threat_text(norm, eps)}"
         if len(ordered) == 1:
-            found.append(f"{where} accuracy falls: {words[ordered[0]]}.")
+            found.append(f"{where} accuracy falls for {words[ordered[0]]}.")
         else:
-            found.append(f"{where} accuracy falls least and most: {words[ordered[0]]}, {words[ordered[-1]]}.")
+            found.append(
+                f"{where} accuracy falls least for {words[ordered[0]]}, most for {words[ordered[-1]]}."
+            )
     return found
 
 
-def guarded(content: dict[str, Any]) -> list[str]:
-    """What stands of a detector once the attack knows of it, a sentence a detector."""
+def guarded(content: Summary) -> list[str]:
+    """For each detector, what remains of guarded accuracy without and with an attack that knows of it."""
     numbers, found = by_key(content), []
     for detail in of_kind(content, "detected"):
-        name, said = detail["name"], []
+        name, remaining = detail["name"], []
         for model in names_of(content):
             unaware = numbers.get((model, name, "unaware", "guarded_accuracy"))
             aware = numbers.get((model, name, "", "guarded_accuracy"))
             if aware and unaware:
-                said.append(f"{model} {100 * unaware['value']:.1f} and {100 * aware['value']:.1f} %")
-        if said:
+                remaining.append(f"{model} {100 * unaware['value']:.1f} and {100 * aware['value']:.1f} %")
+        if remaining:
             found.append(
-                f"Where {100 * detail['rejection']:g} % of clean pictures are rejected by "
-                f"{DETECTED_BY[detail['score']]}, this stands of {NORMS[detail['norm']]} ≤ "
-                f"{eps_text(detail['norm'], detail['eps'])} under attacks that do not know of it, and under "
-                f"one that does: {'; '.join(said)}."
+                f"With a detector that rejects {100 * detail['rejection']:g} % of clean pictures by "
+                f"{DETECTED_BY[detail['score']]}, guarded accuracy within "
+                f"{threat_text(detail['norm'], detail['eps'])} under attacks that do not know of it, and "
+                f"under one that does: {'; '.join(remaining)}."
             )
     return found
 
 
 def corruptions(heat: Heat | None) -> list[str]:
-    """Which type is hardest and which easiest, on average over models and severities."""
+    """The hardest and the easiest type of corruption, and the model that suffers most from the hardest."""
     means = [(float(np.mean([c for c in cells if c is not None])), kind)
              for kind, cells in (heat.rows if heat else []) if any(c is not None for c in cells)]  # fmt: skip
     if heat is None or len(means) < 2:
@@ -79,17 +75,17 @@ def corruptions(heat: Heat | None) -> list[str]:
     (low, hardest), (high, easiest) = min(means), max(means)
     worst = [(value, name) for kind, cells in heat.rows if kind == hardest
              for name, value in zip(heat.models, cells, strict=True) if value is not None]  # fmt: skip
-    said = (
-        f"Hardest is {hardest}, {100 * low:.1f} % right over all models and severities; easiest {easiest}, "
+    sentence = (
+        f"Averaged over models and severities, {hardest} is hardest, with {100 * low:.1f} % accuracy, and "
+        f"{easiest} easiest, with {100 * high:.1f} %."
     )
-    said += f"{100 * high:.1f} %."
     if len(worst) > 1:
-        said += f" {min(worst)[1]} suffers most from {hardest}: {100 * min(worst)[0]:.1f} %."
-    return [said]
+        sentence += f" {min(worst)[1]} suffers most from {hardest}: {100 * min(worst)[0]:.1f} %."
+    return [sentence]
 
 
 def calibrated(runs: list[Run]) -> list[str]:
-    """Whose confidence is furthest above, and whose furthest below, the share right."""
+    """The most overconfident and the most underconfident model, by mean confidence minus accuracy."""
     gaps = {}
     for run in runs:
         rows = run.first("clean")
@@ -99,38 +95,41 @@ def calibrated(runs: list[Run]) -> list[str]:
     if not gaps:
         return []
     high, low = max(gaps, key=gaps.__getitem__), min(gaps, key=gaps.__getitem__)
-    parts = [f"{high}, by {gaps[high]:.1f} points on average"] if gaps[high] >= 0.05 else []
-    said = f"Most too sure is {parts[0]}." if parts else "No model is too sure on average."
-    return [said + (f" Most too unsure is {low}, by {-gaps[low]:.1f}." if gaps[low] <= -0.05 else "")]
+    over, under = gaps[high] >= 0.05, gaps[low] <= -0.05
+    sentence = (
+        f"Most overconfident is {high}, by {gaps[high]:.1f} points on average."
+        if over
+        else "No model is overconfident on average."
+    )
+    return [sentence + (f" Most underconfident is {low}, by {-gaps[low]:.1f} points." if under else "")]
 
 
-def foreign(content: dict[str, Any]) -> list[str]:
-    """What is let in at 95 % of the data accepted, by energy, a sentence a foreign set."""
+def foreign(content: Summary) -> list[str]:
+    """For each foreign set, the lowest and the highest FPR at 95 % TPR by energy."""
     found, own = [], content["data"]["name"]
     for detail in of_kind(content, "ood"):
         name = detail["name"]
-        let_in = {
-            m["model"]: m for m in content["metrics"]
-            if (m["evaluation"], m["variant"], m["metric"]) == (name, "energy", "fpr95_at_id_tpr")
-        }  # fmt: skip
-        if not let_in:
+        rates = [m for m in content["metrics"] if key_of(m) == (name, "energy", "fpr95_at_id_tpr")]
+        if not rates:
             continue
-        ordered = sorted(let_in, key=lambda model: let_in[model]["value"])
+        ordered = sorted(rates, key=lambda m: m["value"])
         ends = [
-            f"{m} {format_value(let_in[m])} ({format_interval(let_in[m])})" for m in (ordered[0], ordered[-1])
+            f"{format_value(m)} % ({m['model']}, {format_interval(m)})" for m in (ordered[0], ordered[-1])
         ]
-        said = f"Where 95 % of {own} are accepted by energy, so many % of {foreign_name(detail)} are let in: "
-        found.append(f"{said}{'; '.join(dict.fromkeys(ends))}.")
+        found.append(
+            f"At the energy threshold that accepts 95 % of {own}, {' to '.join(dict.fromkeys(ends))} of "
+            f"{foreign_name(detail)} are accepted too."
+        )
     return found
 
 
 def costs(points: list[CostPoint]) -> list[str]:
-    """The cheapest and the dearest."""
+    """The model with the fastest and the one with the slowest clean evaluation."""
     if len(points) < 2:
         return []
     cheap, dear = (pick(points, key=lambda p: p.milliseconds) for pick in (min, max))
     return [
-        "All that was asked of a clean picture took from "
+        "The evaluation of a clean picture took from "
         f"{time_text(cheap.milliseconds)} ms ({cheap.model}) to "
-        f"{time_text(dear.milliseconds)} ms ({dear.model}), beside whatever else the machine did."
+        f"{time_text(dear.milliseconds)} ms ({dear.model})."
     ]

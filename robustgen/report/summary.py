@@ -1,4 +1,4 @@
-"""From stored rows to summary.csv and summary.json: metrics, paired tests, flags, costs."""
+"""summary.csv and summary.json from stored rows: metrics, paired tests, flags, costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from robustgen import __version__
 from robustgen.disk import atomic, cannot_write, read_json, write_json
@@ -20,7 +20,16 @@ from robustgen.metrics.measure import is_finite, measure
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import is_remote, relative_path, resolve_path
 from robustgen.report.columns import columns, tested
-from robustgen.report.content import by_key, names_of
+from robustgen.report.content import (
+    ComparisonEntry,
+    EvaluationEntry,
+    FlagEntry,
+    MetricEntry,
+    ModelEntry,
+    Summary,
+    by_key,
+    names_of,
+)
 from robustgen.report.formats import format_value
 from robustgen.store import RunStore
 from robustgen.types import Flag, Metric, Severity, unbroken
@@ -33,26 +42,26 @@ def summarise(
     command: str,
     failures: Mapping[str, str] | None = None,
     estimates: Mapping[str, dict[str, Any]] | None = None,
-    earlier: Sequence[dict[str, Any]] = (),
-) -> dict[str, Any]:
-    """Compute every metric, paired test and flag of the runs; write OUT/summary.csv, then summary.json.
+    earlier: Sequence[Summary] = (),
+) -> Summary:
+    """Compute every metric, paired test and flag of the runs, and write OUT/summary.csv and OUT/summary.json.
 
-    ``n``: samples asked for (None: all); ``command``: how to run it again; ``failures``: what went wrong
-    by model, of which those without a run are flagged here; ``estimates``: what was foretold of a model's
-    cost, to stand beside what it was; ``earlier``: the summaries that the runs are from, whose flags of
-    models without a run stay, and estimates for as many samples. Returns what summary.json holds.
+    ``n``: samples asked for (None: all); ``command``: how to run it again; ``failures``: the error of each
+    model that failed, a flag where the model has no run; ``estimates``: a model's estimated cost, stored
+    beside the actual one; ``earlier``: the summaries that the runs come from, whose flags of models without a
+    run are kept, as are estimates for the same n. Returns the content of summary.json.
     """
     if not runs:
         raise UserError("there is nothing to summarise", where=out, expected="at least one run with rows")
     read = [read_run(store, n) for store in runs]
-    found = _measured(read)
+    measured = _measured(read)
     absent = [flag for summary in earlier for flag in _not_evaluated(summary)]
     absent += [_absent(*failure) for failure in (failures or {}).items()]
-    foretold = dict(pair for summary in earlier if summary["n"] == n for pair in _estimates(summary))
-    foretold |= estimates or {}
-    kept = [e for several in found.values() for e in several if is_finite(e.metric)]
+    costs = dict(pair for summary in earlier if summary["n"] == n for pair in _estimates(summary))
+    costs |= estimates or {}
+    kept = [e for several in measured.values() for e in several if is_finite(e.metric)]
     spec = runs[0].spec
-    content = {
+    content: Summary = {
         "robustgen": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -60,20 +69,20 @@ def summarise(
         "data": spec["data"],
         "protocol": spec["protocol"],
         "models": [
-            _model(out, store, run, n, foretold.get(store.model))
-            for store, run in zip(runs, read, strict=True)
+            _model(out, store, run, n, costs.get(store.model)) for store, run in zip(runs, read, strict=True)
         ],
-        "metrics": [asdict(estimate.metric) for estimate in kept],
-        "flags": [asdict(flag) for flag in _flags(read, found, absent)],
+        "metrics": [cast(MetricEntry, asdict(estimate.metric)) for estimate in kept],
+        "flags": [cast(FlagEntry, asdict(flag)) for flag in _flags(read, measured, absent)],
+        "comparisons": [],
     }
-    content["comparisons"] = [asdict(test) for test in compare(kept, tested(content))]
+    content["comparisons"] = [cast(ComparisonEntry, asdict(test)) for test in compare(kept, tested(content))]
     _write_csv(out / "summary.csv", [estimate.metric for estimate in kept])
     write_json(out / "summary.json", content)
     return content
 
 
 def _measured(runs: list[Run]) -> dict[str, list[Estimate]]:
-    """Every number of the runs, by model."""
+    """Every estimate of the runs, by model."""
     found = {run.model: measure(run) for run in runs}
     for estimate in _relative(runs):
         found[estimate.metric.model].append(estimate)
@@ -81,34 +90,35 @@ def _measured(runs: list[Run]) -> dict[str, list[Estimate]]:
 
 
 def _relative(runs: list[Run]) -> Iterator[Estimate]:
-    """Corruption errors over those of the baseline that the protocol names, where it is there."""
+    """Corruption errors relative to the baseline model that the protocol names, if it is among the runs."""
     spec = runs[0].spec
     family = next((e["baseline"] for e in spec["protocol"]["evaluations"] if e.get("baseline")), None)
     if family is not None:
         yield from relative_errors(runs, f"{family}-{spec['data']['name']}")
 
 
-def _flags(runs: list[Run], found: dict[str, list[Estimate]], absent: list[Flag]) -> list[Flag]:
-    """The doubts about runs, the numbers that are none, and the models that are absent of which nothing was
-    found, the gravest first."""
+def _flags(runs: list[Run], measured: dict[str, list[Estimate]], absent: list[Flag]) -> list[Flag]:
+    """The doubts about the runs, about numbers that are not finite, and ``absent`` for models without a run;
+    errors first, then warnings."""
     flags = [flag for run in runs for flag in find_doubts(run)]
-    flags += [_not_finite(e.metric) for several in found.values() for e in several if not is_finite(e.metric)]
-    flags += {flag.model: flag for flag in absent if flag.model not in found}.values()
+    estimates = [estimate for several in measured.values() for estimate in several]
+    flags += [_not_finite(e.metric) for e in estimates if not is_finite(e.metric)]
+    flags += {flag.model: flag for flag in absent if flag.model not in measured}.values()
     return sorted(flags, key=lambda flag: get_args(Severity).index(flag.severity))
 
 
 class Gathered(NamedTuple):
-    """The runs of several reports, the n that all of them have, and what their summaries hold."""
+    """The runs of several reports, the smallest n that was asked for (None: all), and the summaries."""
 
     runs: list[RunStore]
     n: int | None
-    earlier: list[dict[str, Any]]
+    earlier: list[Summary]
 
 
 def gather(folders: Iterable[Path], out: Path) -> Gathered:
-    """What ``summarise`` takes of several reports, for one page in ``out``.
+    """Collect the runs of several reports for ``summarise``, and create ``out``.
 
-    Reports on other data or under another protocol are a UserError, as are two runs of one name.
+    UserError where the reports differ in data or protocol, or share a model's name.
     """
     reports = [(folder, read_summary(folder / "summary.json")) for folder in folders]
     runs: dict[str, RunStore] = {}
@@ -133,24 +143,25 @@ def gather(folders: Iterable[Path], out: Path) -> Gathered:
     return Gathered(list(runs.values()), min(asked, default=None), earlier)
 
 
-def _paths(content: dict[str, Any]) -> list[str]:
-    """Where a report's runs are, from its folder."""
+def _paths(content: Summary) -> list[str]:
+    """The paths of a report's runs, relative to its folder."""
     return [str(model["path"]) for model in content["models"]]
 
 
-def read_summary(file: Path) -> dict[str, Any]:
-    """What a report's summary.json holds; UserError where it is none."""
+def read_summary(file: Path) -> Summary:
+    """Read a report's summary.json; UserError where it is not one."""
     content = read_json(file)
     try:
         _paths(content)
         for key in ("n", "data", "protocol", "metrics", "flags"):
             content[key]
-        _not_evaluated(content), _estimates(content)
-        return dict(content)
+        _not_evaluated(content), list(_estimates(content))
+        return cast(Summary, dict(content))
     except (KeyError, TypeError) as error:
         raise UserError(
-            "this is no summary of a report", where=file, expected="what 'robustgen report' writes",
-            got=f"no {error}" if isinstance(error, KeyError) else error,
+            "this is not the summary of a report", where=file,
+            expected="a file written by 'robustgen report'",
+            got=f"no key {error}" if isinstance(error, KeyError) else error,
             remedy="name the folder of a report",
         ) from None  # fmt: skip
 
@@ -161,7 +172,7 @@ def _check_alike(runs: list[RunStore]) -> None:
             ours, theirs = runs[0].spec[what][key], store.spec[what][key]
             if ours != theirs:
                 raise UserError(
-                    f"these reports cannot stand in one table: another {what}",
+                    f"these reports cannot share a table: they differ in {what}",
                     where=store.path,
                     expected=f"{key} {ours}, as in {runs[0].path}",
                     got=theirs,
@@ -170,22 +181,22 @@ def _check_alike(runs: list[RunStore]) -> None:
 
 
 def _check_protocols(first: RunStore, store: RunStore) -> None:
-    """Two protocols of one name and version that do not say the same; words may differ."""
+    """UserError where two protocols of one name and version differ in more than words and n."""
     ours, theirs = first.spec["protocol"], store.spec["protocol"]
     words = ("summary", "cost", "n")
     other = [key for key in ours if key in theirs and key not in words and ours[key] != theirs[key]]
     if other:
         raise UserError(
-            f"these reports cannot stand in one table: two protocols named {ours['name']!r}",
+            f"these reports cannot share a table: two different protocols are named {ours['name']!r}",
             where=store.path,
             expected=f"as in {first.path}: " + "; ".join(f"{k} {str(ours[k])[:120]}" for k in other),
             got="; ".join(f"{key} {str(theirs[key])[:120]}" for key in other),
-            remedy="measure one of them again under the other's protocol",
+            remedy="run 'robustgen report' again for one of them, with the protocol of the other",
         )
 
 
-def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The main table as text for a terminal, on its side: a row an evaluation, a column a model.
+def headline(content: Summary) -> tuple[list[str], list[list[str]]]:
+    """The main table transposed, as text for a terminal: titles, and a row for each column of the main table.
 
     Names of models are broken at their hyphens, so that several fit.
     """
@@ -200,13 +211,13 @@ def headline(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _model(
     out: Path, store: RunStore, run: Run, n: int | None, estimate: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> ModelEntry:
     return {
-        **store.spec["model"],
+        **cast(ModelEntry, store.spec["model"]),
         "path": relative_path(store.path, out),
         "kernels": store.spec["kernels"],
         "environment": store.environment,
-        "evaluations": [e.detail for e in run.evaluations.values()],
+        "evaluations": [cast(EvaluationEntry, e.detail) for e in run.evaluations.values()],
         "costs": [
             {
                 "evaluation": evaluation.name,
@@ -225,26 +236,30 @@ def _model(
 def _absent(model: str, message: str) -> Flag:
     return Flag(
         model, "", "not_evaluated", "error",
-        f"Nothing of this model is in this report: {unbroken(message.splitlines()[0])}. The command "
-        "'robustgen report' that named it tries again.",
+        f"This model is missing because it failed: {unbroken(message.splitlines()[0])}. Run the same "
+        "'robustgen report' command again to retry it.",
     )  # fmt: skip
 
 
-def _not_evaluated(content: dict[str, Any]) -> list[Flag]:
-    """The flags of a summary that ``_absent`` raised."""
+def _not_evaluated(content: Summary) -> list[Flag]:
+    """The flags of a summary that ``_absent`` made."""
     return [Flag(**flag) for flag in content["flags"] if flag["flag"] == "not_evaluated"]
 
 
-def _estimates(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What a summary has of estimates, with the names of their models."""
-    return [(str(m["name"]), m["estimate"]) for m in content["models"] if m.get("estimate") is not None]
+def _estimates(content: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, estimate) of the models of a summary that have one."""
+    for model in content["models"]:
+        estimate = model.get("estimate")
+        if estimate is not None:
+            yield model["name"], estimate
 
 
 def _not_finite(metric: Metric) -> Flag:
     what = f"{metric.metric} {metric.variant}".strip()
     return Flag(
         metric.model, metric.evaluation, "not_finite", "error",
-        f"{what} is {metric.value:g} and was left out. Look at the model's logits ('robustgen check MODEL').",
+        f"{what} is left out: its value ({metric.value:g}) or its interval is not finite. Check the model's "
+        "logits ('robustgen check MODEL').",
     )  # fmt: skip
 
 

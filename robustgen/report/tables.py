@@ -1,38 +1,47 @@
-"""The tables of the page: cells with their intervals, the best of each column, and what is tied with it."""
+"""The tables of the page: the main one with the best of each column marked, all metrics, all paired tests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import Column, columns
-from robustgen.report.content import MetricLine, Numbers, by_key, names_of
-from robustgen.report.formats import SHARES, format_interval, format_value, p_text
+from robustgen.report.content import (
+    ComparisonEntry,
+    MetricEntry,
+    ModelEntry,
+    Summary,
+    by_key,
+    key_of,
+    names_of,
+)
+from robustgen.report.formats import format_interval, format_of, format_value, number_text, p_text, scale_of
 
 ALPHA = 0.05
+Mark = Literal["best", "tied", "untested", ""]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table; ``mark`` is best, tied (with the best), untested (against it) or empty."""
+    """A number of a table; ``mark`` compares it with the best of its column."""
 
-    metric: MetricLine
+    metric: MetricEntry
     text: str
     interval: str
-    mark: str = ""
+    mark: Mark = ""
 
 
 class Row(NamedTuple):
-    """A model of summary.json with its cells, a column each; None where it has no number."""
+    """A model with its cell in each column, None where it has no number."""
 
-    model: dict[str, Any]
+    model: ModelEntry
     cells: list[Cell | None]
 
 
 @dataclass(frozen=True)
 class MainTable:
-    """Models against evaluations; ``groups`` are (title, how many columns) of the upper header."""
+    """Models against evaluations; ``groups``: (title, number of columns) of the upper header."""
 
     columns: list[Column]
     groups: list[tuple[str, int]]
@@ -40,10 +49,11 @@ class MainTable:
 
     @property
     def kinds(self) -> list[tuple[str, list[Row]]]:
-        """The rows of generative models, which say something of p(x), and those of the others."""
+        """The rows of the generative models, which have a log p(x), and those of the others."""
         found: dict[str, list[Row]] = {"generative": [], "discriminative": []}
         for row in self.rows:
-            found["generative" if "log_prob" in row.model["supports"] else "discriminative"].append(row)
+            kind = "generative" if "log_prob" in row.model["supports"] else "discriminative"
+            found[kind].append(row)
         return [(kind, rows) for kind, rows in found.items() if rows]
 
     @property
@@ -52,8 +62,8 @@ class MainTable:
         return any(cell is not None and cell.mark == "untested" for _, cells in self.rows for cell in cells)
 
 
-def main_table(content: dict[str, Any]) -> MainTable:
-    """The one table of models against evaluations."""
+def main_table(content: Summary) -> MainTable:
+    """The main table of a summary."""
     shown = columns(content)
     groups: list[tuple[str, int]] = []
     for column in shown:
@@ -71,15 +81,15 @@ def main_table(content: dict[str, Any]) -> MainTable:
     return MainTable(shown, groups, rows)
 
 
-def cell(metric: MetricLine | None, mark: str = "") -> Cell | None:
+def cell(metric: MetricEntry | None, mark: Mark = "") -> Cell | None:
     """A metric as a cell; None where there is none."""
     return Cell(metric, format_value(metric), format_interval(metric), mark) if metric else None
 
 
-def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
-    """Who is best in a column, who is not different from the best by the corrected paired test, and of
-    whom there is no test, for lack of common samples."""
-    values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
+def _marks(content: Summary, column: Column) -> dict[str, Mark]:
+    """The models of a column that are best, those that no corrected paired test separates from the best, and
+    those without a test against it, for lack of common samples."""
+    values = {m["model"]: m["value"] for m in content["metrics"] if key_of(m) == column.key}
     if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
@@ -87,9 +97,9 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     p_of = {
         frozenset([test["model_a"], test["model_b"]]): test["p_holm"]
         for test in content["comparisons"]
-        if _key(test) == column.key
+        if key_of(test) == column.key
     }
-    marks = dict.fromkeys(best, "best")
+    marks: dict[str, Mark] = dict.fromkeys(best, "best")
     for model in values.keys() - best:
         found = [p_of.get(frozenset([model, other])) for other in best]
         if any(p is not None and p >= ALPHA for p in found):
@@ -99,48 +109,55 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     return marks
 
 
-def _key(entry: dict[str, Any]) -> Key:
-    return Key(entry["evaluation"], entry["variant"], entry["metric"])
-
-
 @dataclass(frozen=True)
 class DetailTable:
-    """Every number of some metrics: a row a (evaluation, variant, metric), a column a model."""
+    """Every number of some metrics: a row of (key, unit, cells) for each key, a column for each model."""
 
     title: str
     models: list[str]
     rows: list[tuple[Key, str, list[Cell | None]]]
 
 
-def detail_table(content: dict[str, Any], title: str, metrics: tuple[str, ...]) -> DetailTable | None:
+def detail_table(content: Summary, title: str, metrics: tuple[str, ...]) -> DetailTable | None:
     """All numbers of ``metrics``, or None where there are none."""
     numbers, models = by_key(content), names_of(content)
-    keys = list(dict.fromkeys(_key(m) for m in content["metrics"] if m["metric"] in metrics))
+    units = {
+        key_of(m): "%" if format_of(m["metric"]).percent else m["unit"]
+        for m in content["metrics"]
+        if m["metric"] in metrics
+    }
     rows = [
-        (key, _unit(numbers, key), [cell(numbers.get((model, *key))) for model in models]) for key in keys
+        (key, unit, [cell(numbers.get((model, *key))) for model in models]) for key, unit in units.items()
     ]
     return DetailTable(title, models, rows) if rows else None
 
 
-def _unit(numbers: Numbers, key: Key) -> str:
-    metric = next(m for (_, *rest), m in numbers.items() if Key(*rest) == key)
-    return "%" if key.metric in SHARES else metric["unit"]
+class PairedTest(ComparisonEntry):
+    """A comparison with its numbers as text; ``scale`` turns its difference into the number shown."""
+
+    title: str
+    shown: str
+    interval: str
+    p_text: str
+    holm_text: str
+    differs: bool
+    scale: int
 
 
-def test_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paired tests of the main table's columns, with their numbers as text."""
+def paired_tests(content: Summary) -> list[PairedTest]:
+    """The paired tests of the main table's columns."""
     titles = {column.key: f"{column.group}: {column.title}" for column in columns(content)}
-    found = []
-    for test in content["comparisons"]:
-        if _key(test) in titles:
-            found.append({
-                **test,
-                "title": titles[_key(test)],
-                "shown": format_value(test, test["difference"]),
-                "interval": format_interval(test),
-                "p_text": p_text(test["p"]),
-                "holm_text": p_text(test["p_holm"]),
-                "differs": test["p_holm"] < ALPHA,
-                "scale": 100 if test["metric"] in SHARES else 1,
-            })  # fmt: skip
-    return found
+    return [
+        {
+            **test,
+            "title": titles[key_of(test)],
+            "shown": number_text(test["metric"], test["difference"]),
+            "interval": format_interval(test),
+            "p_text": p_text(test["p"]),
+            "holm_text": p_text(test["p_holm"]),
+            "differs": test["p_holm"] < ALPHA,
+            "scale": scale_of(test["metric"]),
+        }
+        for test in content["comparisons"]
+        if key_of(test) in titles
+    ]

@@ -163,7 +163,7 @@ def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
     assert (none.severity, one.severity) == ("info", "warning")
     assert none.message.startswith("0 of 8 audited survivors")  # every 8th of 64
     assert one.message.startswith("1 of 8 audited survivors")
-    assert f"upper bound {100 * wilson(1, 8).high:.2g} %" in one.message
+    assert f"at most {100 * wilson(1, 8).high:.2g} %" in one.message
     assert "--precision float32" in one.message
     assert audit(0, chunk=16)["audit"].message.startswith("0 of 16 ")  # 4 at least in each of 4 chunks
     assert audit(0, survivors=3)["audit"].message.startswith("0 of 3 ")
@@ -190,7 +190,7 @@ def test_an_audit_says_how_many_of_how_many_it_broke() -> None:
     ("classes", "options", "says"),
     [
         (10, {}, None),
-        (3, {}, "gave way to the margin"),
+        (3, {}, "so the margin was used"),
         (8, {}, "the 9 asked for"),
         (8, {"n_target_classes": 5}, None),
     ],

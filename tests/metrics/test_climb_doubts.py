@@ -63,9 +63,9 @@ def flags(bad: dict[str, float], k: int, n: int = 20, right: int = 20) -> dict[s
         ({"ce_gradient_zero": 1.0}, 1, "zero_gradients", "cross-entropy's"),
         ({"promised": 501.0}, 2, "exploding_gradients", "500"),
         ({"promised": np.nan}, 2, "exploding_gradients", "NaN"),
-        ({"fall": 1.01}, 2, "loss_not_monotone", "more steps do not attack better"),
-        ({"broken": 1.0}, 2, "seed_dependent", "hangs on the seed"),
-        ({"broken_again": 1.0}, 2, "seed_dependent", "only one of them 2"),
+        ({"fall": 1.01}, 2, "loss_not_monotone", "more steps do not make the attack stronger"),
+        ({"broken": 1.0}, 2, "seed_dependent", "depends on the seed"),
+        ({"broken_again": 1.0}, 2, "seed_dependent", "2 from only one of the two"),
     ],
 )
 def test_a_bad_share_is_flagged_and_one_less_is_not(

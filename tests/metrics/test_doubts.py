@@ -149,7 +149,7 @@ def test_rows_seeded_by_chunk_are_explained_by_what_draws() -> None:
     outside = run((CLEAN, rows()), (attack("torchattacks-cw"), by_chunk))
     assert "Outside attacks" in flags(outside)["seeded_by_chunk"].message
     random = run((CLEAN, by_chunk), (attack("pgd"), by_chunk), model={"stochastic": True})
-    assert flags(random)["seeded_by_chunk"].message.startswith("A random model draws for a whole batch")
+    assert flags(random)["seeded_by_chunk"].message.startswith("A stochastic model draws for a whole batch")
 
 
 def logits(n: int, classes: int = 10, spread: float = 5.0) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from robustgen.report.costs import cost_chart, cost_points, milliseconds, spent
+from robustgen.report.costs import cost_chart, cost_points, milliseconds, run_cost
 
 
 def test_every_model_is_a_point_at_its_worst_case(written: tuple[Path, dict[str, Any]]) -> None:
@@ -35,7 +35,7 @@ def test_what_a_run_took_stands_beside_what_was_foretold() -> None:
     took = [{"forwards": 2.0, "backwards": 1.0, "seconds": 3.0}] * 2
     foretold = {"seconds": 9.0, "evaluations": [{"forwards": 10.0, "backwards": 5.0, "n": 5}]}
     model = {"name": "m", "parameters": 7, "costs": took}
-    assert spent(model)["estimate"] is None
-    found = spent(model | {"estimate": foretold})
+    assert run_cost(model)["estimate"] is None
+    found = run_cost(model | {"estimate": foretold})
     assert (found["forwards"], found["backwards"], found["seconds"]) == (4, 2, 6)
     assert found["estimate"] == {"forwards": 2.0, "backwards": 1.0, "seconds": 9.0}

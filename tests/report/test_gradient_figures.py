@@ -91,9 +91,9 @@ def test_one_panel_for_all_models_at_three_sigmas(written: Any) -> None:
     gallery = explained_gallery(pairs, clean)
     assert gallery is not None
     assert gallery.heads == ["σ 0.2", "σ 0.4", "σ 0.8"]
-    assert [name for name, _ in gallery.rows] == ["given to all", *MODELS]
+    assert [name for name, _ in gallery.rows] == ["all models", *MODELS]
     captions = {name: [p.caption.split(" ±")[0] for p in cells[0]] for name, cells in gallery.rows}
-    assert captions["given to all"] == ["clean", "noisy", "reference"]
+    assert captions["all models"] == ["clean", "noisy", "reference"]
     assert [len(cells) for _, cells in gallery.rows] == [3, 3, 3]
     assert captions["cdn-digits"][0] == captions["softmax-digits"][0] == "attack"
     assert captions["cdn-digits"][-2:] == ["difference", "own denoisers"]
@@ -116,7 +116,7 @@ def test_the_page_has_them(written: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     out, summary, _ = written
     monkeypatch.setattr(pictures, "clean_pictures", lambda *_: np.zeros((12, 1, 8, 8)))
     page = render(out).read_text(encoding="utf-8")
-    assert "Whose gradients mean something" in page
+    assert "Class gradients and adversarial gradients" in page
     assert "First-order radius and distance" in page
     assert json.loads((out / "summary.json").read_text())["metrics"] == summary["metrics"]
 

@@ -40,7 +40,7 @@ def test_a_first_model_without_attacks_takes_no_picture_from_the_others(
     monkeypatch.setattr(pictures, "clean_pictures", lambda *_: np.zeros((60, *fakes.SHAPE), np.float32))
     clean = fakes.write_run(tmp_path, "clean-alone", evaluations=fakes.evaluations()[:1])
     summarise(tmp_path, [clean, fakes.write_run(tmp_path, "attacked")], None, "")
-    assert "What the attack did" in render(tmp_path).read_text(encoding="utf-8")
+    assert "What the attack changed" in render(tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_data_root_is_handed_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_models_measured_otherwise_are_refused_before_anything_is_replaced(
     publish(written[0], target)
     before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
     measured_anew(tmp_path / "part", 24)
-    with pytest.raises(UserError, match="measured otherwise") as caught:
+    with pytest.raises(UserError, match="measured with other settings") as caught:
         publish(tmp_path / "part", target)
     assert "n = 48" in caught.value.details["expected"]
     assert "n = 24" in caught.value.details["got"]

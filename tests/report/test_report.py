@@ -53,8 +53,8 @@ def test_it_says_what_was_run_and_how_to_run_it_again(written: tuple[Path, Any])
 def test_every_gallery_has_its_pictures(written: tuple[Path, Any]) -> None:
     page = (written[0] / "index.html").read_text(encoding="utf-8")
     for part in (
-        "What the attack did",
-        "What the gradient adds",
+        "What the attack changed",
+        "What the class gradient adds",
         "class gradient of cdn-digits",
         "adversarial picture",
     ):
@@ -93,7 +93,7 @@ def test_missing_evaluations_and_missing_data(tmp_path: Path, monkeypatch: pytes
         fakes.write_run(tmp_path, "whole"),
         fakes.write_run(tmp_path, "part", evaluations=clean_only),
     )
-    assert "No example pictures: the data are gone." in page
+    assert "There are no example pictures: the data are gone." in page
     assert 'class="number none"' in page
 
 
@@ -103,7 +103,7 @@ def test_a_raw_foreign_set_is_marked_and_the_scalar_stands_beside_it(tmp_path: P
     page = page_of(tmp_path, fakes.write_run(tmp_path, "m", evaluations=[*fakes.evaluations(), raw]))
     assert "digits against letters, raw (confounded)" in page
     assert "Confounded: digits came through JPEG, and this set did not. Fine chroma alone" in page
-    assert len(re.findall(r"Fine chroma alone, no model asked: AUROC \d", page)) == 2
+    assert len(re.findall(r"Fine chroma alone, without a model: AUROC \d", page)) == 2
 
 
 def test_risk_against_coverage_ends_at_the_clean_error(written: tuple[Path, Any]) -> None:
@@ -183,8 +183,8 @@ def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best()
     points = [
         costs.CostPoint(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))
     ]
-    (said,) = sentences.costs(points)
-    assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in said
+    (sentence,) = sentences.costs(points)
+    assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in sentence
 
 
 def test_from_the_ninth_model_on_a_dot_has_another_shape() -> None:

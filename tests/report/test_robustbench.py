@@ -145,5 +145,5 @@ def test_corruptions_need_all_75_cells(tmp_path, content):
 
 def test_a_report_without_any_of_it_says_so(tmp_path, content):
     content["models"][0]["evaluations"] = []
-    with pytest.raises(UserError, match="nothing in this report that RobustBench lists"):
+    with pytest.raises(UserError, match="this report has nothing that RobustBench lists"):
         exported(tmp_path, content)

@@ -119,7 +119,7 @@ def test_flags_of_attacks(attacked: Attacked) -> None:
     )  # fmt: skip
     found = flags(store)
     assert "broke 1 of 10" in found["masked_gradients"]
-    assert "1 of 10 pictures left" in found["outside_budget"]
+    assert "1 of 10 perturbed pictures are outside" in found["outside_budget"]
     assert "10 of 10 right under attack, 5 without" in found["easier_than_clean"]
     assert "attack_fails" not in found, "of one class alone all can be right on grey"
     assert "autoattack-linf-0.15" in found["seeded_by_chunk"]
@@ -229,11 +229,11 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
             gather([tmp_path / "a", tmp_path / again], tmp_path / "twice")
     other = fakes.spec("other")["data"] | {"fingerprint": "beef"}
     summarise(tmp_path / "c", [fakes.write_run(tmp_path / "c", "model-c", data=other)], None, "")
-    with pytest.raises(UserError, match="another data"):
+    with pytest.raises(UserError, match="they differ in data"):
         gather([tmp_path / "a", tmp_path / "c"], tmp_path / "mixed")
     other = fakes.spec("other")["protocol"] | {"seed": 7, "summary": "Other words."}
     summarise(tmp_path / "d", [fakes.write_run(tmp_path / "d", "model-d", protocol=other)], None, "")
-    with pytest.raises(UserError, match="two protocols named 'quick'") as error:
+    with pytest.raises(UserError, match="two different protocols are named 'quick'") as error:
         gather([tmp_path / "a", tmp_path / "d"], tmp_path / "mixed")
     assert "seed 0" in str(error.value)
     assert "got:      seed 7" in str(error.value)
@@ -268,5 +268,5 @@ def test_models_of_which_there_is_nothing_and_estimates_stay_in_a_summary_of_sum
 @pytest.mark.parametrize("content", ["{}", "[]", '{"models": [{}], "n": 3}', '{"models": []}', "null"])
 def test_gather_of_what_is_no_summary_is_a_users_mistake(tmp_path: Path, content: str) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(UserError, match="no summary of a report"):
+    with pytest.raises(UserError, match="not the summary of a report"):
         gather([tmp_path], tmp_path / "out")

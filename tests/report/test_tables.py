@@ -11,9 +11,9 @@ import report_fakes as fakes
 
 from robustgen.report import figures, tables
 from robustgen.report.columns import columns, headline_eps
-from robustgen.report.reading import reading
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
+from robustgen.report.takeaways import takeaways
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_page_says_that_a_pair_was_not_tested(apart: tuple[Path, dict[str, A
     page = render(apart[0]).read_text(encoding="utf-8")
     assert "(not tested against the best)" in page
     assert re.search(r'key untested">framed</span> could not be tested', page)
-    sentences = {said.opening: said.sentence for said in reading(tables.main_table(apart[1]), {})}
+    sentences = {each.opening: each.sentence for each in takeaways(tables.main_table(apart[1]), {})}
     assert "Not tested against it, for too few common samples: a" in sentences["On clean pictures"]
 
 
@@ -103,7 +103,7 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
     assert titles["Clean"] == [f"accuracy{how}" for how in by]
     of_attacks = [f"{name}{how}" for name in ("autoattack", "noise") for how in by]
     attacked = titles["Attacked, L∞ ≤ 0.15"]
-    assert attacked == [*of_attacks, "worst case", "worst case, majority", "may reject, by confidence"]
+    assert attacked == [*of_attacks, "worst case", "worst case, majority", "with a detector by confidence"]
     table = tables.main_table(content)
     filled = {
         model["name"]: [c.title for c, cell in zip(table.columns, cells, strict=True) if cell]
@@ -115,7 +115,7 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
     found = marks(content, "accuracy")
     assert set(found) == {"plain", "noisy"}
     assert "untested" not in found.values()
-    openings = [said.opening for said in reading(table, {})]
+    openings = [each.opening for each in takeaways(table, {})]
     assert openings.count("On clean pictures") == 1
     assert "Under attack, L∞ ≤ 0.15, by majority" in openings
 

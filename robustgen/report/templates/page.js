@@ -1,5 +1,5 @@
 "use strict";
-// Sorts a table by the column whose title is pressed; empty cells always come last.
+// Sorts a table by the column whose title is clicked; empty cells always come last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
   heads.forEach((head, column) => {
@@ -34,7 +34,7 @@ const models = () => [...main.querySelectorAll("tbody tr[data-name]")];
 tools.hidden = false;
 tools.addEventListener("submit", (event) => event.preventDefault());
 
-// Shows the models whose name, family or kind holds the words.
+// Shows the models whose name, family or kind contains the words.
 document.querySelector("#filter").addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\s+/);
   for (const row of models()) row.hidden = !words.every((word) => row.dataset.words.toLowerCase().includes(word));
@@ -95,12 +95,12 @@ document.querySelector("#baseline").addEventListener("change", (event) => {
   main.classList.toggle("differences", Boolean(baseline));
   document.querySelector("#compared").textContent = baseline
     ? `Every other model as its difference to ${baseline}, with its 95 % interval; grey where a paired test ` +
-      "(Holm-corrected) does not tell the two apart, ? where there is none."
+      "(Holm-corrected) finds no significant difference, ? where there is no test."
     : "";
 });
 
-// Gives the table as it stands, without what is hidden, to take away.
-// Against a baseline the columns are differences to it, and say so; its own row has none. Cost stays as it is.
+// The visible part of the table, for export. Against a baseline the columns are differences, and titled so; the
+// baseline's own row is empty. Cost is never a difference.
 const table = () => {
   const baseline = document.querySelector("#baseline").value;
   const cells = (row) => [...row.cells].filter((cell) => !cell.hidden);
