@@ -17,6 +17,7 @@ from robustgen.metrics.rows import Run
 from robustgen.types import ADDED, Flag, unbroken
 
 WIDE = 0.05
+SUM_TO_1 = 1e-4
 # A class is scarce below a third of its share; flagged are more than 1 of 100,000 random orders would give.
 SCARCE, BY_CHANCE = 1 / 3, 1e-5
 # 1000 float32 numbers of a spread of 40 have 0.02 pairs of equal ones; 0.95 means about 10,000 values.
@@ -39,6 +40,7 @@ def find_doubts(run: Run) -> list[Flag]:
         gradient_doubts,
         _random,
         _mixed,
+        _probabilities,
         _quantised,
         _chunk_seed,
         _temperature,
@@ -164,6 +166,17 @@ def _mixed(run: Run) -> Iterator[Flag]:
             "This model's answer to a picture depends on the pictures beside it, or on its place among them, "
             "so that no figure here is its own. Take out of forward() statistics of the batch, such as "
             "batch-norm without running ones, and noise that is drawn from one seed for the whole batch.",
+        )  # fmt: skip
+
+
+def _probabilities(run: Run) -> Iterator[Flag]:
+    """Numbers that all lie above 0 and sum to 1 for every picture are a softmax's."""
+    clean = run.first("clean")
+    if clean is not None and (clean.logits >= 0).all() and np.abs(clean.logits.sum(1) - 1).max() < SUM_TO_1:
+        yield Flag(
+            run.model, "", "probabilities", "error",
+            "The outputs are probabilities, not logits: calibration, energy and gradients are not this "
+            "model's. Return logits, or log-probabilities.",
         )  # fmt: skip
 
 

@@ -11,8 +11,12 @@ from robustgen.types import ATTACKED
 # What gradients are like says whether the attacks that climb them can be believed.
 OF_GRADIENTS = ("probes", "climbs")
 
-Doubts = dict[tuple[str, str], tuple[int, str]]
-"""By (model, evaluation) of a number: the place of the first doubt about it on the page, and its fact."""
+Doubts = dict[tuple[str, str, str], tuple[int, str]]
+"""By (model, evaluation, metric) of a number: the place of its first doubt on the page, and the fact."""
+
+PROBABILITIES = "probabilities"
+BY_LARGEST = ("accuracy", "corruption_accuracy")
+"""Numbers that only the largest output decides: they are right where outputs are probabilities."""
 
 
 class FlagGroup(NamedTuple):
@@ -55,9 +59,12 @@ def doubts_of(content: dict[str, Any], groups: list[FlagGroup]) -> Doubts:
             continue
         fact, remedy = fact_and_remedy(flag["message"])
         doubt = (places[flag["severity"], flag["flag"], remedy], fact)
-        for evaluation in evaluations_of(content, flag):
-            key = (flag["model"], evaluation)
-            found[key] = min(found.get(key, doubt), doubt)
+        evaluations = evaluations_of(content, flag)
+        for m in content["metrics"]:
+            right = flag["flag"] == PROBABILITIES and m["metric"] in BY_LARGEST
+            if m["model"] == flag["model"] and m["evaluation"] in evaluations and not right:
+                key = (m["model"], m["evaluation"], m["metric"])
+                found[key] = min(found.get(key, doubt), doubt)
     return found
 
 

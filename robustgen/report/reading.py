@@ -54,7 +54,7 @@ def reading(table: MainTable, doubts: Doubts) -> list[Said]:
         if metric == "accuracy":
             places = [i for i in places if not table.columns[i].key.variant]
         if metric in ("guidance_gain", "psnr_gain"):
-            sentence = _gradients(table, places, metric)
+            sentence = _gradients(table, places, metric, doubts)
             # of several noise levels the one in the middle is drawn
             found += [Said(opening, sentence, metric, places[len(places) // 2])] if sentence else []
             continue
@@ -78,9 +78,9 @@ def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
 
 def _called(table: MainTable, place: int, doubts: Doubts) -> list[tuple[str, Cell]]:
     """As ``_known``, by what the sentence calls the models."""
-    evaluation = table.columns[place].key.evaluation
+    key = table.columns[place].key
     return [
-        (f"{name} (doubted)" if (name, evaluation) in doubts else name, cell)
+        (f"{name} (doubted)" if (name, key.evaluation, key.metric) in doubts else name, cell)
         for name, cell in _known(table, place)
     ]
 
@@ -119,7 +119,7 @@ def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _gradients(table: MainTable, places: list[int], metric: str) -> str:
+def _gradients(table: MainTable, places: list[int], metric: str, doubts: Doubts) -> str:
     """Who helps and who harms with 95 % confidence, and at which noise levels."""
     if not places:
         return ""
@@ -131,7 +131,7 @@ def _gradients(table: MainTable, places: list[int], metric: str) -> str:
     for verb, surely in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
         levels: dict[str, list[str]] = {}
         for i in places:
-            for name, cell in _known(table, i):
+            for name, cell in _called(table, i, doubts):
                 if surely(cell.metric):
                     levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
         ending = "s" if len(levels) == 1 else ""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from robustgen.metrics.comparisons import Key
 from robustgen.report.columns import Column, columns
 from robustgen.report.content import MetricLine, Numbers, by_key, names_of
+from robustgen.report.flags import PROBABILITIES
 from robustgen.report.formats import SHARES, format_interval, format_value, p_text
 
 ALPHA = 0.05
@@ -80,6 +81,8 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     """Who is best in a column, who is not different from the best by the corrected paired test, and of
     whom there is no test, for lack of common samples."""
     values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
+    if column.key.metric == "guidance_gain":
+        values = {model: value for model, value in values.items() if model not in _not_its_own(content)}
     if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
@@ -97,6 +100,11 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
         elif None in found:
             marks[model] = "untested"
     return marks
+
+
+def _not_its_own(content: dict[str, Any]) -> set[str]:
+    """Models whose gain is that of no gradient of theirs: it is not ranked."""
+    return {flag["model"] for flag in content["flags"] if flag["flag"] == PROBABILITIES}
 
 
 def _key(entry: dict[str, Any]) -> Key:

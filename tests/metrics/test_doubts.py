@@ -113,6 +113,15 @@ def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
     assert "unknown_training" not in flags(without)
 
 
+def test_outputs_that_are_probabilities_are_named() -> None:
+    numbers = logits(64)
+    soft = np.exp(numbers) / np.exp(numbers).sum(1, keepdims=True)
+    flag = flags(run((CLEAN, rows(64, logits=soft))))["probabilities"]
+    assert (flag.evaluation, flag.severity) == ("", "error")
+    for other in (numbers, np.log(soft), abs(numbers)):
+        assert "probabilities" not in flags(run((CLEAN, rows(64, logits=other))))
+
+
 def test_foreign_pictures_that_depend_on_each_other_are_named() -> None:
     assert "ten fonts" in flags(whole())["dependent_samples"].message
     assert "half-overlapping" in flags(whole(foreign="photos"))["dependent_samples"].message

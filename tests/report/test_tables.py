@@ -11,6 +11,7 @@ import report_fakes as fakes
 
 from robustgen.report import figures, tables
 from robustgen.report.columns import columns, headline_eps
+from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.reading import reading
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
@@ -122,3 +123,24 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
 
 def test_a_page_without_a_stochastic_model_does_not_speak_of_draws(written: tuple[Path, Any]) -> None:
     assert not [c for c in columns(written[1]) if "draw" in c.meaning or "majority" in c.title]
+
+
+def test_a_gain_by_probabilities_is_doubted_and_never_the_best(written: tuple[Path, Any]) -> None:
+    content = written[1]
+    before = gain_marks(content)
+    best = next(name for name, mark in before.items() if mark == "best")
+    said = {"model": best, "evaluation": "", "flag": "probabilities", "severity": "error"}
+    doubted = content | {"flags": [said | {"message": "Probabilities. Return logits."}]}
+    after = gain_marks(doubted)
+    assert after[best] == ""
+    assert "best" in after.values()
+    table, doubts = tables.main_table(doubted), doubts_of(doubted, flag_groups(doubted))
+    sentences = {said.metric: said.sentence for said in reading(table, doubts)}
+    assert f"{best} (doubted) at" in sentences["guidance_gain"]
+
+
+def gain_marks(content: dict[str, Any]) -> dict[str, str]:
+    """What marks the gains at the first noise level, by model."""
+    table = tables.main_table(content)
+    place = next(i for i, c in enumerate(table.columns) if c.key.metric == "guidance_gain")
+    return {model["name"]: cells[place].mark for model, cells in table.rows if cells[place]}  # type: ignore[union-attr]
