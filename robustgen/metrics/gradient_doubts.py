@@ -10,6 +10,24 @@ from robustgen.types import Flag
 
 
 def gradient_doubts(run: Run) -> Iterator[Flag]:
+    """The flags of a run's class gradients."""
+    yield from _no_gradient(run)
+    yield from _too_efficient(run)
+
+
+def _no_gradient(run: Run) -> Iterator[Flag]:
+    """Without a gradient nothing is added to the reference denoiser, and nothing made worse."""
+    for evaluation, table in run.tables("gradients"):
+        norms = table["guidance_norm"].dropna()
+        if len(norms) and (norms == 0).all():
+            yield Flag(
+                run.model, evaluation, "zero_gradients", "warning",
+                "The class gradient is exactly 0 at every picture and noise level: a gain of 0 says nothing "
+                "here. Look for rounding, no_grad() or detach() in the model.",
+            )  # fmt: skip
+
+
+def _too_efficient(run: Run) -> Iterator[Flag]:
     """A gradient cannot account for more than the model knows, except where the reference denoiser falls
     short of the posterior mean: then the gain is partly the reference's own error, put right."""
     for estimate in efficiency(run):

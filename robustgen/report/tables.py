@@ -82,7 +82,8 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     whom there is no test, for lack of common samples."""
     values = {m["model"]: m["value"] for m in content["metrics"] if _key(m) == column.key}
     if column.key.metric == "guidance_gain":
-        values = {model: value for model, value in values.items() if model not in _not_its_own(content)}
+        out = _not_ranked(content, column.key.evaluation)
+        values = {model: value for model, value in values.items() if model not in out}
     if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
@@ -102,9 +103,10 @@ def _marks(content: dict[str, Any], column: Column) -> dict[str, str]:
     return marks
 
 
-def _not_its_own(content: dict[str, Any]) -> set[str]:
-    """Models whose gain is that of no gradient of theirs: it is not ranked."""
-    return {flag["model"] for flag in content["flags"] if flag["flag"] == PROBABILITIES}
+def _not_ranked(content: dict[str, Any], evaluation: str) -> set[str]:
+    """Models whose gain is not that of their class gradient, or that have none."""
+    flags = ((PROBABILITIES, ""), ("zero_gradients", evaluation))
+    return {flag["model"] for flag in content["flags"] if (flag["flag"], flag["evaluation"]) in flags}
 
 
 def _key(entry: dict[str, Any]) -> Key:

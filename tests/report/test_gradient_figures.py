@@ -142,6 +142,16 @@ def test_an_efficiency_surely_above_one_is_flagged() -> None:
     assert flags(0.9 * whole) == []
 
 
+@pytest.mark.parametrize(
+    ("norms", "flagged"), [([0.0, 0.0], True), ([0.0, 0.1], False), ([None, None], False)]
+)
+def test_a_class_gradient_that_is_0_everywhere_is_flagged(norms: list[float | None], flagged: bool) -> None:
+    table = pd.DataFrame({"sample_id": [0, 1], "sigma": 0.4, "guidance_norm": norms})
+    gradients = Evaluation({"name": "gradients", "kind": "gradients"}, None, 2, table=table)
+    found = list(gradient_doubts(Run("m", {}, {"gradients": gradients})))
+    assert [(f.flag, f.evaluation) for f in found] == ([("zero_gradients", "gradients")] if flagged else [])
+
+
 def test_what_the_data_do_not_allow_is_said() -> None:
     from robustgen.data import load
     from robustgen.plan import plan

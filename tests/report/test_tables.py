@@ -125,18 +125,27 @@ def test_a_page_without_a_stochastic_model_does_not_speak_of_draws(written: tupl
     assert not [c for c in columns(written[1]) if "draw" in c.meaning or "majority" in c.title]
 
 
-def test_a_gain_by_probabilities_is_doubted_and_never_the_best(written: tuple[Path, Any]) -> None:
+@pytest.mark.parametrize(("name", "where"), [("probabilities", ""), ("zero_gradients", "gradients")])
+def test_a_gain_without_a_gradient_is_doubted_and_never_the_best(
+    written: tuple[Path, Any], name: str, where: str
+) -> None:
     content = written[1]
     before = gain_marks(content)
     best = next(name for name, mark in before.items() if mark == "best")
-    said = {"model": best, "evaluation": "", "flag": "probabilities", "severity": "error"}
-    doubted = content | {"flags": [said | {"message": "Probabilities. Return logits."}]}
+    said = {"model": best, "evaluation": where, "flag": name, "severity": "warning"}
+    doubted = content | {"flags": [said | {"message": "No gradient. Mend it."}]}
     after = gain_marks(doubted)
     assert after[best] == ""
     assert "best" in after.values()
     table, doubts = tables.main_table(doubted), doubts_of(doubted, flag_groups(doubted))
     sentences = {said.metric: said.sentence for said in reading(table, doubts)}
     assert f"{best} (doubted) at" in sentences["guidance_gain"]
+
+
+def test_gradients_that_are_0_at_probes_alone_are_ranked_by_their_gain(written: tuple[Path, Any]) -> None:
+    said = {"evaluation": "probes", "flag": "zero_gradients", "severity": "warning", "message": "Some."}
+    flags = [said | {"model": model["name"]} for model in written[1]["models"]]
+    assert gain_marks(written[1] | {"flags": flags}) == gain_marks(written[1])
 
 
 def gain_marks(content: dict[str, Any]) -> dict[str, str]:
