@@ -65,8 +65,9 @@ def _incomplete(run: Run) -> Iterator[Flag]:
                 "lower the worst case of these alone. 'robustgen verify DIR --add FILE' computes the rest.",
             )  # fmt: skip
             continue
-        said = str(last["error"]).splitlines()[:1] if last else []
-        reason = f" The last failure: {said[0]}." if said else ""
+        said = str(last["error"]).splitlines() if last else []
+        got = [line.partition("got:")[2].strip() for line in said[1:] if line.startswith("  got:")]
+        reason = f" The last failure: {'; got: '.join([said[0], *got])}." if said else ""
         yield Flag(
             run.model, evaluation.name, "incomplete", "error",
             f"{have} of {evaluation.wanted} evaluated.{reason} The same command tries again what is missing.",
