@@ -278,6 +278,21 @@ def _unlike_the_data(run: Run) -> Iterator[Flag]:
             "have less than a third of their share: the data seem to be sorted by class. Take all "
             f"(--n {size}), or store them in random order.",
         )  # fmt: skip
+    elif _sorted_by_chance(labels, sizes) < BY_CHANCE:
+        yield Flag(
+            run.model, "", "unlike_the_data", "warning",
+            f"The labels of the first {n} of {size} samples come sorted, and {classes - len(set(labels))} of "
+            f"{classes} classes are missing among them: the data seem to be sorted by class. Take all "
+            f"(--n {size}), or store them in random order.",
+        )  # fmt: skip
+
+
+def _sorted_by_chance(labels: np.ndarray, sizes: np.ndarray) -> float:
+    """How likely a random order of all samples begins as the sorted one, where it does; else 1."""
+    places, begins = np.arange(len(labels)), np.cumsum(sizes) - sizes
+    if not np.array_equal(labels, np.repeat(np.arange(len(sizes)), sizes)[: len(labels)]):
+        return 1.0
+    return float(np.prod((sizes[labels] - (places - begins[labels])) / (sizes.sum() - places)))
 
 
 def _few(run: Run) -> Iterator[Flag]:

@@ -81,6 +81,17 @@ def test_the_first_samples_of_sorted_data_are_unlike_the_whole(classes: int, n: 
     assert "--n 1000" in flag.message
 
 
+@pytest.mark.parametrize(
+    ("each", "n", "missing"), [(6, 6, 9), (6, 12, 8), (6, 30, 5), (6, 59, 0), (100, 7, 9)]
+)
+def test_few_samples_that_come_sorted_are_unlike_the_whole(each: int, n: int, missing: int) -> None:
+    labels = np.repeat(np.arange(10), each)
+    message = flags(measured(labels, n))["unlike_the_data"].message
+    assert f"first {n} of {10 * each} samples" in message
+    assert f"{missing} of 10 classes are missing" in message or f"{missing} of 10 classes, such as" in message
+    assert "unlike_the_data" not in flags(measured(labels, 3))
+
+
 def test_a_class_whose_name_has_a_full_stop_stands_in_the_fact() -> None:
     made = measured(np.repeat(np.arange(10), 100), 50)
     made.spec["data"]["class_names"][1] = "St. Bernard"
