@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from robustgen.metrics.intervals import holm
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
+from robustgen.report.content import MetricLine
 from robustgen.report.flags import Doubts
-from robustgen.report.tables import Cell, MainTable
+from robustgen.report.tables import ALPHA, Cell, MainTable
 
 OPENINGS = {
     "accuracy": "On clean pictures",
@@ -120,7 +122,7 @@ def _and(names: list[str]) -> str:
 
 
 def _gradients(table: MainTable, places: list[int], metric: str, doubts: Doubts) -> str:
-    """Who helps and who harms with 95 % confidence, and at which noise levels."""
+    """Who helps and who harms by tests against 0, corrected over all of them, and at which noise levels."""
     if not places:
         return ""
     better, worse = {
@@ -128,16 +130,27 @@ def _gradients(table: MainTable, places: list[int], metric: str, doubts: Doubts)
         "psnr_gain": ("beat{s} the Wiener filter", "fall{s} behind it"),
     }[metric]
     parts = []
-    for verb, surely in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
+    cells = [(i, *pair) for i in places for pair in _called(table, i, doubts)]
+    corrected = holm([_p_of_0(cell.metric) for _, _, cell in cells])
+    differ = [found for found, p in zip(cells, corrected, strict=True) if p < ALPHA]
+    for verb, sign in ((better, 1), (worse, -1)):
         levels: dict[str, list[str]] = {}
-        for i in places:
-            for name, cell in _called(table, i, doubts):
-                if surely(cell.metric):
-                    levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
+        for i, name, cell in differ:
+            if sign * cell.metric["value"] > 0:
+                levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
         ending = "s" if len(levels) == 1 else ""
         parts += [f"{_with_levels(levels)} {verb.format(s=ending)}"] if levels else []
     said = "; ".join(parts) or "no model differs from 0"
-    return f"{said} (95 % intervals on one side of 0)."
+    return f"{said} (tests against 0, Holm-corrected over all {len(cells)}, 5 %)."
+
+
+def _p_of_0(metric: MetricLine) -> float:
+    """How likely chance alone takes a number as far from 0: normal, as wide as its 95 % interval says."""
+    from scipy.special import ndtr
+
+    spread = (metric["ci_high"] - metric["ci_low"]) / (2 * 1.96)
+    away = abs(metric["value"])
+    return float(2 * ndtr(-away / spread)) if spread > 0 else float(away == 0)
 
 
 def _with_levels(levels: dict[str, list[str]]) -> str:

@@ -153,3 +153,18 @@ def gain_marks(content: dict[str, Any]) -> dict[str, str]:
     table = tables.main_table(content)
     place = next(i for i, c in enumerate(table.columns) if c.key.metric == "guidance_gain")
     return {model["name"]: cells[place].mark for model, cells in table.rows if cells[place]}  # type: ignore[union-attr]
+
+
+def test_what_is_said_of_gains_is_corrected_for_how_many_there_are(written: tuple[Path, Any]) -> None:
+    gain = {"evaluation": "gradients", "metric": "guidance_gain", "unit": "", "n": 48}
+    by = {"a": 0.05, "b": 0.02, "c": 0.0, "d": -0.05}  # with these intervals p is 6e-7, 0.046, 1, 6e-7
+    metrics = [
+        {**gain, "model": name, "variant": "sigma-0.4", "value": v, "ci_low": v - 0.0196,
+         "ci_high": v + 0.0196}
+        for name, v in by.items()
+    ]  # fmt: skip
+    models = [written[1]["models"][0] | {"name": name} for name in by]
+    table = tables.main_table(written[1] | {"models": models, "metrics": metrics, "comparisons": []})
+    (said,) = reading(table, {})
+    assert said.sentence.startswith("a at σ 0.4 improves the reference denoiser; d at σ 0.4 ")
+    assert said.sentence.endswith("(tests against 0, Holm-corrected over all 4, 5 %).")
