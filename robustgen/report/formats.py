@@ -53,12 +53,15 @@ def sigma_text(sigma: float) -> str:
     return f"σ {round(levels)}/255" if grey else f"σ {sigma:g}"
 
 
-def format_value(metric: MetricLine, value: float | None = None) -> str:
-    """A number as the report shows it: shares in percent, others as they are; gains with their sign."""
+def format_value(metric: MetricLine, value: float | None = None, size: float | None = None) -> str:
+    """A number as the report shows it: shares in percent, others as they are; gains with their sign, unless
+    all digits are 0. ``size``: of the number that decides how many digits there are, if not its own."""
     name, value = metric["metric"], metric["value"] if value is None else value
-    shown = 100 * value if name in SHARES else value
-    sign = "+" if name in SIGNED else ""
-    return f"{shown:{sign}.{_digits(name, abs(shown))}f}".replace("-", "−")
+    scale = 100 if name in SHARES else 1
+    digits = _digits(name, scale * abs(value if size is None else size))
+    text = f"{scale * value:+.{digits}f}"
+    signed = text.strip("+-0.") and (name in SIGNED or value < 0)
+    return text.replace("-", "−") if signed else text[1:]
 
 
 def _digits(name: str, size: float) -> int:
@@ -72,7 +75,8 @@ def _digits(name: str, size: float) -> int:
 def format_interval(metric: MetricLine) -> str:
     """The 95 % interval of a number, such as 82.5–93.4 or −1.3 to 2.0."""
     ends = metric["ci_low"], metric["ci_high"]
-    low, high = (format_value(metric, end).removeprefix("+") for end in ends)
+    size = max(map(abs, ends))
+    low, high = (format_value(metric, end, size).removeprefix("+") for end in ends)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
