@@ -126,7 +126,7 @@ def _gradients(table: MainTable, places: list[int], metric: str, doubts: Doubts)
     if not places:
         return ""
     better, worse = {
-        "guidance_gain": ("improve{s} the reference denoiser", "harm{s} it"),
+        "guidance_gain": ("improve{s} the reference denoiser", "make{s} the reference denoiser worse"),
         "psnr_gain": ("beat{s} the Wiener filter", "fall{s} behind it"),
     }[metric]
     parts = []

@@ -166,5 +166,7 @@ def test_what_is_said_of_gains_is_corrected_for_how_many_there_are(written: tupl
     models = [written[1]["models"][0] | {"name": name} for name in by]
     table = tables.main_table(written[1] | {"models": models, "metrics": metrics, "comparisons": []})
     (said,) = reading(table, {})
-    assert said.sentence.startswith("a at σ 0.4 improves the reference denoiser; d at σ 0.4 ")
+    assert said.sentence.startswith(
+        "a at σ 0.4 improves the reference denoiser; d at σ 0.4 makes the reference "
+    )
     assert said.sentence.endswith("(tests against 0, Holm-corrected over all 4, 5 %).")
