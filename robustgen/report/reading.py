@@ -107,7 +107,7 @@ def _sentence(column: Column, known: list[tuple[str, Cell]]) -> str:
     first = first if len(bests) == 1 else several
     if len(bests) + len(level) == len(ordered):
         return (
-            f"{best} {first} {value}, but the paired tests tell no other from {it}; "
+            f"{best} {first} {value}, but no paired test tells {it} from the others; "
             f"last {_and(lasts)}, {bottom.text}{unit}."
         )
     told = f" Level with {it}: {', '.join(level)}." if level else ""

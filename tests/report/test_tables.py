@@ -170,3 +170,9 @@ def test_what_is_said_of_gains_is_corrected_for_how_many_there_are(written: tupl
         "a at σ 0.4 improves the reference denoiser; d at σ 0.4 makes the reference "
     )
     assert said.sentence.endswith("(tests against 0, Holm-corrected over all 4, 5 %).")
+
+
+def test_a_best_that_no_test_tells_apart_is_said_to_be_so(written: tuple[Path, Any]) -> None:
+    same = [test | {"p_holm": 1.0} for test in written[1]["comparisons"]]
+    said = reading(tables.main_table(written[1] | {"comparisons": same}), {})[0].sentence
+    assert ", but no paired test tells it from the others; last " in said
