@@ -43,8 +43,10 @@ def attacks(content: dict[str, Any]) -> list[str]:
         words = {name: f"{name} ({100 * a:.1f} to {100 * b:.1f} %)" for name, (a, b) in lost.items()}
         ordered = sorted(lost, key=lambda name: lost[name][0] - lost[name][1])
         where = f"Within {NORMS[norm]} ≤ {eps_text(norm, eps)}"
-        if len(ordered) == 1:
-            found.append(f"{where} accuracy falls: {words[ordered[0]]}.")
+        falls = {round(a - b, 6) for a, b in lost.values()}
+        if len(falls) == 1:
+            alike = " alike" if len(ordered) > 1 else ""
+            found.append(f"{where} accuracy falls{alike}: {', '.join(words[name] for name in ordered)}.")
         else:
             found.append(f"{where} accuracy falls least and most: {words[ordered[0]]}, {words[ordered[-1]]}.")
     return found
@@ -83,8 +85,13 @@ def corruptions(heat: Heat | None) -> list[str]:
         f"Hardest is {hardest}, {100 * low:.1f} % right over all models and severities; easiest {easiest}, "
     )
     said += f"{100 * high:.1f} %."
-    if len(worst) > 1:
-        said += f" {min(worst)[1]} suffers most from {hardest}: {100 * min(worst)[0]:.1f} %."
+    least = min(worst)[0]
+    last = [name for value, name in worst if value == least]
+    if 1 == len(last) < len(worst):
+        said += f" {last[0]} suffers most from {hardest}: {100 * least:.1f} %."
+    elif len(worst) > 1:
+        who = "All" if len(last) == len(worst) else ", ".join(last)
+        said += f" {who} suffer alike from {hardest}: {100 * least:.1f} %."
     return [said]
 
 

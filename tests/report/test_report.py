@@ -14,6 +14,7 @@ import report_fakes as fakes
 
 from robustgen.errors import UserError
 from robustgen.report import costs, pictures, plots, sentences
+from robustgen.report.corruptions import Heat
 from robustgen.report.render import render
 from robustgen.report.summary import gather, summarise
 
@@ -177,6 +178,41 @@ def test_png_has_the_pixels() -> None:
     picture = np.array([[[0, 0.5], [1, 2]]])
     with Image.open(io.BytesIO(base64.b64decode(pictures.png(picture).split(",")[1]))) as image:
         assert np.asarray(image).tolist() == [[0, 128], [255, 255]]
+
+
+def test_models_that_lose_as_much_are_called_alike() -> None:
+    detail = {
+        "name": "pgd",
+        "kind": "attack",
+        "norm": "linf",
+        "eps": 0.1,
+        "cascade": ["pgd"],
+        "attack": "pgd",
+    }
+    values = (("clean", "accuracy", 0.9), ("worst-linf-0.1", "robust_accuracy", 0.1))
+    metrics = [
+        {"model": model, "evaluation": evaluation, "variant": "", "metric": metric, "value": value}
+        for model in "ab"
+        for evaluation, metric, value in values
+    ]
+    models = [{"name": name, "evaluations": [detail], "stochastic": False} for name in "ab"]
+    content: dict[str, Any] = {
+        "models": models, "metrics": metrics, "protocol": {}, "data": {"name": "digits"},
+    }  # fmt: skip
+    (said,) = sentences.attacks(content)
+    assert said == "Within L∞ ≤ 0.1 accuracy falls alike: a (90.0 to 10.0 %), b (90.0 to 10.0 %)."
+    metrics[1]["value"] = 0.2
+    assert "least and most: a (90.0 to 20.0 %), b (" in sentences.attacks(content)[0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [([0.5, 0.5], "All suffer alike from fog"), ([0.5, 0.6], "a suffers most from fog"),
+     ([0.5, 0.5, 0.6], "a, b suffer alike from fog")],
+)  # fmt: skip
+def test_the_models_that_a_corruption_hits_most_are_all_named(cells: list[float], said: str) -> None:
+    heat = Heat(list("abc"[: len(cells)]), [("fog", list(cells)), ("snow", [0.9] * len(cells))])
+    assert f"{said}: 50.0 %." in sentences.corruptions(heat)[0]
 
 
 def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best() -> None:
