@@ -1,4 +1,4 @@
-"""Is one model better than another, on the same samples? Paired tests, corrected over the table."""
+"""Is one model better than another, on the same samples? Paired tests, corrected over all of a report."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ def test_a_pair_without_a_test_is_not_shown_as_told_apart(
 def test_the_page_says_that_a_pair_was_not_tested(apart: tuple[Path, dict[str, Any]]) -> None:
     page = render(apart[0]).read_text(encoding="utf-8")
     assert "(not tested against the best)" in page
+    tests = len(apart[1]["comparisons"])
+    assert page.count(f"over all {tests} tests of summary.json") == 2
     assert re.search(r'key untested">framed</span> could not be tested', page)
     sentences = {said.opening: said.sentence for said in reading(tables.main_table(apart[1]), {})}
     assert "Not tested against it, for too few common samples: a" in sentences["On clean pictures"]
