@@ -245,8 +245,8 @@ def _unknown_training(run: Run) -> Iterator[Flag]:
     if run.spec["model"]["family"] == "custom" and run.first("calibration") is not None:
         yield Flag(
             run.model, "calibration", "unknown_training", "info",
-            "This model is not of the zoo, and calibration pictures may have been among its training "
-            "pictures: its numbers with a fitted temperature may be too good. "
+            "This model is not of the zoo, and calibration or test pictures may have been among its training "
+            "pictures: its numbers may be too good, those with a fitted temperature too. "
             'Train on load_data(NAME, "train") alone to be sure.',
         )  # fmt: skip
 

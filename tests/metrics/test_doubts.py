@@ -118,6 +118,7 @@ def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
     assert "unknown_training" not in flags(whole())
     flag = flags(whole("custom"))["unknown_training"]
     assert flag.severity == "info"
+    assert "calibration or test pictures" in flag.message
     assert "too good" in flag.message
     without = whole("custom")
     del without.evaluations["calibration"]
