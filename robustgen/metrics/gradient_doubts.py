@@ -8,10 +8,13 @@ from robustgen.metrics.gradient_estimates import efficiency
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
 
+NORMAL_95 = 1.96
+
 
 def gradient_doubts(run: Run) -> Iterator[Flag]:
     """The flags of a run's class gradients."""
     yield from _no_gradient(run)
+    yield from _weak_reference(run)
     yield from _too_efficient(run)
 
 
@@ -25,6 +28,19 @@ def _no_gradient(run: Run) -> Iterator[Flag]:
                 "The class gradient is exactly 0 at every picture and noise level: a gain of 0 says nothing "
                 "here. Look for rounding, no_grad() or detach() in the model.",
             )  # fmt: skip
+
+
+def _weak_reference(run: Run) -> Iterator[Flag]:
+    """A gain over a denoiser that even the best linear one equals may be that denoiser's error, put right."""
+    for evaluation, table in run.tables("gradients"):
+        for sigma, part in table.groupby("sigma"):
+            less = (part["wiener_error"] - part["reference_error"]).dropna()
+            if less.mean() <= NORMAL_95 * less.sem():
+                yield Flag(
+                    run.model, evaluation, "weak_reference", "info",
+                    f"At σ {sigma:g} the reference denoiser is not surely better than a Wiener filter, so "
+                    "that a gain may be its error, put right. Take a better reference, or more pictures.",
+                )  # fmt: skip
 
 
 def _too_efficient(run: Run) -> Iterator[Flag]:
