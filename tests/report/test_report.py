@@ -227,3 +227,13 @@ def test_from_the_ninth_model_on_a_dot_has_another_shape() -> None:
     dots = [plots.marker(index, 0, 0, 1) for index in range(24)]
     assert len(set(dots)) == 24
     assert [dot.startswith("<circle") for dot in dots] == [True] * 8 + [False] * 16
+
+
+def test_the_title_of_the_upward_axis_is_clear_of_its_ticks() -> None:
+    svg = plots.Chart(
+        "t", "w", "x", "wrong among them, %", [plots.Series("m", 0, [0, 1], [0, 1])], y_range=(0, 1.05)
+    ).svg()
+    ticks = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', svg)
+    assert ("0.25" in [label for _, label in ticks]) or ("0.2" in [label for _, label in ticks])
+    digit, title = 7.0, 12 + 4  # the width of a digit at 12px; where the title, turned, ends with its tails
+    assert all(float(x) - digit * len(label) > title for x, label in ticks)
