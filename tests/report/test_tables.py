@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import report_fakes as fakes
 
-from robustgen.report import figures, tables
+from robustgen.report import figures, glance, tables
 from robustgen.report.columns import columns, headline_eps
 from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.reading import reading
@@ -178,3 +178,20 @@ def test_a_best_that_no_test_tells_apart_is_said_to_be_so(written: tuple[Path, A
     same = [test | {"p_holm": 1.0} for test in written[1]["comparisons"]]
     said = reading(tables.main_table(written[1] | {"comparisons": same}), {})[0].sentence
     assert ", but no paired test tells it from the others; last " in said
+
+
+def test_gains_beyond_the_edge_are_written_and_drawn_side_by_side(written: tuple[Path, Any]) -> None:
+    by = {"far-off": -4.5, "off": -1.08, "near": 0.1}
+    metrics = [
+        {"model": name, "evaluation": "gradients", "variant": "sigma-0.4", "metric": "guidance_gain",
+         "value": v, "ci_low": v - 0.01, "ci_high": v + 0.01}
+        for name, v in by.items()
+    ]  # fmt: skip
+    models = [written[1]["models"][0] | {"name": name} for name in by]
+    content = written[1] | {"models": models, "metrics": metrics, "comparisons": []}
+    (strip,) = glance.strips(tables.main_table(content), {})
+    assert ">◂ −450, −108</text>" in strip.svg
+    far_off, off, near = (float(x) for x in re.findall(r'<circle [^>]*cx="([\d.]+)"', strip.svg))
+    assert far_off + 10 <= off < near
+    chart = figures.gradient_charts(content)[0]
+    assert chart.note.endswith("% are cut off; wholly below: far-off (−450 to −450), off (−108 to −108).")
