@@ -221,6 +221,10 @@ def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best()
     ]
     (said,) = sentences.costs(points)
     assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in said
+    assert said.endswith(
+        "Below 5 ms most is the overhead of a call, not the network's work: it ranks nobody."
+    )
+    assert "overhead" not in sentences.costs([point._replace(milliseconds=6.0) for point in points])[0]
 
 
 def test_from_the_ninth_model_on_a_dot_has_another_shape() -> None:
