@@ -17,6 +17,7 @@ from robustgen.metrics.rows import Run
 from robustgen.types import ADDED, Flag, unbroken
 
 WIDE = 0.05  # half the width of an interval from which on samples are too few
+SUM_TO_1 = 1e-4  # how closely the outputs of a softmax do
 SCARCE = 1 / 3  # of its share, below which a class is scarce among the first samples
 BY_CHANCE = 1e-5  # the probability in a random order below which scarce classes raise a flag
 # Logits are quantised where less than DISTINCT of FEW_VALUES to MANY_VALUES of them differ. Of 1000 float32
@@ -40,6 +41,7 @@ def find_doubts(run: Run) -> list[Flag]:
         gradient_doubts,
         _random_forward,
         _mixed_batch,
+        _probabilities,
         _quantised_logits,
         _seeded_by_chunk,
         _temperature,
@@ -64,8 +66,9 @@ def _incomplete(run: Run) -> Iterator[Flag]:
                 "case takes only these into account. 'robustgen verify DIR --add FILE' computes the rest.",
             )  # fmt: skip
             continue
-        lines = str(last["error"]).splitlines() if last else []
-        reason = f" The last failure: {lines[0]}." if lines else ""
+        said = str(last["error"]).splitlines() if last else []
+        got = [line.partition("got:")[2].strip() for line in said[1:] if line.startswith("  got:")]
+        reason = f" The last failure: {'; got: '.join([said[0], *got])}." if said else ""
         yield Flag(
             run.model, evaluation.name, "incomplete", "error",
             f"{have} of {evaluation.wanted} evaluated.{reason} Run the same command again to compute the "
@@ -170,6 +173,17 @@ def _mixed_batch(run: Run) -> Iterator[Flag]:
         )  # fmt: skip
 
 
+def _probabilities(run: Run) -> Iterator[Flag]:
+    """Numbers that all lie above 0 and sum to 1 for every picture are a softmax's."""
+    clean = run.first("clean")
+    if clean is not None and (clean.logits >= 0).all() and np.abs(clean.logits.sum(1) - 1).max() < SUM_TO_1:
+        yield Flag(
+            run.model, "", "probabilities", "error",
+            "The outputs are probabilities, not logits: calibration, energy and gradients are not this "
+            "model's. Return logits, or log-probabilities.",
+        )  # fmt: skip
+
+
 def _quantised_logits(run: Run) -> Iterator[Flag]:
     """Equal float32 logits are rare; rounded ones are often equal."""
     clean = run.first("clean")
@@ -235,8 +249,8 @@ def _unknown_training(run: Run) -> Iterator[Flag]:
     if run.spec["model"]["family"] == "custom" and run.first("calibration") is not None:
         yield Flag(
             run.model, "calibration", "unknown_training", "info",
-            "This model is not from the zoo, so it may have been trained on calibration pictures: its "
-            "metrics with a fitted temperature may be too good. "
+            "This model is not from the zoo, so it may have been trained on calibration or test pictures: "
+            "its metrics may be too good. "
             'Train on load_data(NAME, "train") alone to be sure.',
         )  # fmt: skip
 
@@ -268,6 +282,21 @@ def _unlike_the_data(run: Run) -> Iterator[Flag]:
             "have less than a third of their share: the data seem to be sorted by class. Use all samples "
             f"(--n {size}), or store them in random order.",
         )  # fmt: skip
+    elif _sorted_by_chance(labels, sizes) < BY_CHANCE:
+        yield Flag(
+            run.model, "", "unlike_the_data", "warning",
+            f"The labels of the first {n} of {size} samples come sorted, and {classes - len(set(labels))} of "
+            f"{classes} classes are missing among them: the data seem to be sorted by class. Take all "
+            f"(--n {size}), or store them in random order.",
+        )  # fmt: skip
+
+
+def _sorted_by_chance(labels: np.ndarray, sizes: np.ndarray) -> float:
+    """How likely a random order of all samples begins as the sorted one, where it does; else 1."""
+    places, begins = np.arange(len(labels)), np.cumsum(sizes) - sizes
+    if not np.array_equal(labels, np.repeat(np.arange(len(sizes)), sizes)[: len(labels)]):
+        return 1.0
+    return float(np.prod((sizes[labels] - (places - begins[labels])) / (sizes.sum() - places)))
 
 
 def _few_samples(run: Run) -> Iterator[Flag]:

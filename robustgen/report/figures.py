@@ -224,8 +224,14 @@ def _gain(content: Summary, evaluation: str, sigmas: list[float]) -> Figure | No
         title, words, "noise σ (pixel units)", "error removed, %", lines,
         y_range=(min(0.0, max(low, floor)), 1.05 * high), zero_line=True,
     )  # fmt: skip
-    note = "" if low >= floor else f"Lines are cut off below {floor:.0f} %.".replace("-", "−")
+    under = [f"{s.name} ({_plain(min(s.y))} to {_plain(max(s.y))})" for s in lines if max(s.y) < floor]
+    wholly = f"; wholly below: {', '.join(under)}" if under else ""
+    note = "" if low >= floor else f"Lines that leave below {_plain(floor)} % are cut off{wholly}."
     return drawn_figure(title, chart, note)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}".replace("-", "−")
 
 
 def _denoising(content: Summary, evaluation: str, sigmas: list[float]) -> Figure | None:

@@ -11,8 +11,12 @@ from robustgen.types import ATTACKED, Severity
 OF_GRADIENTS = ("probes", "climbs")
 """The kinds of evaluations whose flags doubt every attack of the model, since attacks use its gradients."""
 
-Doubts = dict[tuple[str, str], tuple[int, str]]
-"""The gravest doubt about a number by its (model, evaluation): its index on the page, and its fact."""
+Doubts = dict[tuple[str, str, str], tuple[int, str]]
+"""The gravest doubt about each (model, evaluation, metric): its index on the page, and its fact."""
+
+PROBABILITIES = "probabilities"
+BY_LARGEST = ("accuracy", "corruption_accuracy")
+"""Numbers that only the largest output decides: they are right where outputs are probabilities."""
 
 
 class FlagGroup(NamedTuple):
@@ -55,9 +59,12 @@ def doubts_of(content: Summary, groups: list[FlagGroup]) -> Doubts:
             continue
         fact, remedy = fact_and_remedy(flag["message"])
         doubt = (places[flag["severity"], flag["flag"], remedy], fact)
-        for evaluation in evaluations_of(content, flag):
-            key = (flag["model"], evaluation)
-            found[key] = min(found.get(key, doubt), doubt)
+        evaluations = evaluations_of(content, flag)
+        for m in content["metrics"]:
+            right = flag["flag"] == PROBABILITIES and m["metric"] in BY_LARGEST
+            if m["model"] == flag["model"] and m["evaluation"] in evaluations and not right:
+                key = (m["model"], m["evaluation"], m["metric"])
+                found[key] = min(found.get(key, doubt), doubt)
     return found
 
 

@@ -87,15 +87,20 @@ def threat_text(norm: Norm, eps: float) -> str:
     return f"{NORMS[norm]} ≤ {eps_text(norm, eps)}"
 
 
-def number_text(metric: str, value: float) -> str:
-    """A value of a metric, or a difference of two, as the report shows it.
+def number_text(metric: str, value: float, size: float | None = None) -> str:
+    """A value of a metric, or a difference of two, as the report shows it; 0 has no sign.
+
+    ``size``: the number that decides how many digits there are, by default the value itself.
 
     >>> number_text("accuracy", 0.98765), number_text("psnr_gain", 0.75), number_text("psnr_gain", -0.75)
     ('98.8', '+0.8', '−0.8')
+    >>> number_text("psnr_gain", -0.01)
+    '0.0'
     """
-    shown = scale_of(metric) * value
-    sign = "+" if format_of(metric).signed else ""
-    return f"{shown:{sign}.{_digits(metric, abs(shown))}f}".replace("-", "−")
+    scale = scale_of(metric)
+    text = f"{scale * value:+.{_digits(metric, scale * abs(value if size is None else size))}f}"
+    signed = text.strip("+-0.") and (format_of(metric).signed or value < 0)
+    return text.replace("-", "−") if signed else text[1:]
 
 
 def _digits(metric: str, size: float) -> int:
@@ -113,7 +118,9 @@ def format_value(entry: MetricEntry) -> str:
 
 def format_interval(entry: MetricEntry | ComparisonEntry) -> str:
     """The 95 % interval of an entry, such as 82.5–93.4 or −1.3 to 2.0."""
-    low, high = (number_text(entry["metric"], entry[end]).removeprefix("+") for end in ("ci_low", "ci_high"))
+    metric, ends = entry["metric"], (entry["ci_low"], entry["ci_high"])
+    size = max(map(abs, ends))
+    low, high = (number_text(metric, end, size).removeprefix("+") for end in ends)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 40
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 COLOURS = 8
 

@@ -16,6 +16,7 @@ from robustgen.report.content import (
     key_of,
     names_of,
 )
+from robustgen.report.flags import PROBABILITIES
 from robustgen.report.formats import format_interval, format_of, format_value, number_text, p_text, scale_of
 
 ALPHA = 0.05
@@ -90,6 +91,9 @@ def _marks(content: Summary, column: Column) -> dict[str, Mark]:
     """The models of a column that are best, those that no corrected paired test separates from the best, and
     those without a test against it, for lack of common samples."""
     values = {m["model"]: m["value"] for m in content["metrics"] if key_of(m) == column.key}
+    if column.key.metric == "guidance_gain":
+        out = _not_ranked(content, column.key.evaluation)
+        values = {model: value for model, value in values.items() if model not in out}
     if len(set(values.values())) < 2:
         return {}
     top = (max if column.higher_is_better else min)(values.values())
@@ -107,6 +111,12 @@ def _marks(content: Summary, column: Column) -> dict[str, Mark]:
         elif None in found:
             marks[model] = "untested"
     return marks
+
+
+def _not_ranked(content: Summary, evaluation: str) -> set[str]:
+    """Models whose gain is not that of their class gradient, or that have none."""
+    flags = ((PROBABILITIES, ""), ("zero_gradients", evaluation))
+    return {flag["model"] for flag in content["flags"] if (flag["flag"], flag["evaluation"]) in flags}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from robustgen.metrics.intervals import Z95, holm
 from robustgen.metrics.verdicts import MAJORITY
 from robustgen.report.columns import Column
+from robustgen.report.content import MetricEntry
 from robustgen.report.flags import Doubts
-from robustgen.report.tables import Cell, MainTable
+from robustgen.report.tables import ALPHA, Cell, MainTable
 
 OPENINGS = {
     "accuracy": "On clean pictures",
@@ -70,7 +72,7 @@ def takeaways(table: MainTable, doubts: Doubts) -> list[Takeaway]:
         if metric == "accuracy":
             places = [i for i in places if not table.columns[i].key.variant]
         if metric in GAINS:
-            sentence = _gains(table, places, metric)
+            sentence = _gains(table, places, metric, doubts)
             found += [Takeaway(opening, sentence, metric, places[len(places) // 2])] if sentence else []
             continue
         for i in places:
@@ -95,9 +97,9 @@ def _known(table: MainTable, place: int) -> list[tuple[str, Cell]]:
 
 def _called(table: MainTable, place: int, doubts: Doubts) -> list[tuple[str, Cell]]:
     """As ``_known``, with doubted models marked."""
-    evaluation = table.columns[place].key.evaluation
+    key = table.columns[place].key
     return [
-        (f"{name} (doubted)" if (name, evaluation) in doubts else name, cell)
+        (f"{name} (doubted)" if (name, key.evaluation, key.metric) in doubts else name, cell)
         for name, cell in _known(table, place)
     ]
 
@@ -139,23 +141,36 @@ def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _gains(table: MainTable, places: list[int], metric: str) -> str:
-    """The models whose gain is above or below 0 by its 95 % interval, and at which noise levels."""
+def _gains(table: MainTable, places: list[int], metric: str, doubts: Doubts) -> str:
+    """The models whose gain differs from 0, by tests that are corrected over all of them, and at which noise
+    levels."""
     if not places:
         return ""
     better, worse = {
-        "guidance_gain": ("Improve the reference denoiser", "Harm it"),
+        "guidance_gain": ("Improve the reference denoiser", "Make it worse"),
         "psnr_gain": ("Better than the Wiener filter", "Worse"),
     }[metric]
+    cells = [(i, *pair) for i in places for pair in _called(table, i, doubts)]
+    corrected = holm([_p_of_0(cell.metric) for _, _, cell in cells])
+    differ = [found for found, p in zip(cells, corrected, strict=True) if p < ALPHA]
     parts = []
-    for label, differs in ((better, lambda m: m["ci_low"] > 0), (worse, lambda m: m["ci_high"] < 0)):
+    for label, sign in ((better, 1), (worse, -1)):
         levels: dict[str, list[str]] = {}
-        for i in places:
-            for name, cell in _known(table, i):
-                if differs(cell.metric):
-                    levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
+        for i, name, cell in differ:
+            if sign * cell.metric["value"] > 0:
+                levels.setdefault(name, []).append(table.columns[i].title.removeprefix("σ "))
         parts += [f"{label}: {_with_levels(levels)}."] if levels else []
-    return " ".join(parts) or "No model differs from 0: every 95 % interval contains it."
+    found = " ".join(parts) or "No model differs from 0."
+    return f"{found} (Tests against 0, Holm-corrected over all {len(cells)}, 5 %.)"
+
+
+def _p_of_0(metric: MetricEntry) -> float:
+    """Two-sided p of "the metric is 0", by a normal distribution as wide as the 95 % interval."""
+    from scipy.special import ndtr
+
+    spread = (metric["ci_high"] - metric["ci_low"]) / (2 * Z95)
+    away = abs(metric["value"])
+    return float(2 * ndtr(-away / spread)) if spread > 0 else float(away == 0)
 
 
 def _with_levels(levels: dict[str, list[str]]) -> str:

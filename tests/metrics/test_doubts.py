@@ -81,6 +81,17 @@ def test_the_first_samples_of_sorted_data_are_unlike_the_whole(classes: int, n: 
     assert "--n 1000" in flag.message
 
 
+@pytest.mark.parametrize(
+    ("each", "n", "missing"), [(6, 6, 9), (6, 12, 8), (6, 30, 5), (6, 59, 0), (100, 7, 9)]
+)
+def test_few_samples_that_come_sorted_are_unlike_the_whole(each: int, n: int, missing: int) -> None:
+    labels = np.repeat(np.arange(10), each)
+    message = flags(measured(labels, n))["unlike_the_data"].message
+    assert f"first {n} of {10 * each} samples" in message
+    assert f"{missing} of 10 classes are missing" in message or f"{missing} of 10 classes, such as" in message
+    assert "unlike_the_data" not in flags(measured(labels, 3))
+
+
 def test_a_class_whose_name_has_a_full_stop_stands_in_the_fact() -> None:
     made = measured(np.repeat(np.arange(10), 100), 50)
     made.spec["data"]["class_names"][1] = "St. Bernard"
@@ -107,10 +118,20 @@ def test_of_a_custom_model_the_training_pictures_are_not_known() -> None:
     assert "unknown_training" not in flags(whole())
     flag = flags(whole("custom"))["unknown_training"]
     assert flag.severity == "info"
+    assert "calibration or test pictures" in flag.message
     assert "too good" in flag.message
     without = whole("custom")
     del without.evaluations["calibration"]
     assert "unknown_training" not in flags(without)
+
+
+def test_outputs_that_are_probabilities_are_named() -> None:
+    numbers = logits(64)
+    soft = np.exp(numbers) / np.exp(numbers).sum(1, keepdims=True)
+    flag = flags(run((CLEAN, rows(64, logits=soft))))["probabilities"]
+    assert (flag.evaluation, flag.severity) == ("", "error")
+    for other in (numbers, np.log(soft), abs(numbers)):
+        assert "probabilities" not in flags(run((CLEAN, rows(64, logits=other))))
 
 
 def test_foreign_pictures_that_depend_on_each_other_are_named() -> None:

@@ -111,5 +111,6 @@ def shows(number: tuple[Any, int], metric: dict[str, Any], value: float) -> bool
     share = metric["metric"] not in NOT_SHARES
     expected = 100 * value if share else value
     given, digits = number
-    enough = digits >= 1 or (metric["metric"] == "guidance_gain" and abs(expected) >= 100)
+    wide = max(abs(100 * metric[end]) for end in ("value", "ci_low", "ci_high") if end in metric)
+    enough = digits >= 1 or (metric["metric"] == "guidance_gain" and wide >= 100)
     return enough and abs(given - expected) <= 0.5000001 * 10.0**-digits + 1e-9

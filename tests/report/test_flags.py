@@ -72,7 +72,19 @@ def test_a_number_leads_to_its_first_doubt_and_notes_are_none() -> None:
         flag("pgd", "Weak. Mend it."),
         flag("pgd", "Wrong. Throw it away.", "error"),
     ]
-    content = {"flags": several, "metrics": [], "models": []}
-    assert doubts_of(content, flag_groups(content)) == {("m", "pgd"): (0, "Wrong.")}
+    metric = {"model": "m", "evaluation": "pgd", "metric": "robust_accuracy"}
+    content = {"flags": several, "metrics": [metric], "models": []}
+    assert doubts_of(content, flag_groups(content)) == {("m", "pgd", "robust_accuracy"): (0, "Wrong.")}
     content["flags"] = several[:1]
     assert doubts_of(content, flag_groups(content)) == {}
+
+
+def test_probabilities_cast_no_doubt_on_what_the_largest_output_decides() -> None:
+    of_clean = [
+        {"model": "m", "evaluation": "clean", "metric": metric} for metric in ("accuracy", "ece", "nll")
+    ]
+    gain = {"model": "m", "evaluation": "gradients", "metric": "guidance_gain"}
+    found = {**flag("", "Probabilities. Return logits.", "error"), "flag": "probabilities"}
+    content = {"flags": [found], "metrics": [*of_clean, gain], "models": []}
+    doubts = doubts_of(content, flag_groups(content))
+    assert {metric for _, _, metric in doubts} == {"ece", "nll", "guidance_gain"}

@@ -142,6 +142,32 @@ def test_an_efficiency_surely_above_one_is_flagged() -> None:
     assert flags(0.9 * whole) == []
 
 
+@pytest.mark.parametrize(
+    ("norms", "flagged"), [([0.0, 0.0], True), ([0.0, 0.1], False), ([None, None], False)]
+)
+def test_a_class_gradient_that_is_0_everywhere_is_flagged(norms: list[float | None], flagged: bool) -> None:
+    table = pd.DataFrame({"sample_id": [0, 1], "sigma": 0.4, "guidance_norm": norms})
+    table = table.assign(reference_error=1.0, wiener_error=2.0)
+    gradients = Evaluation({"name": "gradients", "kind": "gradients"}, None, 2, table=table)
+    found = list(gradient_doubts(Run("m", {}, {"gradients": gradients})))
+    assert [(f.flag, f.evaluation) for f in found] == ([("zero_gradients", "gradients")] if flagged else [])
+
+
+def test_a_reference_that_is_no_better_than_the_wiener_filter_is_noted() -> None:
+    wiener = np.random.default_rng(0).gamma(8, 1, 100)
+    several = [
+        pd.DataFrame(
+            {"sample_id": range(100), "sigma": sigma, "guidance_norm": 0.1, "wiener_error": wiener,
+             "reference_error": factor * wiener + np.random.default_rng(1).normal(0, 1, 100)}
+        )
+        for sigma, factor in ((0.4, 0.8), (0.8, 1.0))
+    ]  # fmt: skip
+    gradients = Evaluation({"name": "gradients", "kind": "gradients"}, None, 100, table=pd.concat(several))
+    (flag,) = gradient_doubts(Run("m", {}, {"gradients": gradients}))
+    assert (flag.flag, flag.evaluation, flag.severity) == ("weak_reference", "gradients", "info")
+    assert "σ 0.8" in flag.message
+
+
 def test_what_the_data_do_not_allow_is_said() -> None:
     from robustgen.data import load
     from robustgen.plan import plan

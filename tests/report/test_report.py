@@ -14,6 +14,7 @@ import report_fakes as fakes
 
 from robustgen.errors import UserError
 from robustgen.report import costs, pictures, plots, sentences
+from robustgen.report.corruptions import Heat
 from robustgen.report.render import render
 from robustgen.report.summary import gather, summarise
 
@@ -179,15 +180,64 @@ def test_png_has_the_pixels() -> None:
         assert np.asarray(image).tolist() == [[0, 128], [255, 255]]
 
 
+def test_models_that_lose_as_much_are_called_alike() -> None:
+    detail = {
+        "name": "pgd",
+        "kind": "attack",
+        "norm": "linf",
+        "eps": 0.1,
+        "cascade": ["pgd"],
+        "attack": "pgd",
+    }
+    values = (("clean", "accuracy", 0.9), ("worst-linf-0.1", "robust_accuracy", 0.1))
+    metrics = [
+        {"model": model, "evaluation": evaluation, "variant": "", "metric": metric, "value": value}
+        for model in "ab"
+        for evaluation, metric, value in values
+    ]
+    models = [{"name": name, "evaluations": [detail], "stochastic": False} for name in "ab"]
+    content: dict[str, Any] = {
+        "models": models, "metrics": metrics, "protocol": {}, "data": {"name": "digits"},
+    }  # fmt: skip
+    (said,) = sentences.attacks(content)
+    assert said == "Within L∞ ≤ 0.1 accuracy falls alike: a (90.0 to 10.0 %), b (90.0 to 10.0 %)."
+    metrics[1]["value"] = 0.2
+    assert "least and most: a (90.0 to 20.0 %), b (" in sentences.attacks(content)[0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [([0.5, 0.5], "All suffer alike from fog"), ([0.5, 0.6], "a suffers most from fog"),
+     ([0.5, 0.5, 0.6], "a, b suffer alike from fog")],
+)  # fmt: skip
+def test_the_models_that_a_corruption_hits_most_are_all_named(cells: list[float], said: str) -> None:
+    heat = Heat(list("abc"[: len(cells)]), [("fog", list(cells)), ("snow", [0.9] * len(cells))])
+    assert f"{said}: 50.0 %." in sentences.corruptions(heat)[0]
+
+
 def test_the_cheapest_and_the_dearest_are_named_and_neither_is_called_the_best() -> None:
     points = [
         costs.CostPoint(name, 0, cost, {"value": 1.0}) for name, cost in (("dear", 9.0), ("cheap", 3.0))
     ]
     (sentence,) = sentences.costs(points)
     assert "from 3.0 ms (cheap) to 9.0 ms (dear)" in sentence
+    assert sentence.endswith(
+        "Below 5 ms most is the overhead of a call, not the network's work: it ranks nobody."
+    )
+    assert "overhead" not in sentences.costs([point._replace(milliseconds=6.0) for point in points])[0]
 
 
 def test_from_the_ninth_model_on_a_dot_has_another_shape() -> None:
     dots = [plots.marker(index, 0, 0, 1) for index in range(24)]
     assert len(set(dots)) == 24
     assert [dot.startswith("<circle") for dot in dots] == [True] * 8 + [False] * 16
+
+
+def test_the_title_of_the_upward_axis_is_clear_of_its_ticks() -> None:
+    svg = plots.Chart(
+        "t", "w", "x", "wrong among them, %", [plots.Series("m", 0, [0, 1], [0, 1])], y_range=(0, 1.05)
+    ).svg()
+    ticks = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', svg)
+    assert ("0.25" in [label for _, label in ticks]) or ("0.2" in [label for _, label in ticks])
+    digit, title = 7.0, 12 + 4  # the width of a digit at 12px; where the title, turned, ends with its tails
+    assert all(float(x) - digit * len(label) > title for x, label in ticks)

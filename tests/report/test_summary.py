@@ -166,10 +166,16 @@ def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
     gone = store.path / "samples" / "clean" / "000030-000060.parquet"
     gone.unlink()
     store.log_error("the model returned NaN\nmore", Chunk("clean", 30, 60))
+    raised = UserError(
+        "this attack failed", where="mine.py", got="ValueError: got: nothing", remedy="mend it"
+    )
+    store.log_error(str(raised), Chunk("clean", 30, 60))
     (flag,) = [f for f in find_doubts(read_run(store)) if f.flag == "incomplete"]
     assert flag.severity == "error"
     assert flag.evaluation == "clean"
-    assert flag.message.startswith("30 of 60 evaluated. The last failure: the model returned NaN.")
+    assert flag.message.startswith(
+        "30 of 60 evaluated. The last failure: this attack failed; got: ValueError: got: nothing. The"
+    )
 
 
 @pytest.mark.parametrize(("kind", "table"), TABLES.items())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import report_fakes as fakes
 
-from robustgen.report import figures, tables
+from robustgen.report import figures, glance, tables
 from robustgen.report.columns import columns, headline_eps
+from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.render import render
 from robustgen.report.summary import summarise
 from robustgen.report.takeaways import takeaways
@@ -41,6 +42,8 @@ def test_a_pair_without_a_test_is_not_shown_as_told_apart(
 def test_the_page_says_that_a_pair_was_not_tested(apart: tuple[Path, dict[str, Any]]) -> None:
     page = render(apart[0]).read_text(encoding="utf-8")
     assert "(not tested against the best)" in page
+    tests = len(apart[1]["comparisons"])
+    assert page.count(f"over all {tests} tests of summary.json") == 2
     assert re.search(r'key untested">framed</span> could not be tested', page)
     sentences = {each.opening: each.sentence for each in takeaways(tables.main_table(apart[1]), {})}
     assert "Not tested against it, for too few common samples: a" in sentences["On clean pictures"]
@@ -122,3 +125,73 @@ def test_a_stochastic_model_shows_its_three_verdicts(tmp_path: Path) -> None:
 
 def test_a_page_without_a_stochastic_model_does_not_speak_of_draws(written: tuple[Path, Any]) -> None:
     assert not [c for c in columns(written[1]) if "draw" in c.meaning or "majority" in c.title]
+
+
+@pytest.mark.parametrize(("name", "where"), [("probabilities", ""), ("zero_gradients", "gradients")])
+def test_a_gain_without_a_gradient_is_doubted_and_never_the_best(
+    written: tuple[Path, Any], name: str, where: str
+) -> None:
+    content = written[1]
+    before = gain_marks(content)
+    best = next(name for name, mark in before.items() if mark == "best")
+    said = {"model": best, "evaluation": where, "flag": name, "severity": "warning"}
+    doubted = content | {"flags": [said | {"message": "No gradient. Mend it."}]}
+    after = gain_marks(doubted)
+    assert after[best] == ""
+    assert "best" in after.values()
+    table, doubts = tables.main_table(doubted), doubts_of(doubted, flag_groups(doubted))
+    sentences = {said.metric: said.sentence for said in takeaways(table, doubts)}
+    assert f"{best} (doubted) at" in sentences["guidance_gain"]
+
+
+def test_gradients_that_are_0_at_probes_alone_are_ranked_by_their_gain(written: tuple[Path, Any]) -> None:
+    said = {"evaluation": "probes", "flag": "zero_gradients", "severity": "warning", "message": "Some."}
+    flags = [said | {"model": model["name"]} for model in written[1]["models"]]
+    assert gain_marks(written[1] | {"flags": flags}) == gain_marks(written[1])
+
+
+def gain_marks(content: dict[str, Any]) -> dict[str, str]:
+    """What marks the gains at the first noise level, by model."""
+    table = tables.main_table(content)
+    place = next(i for i, c in enumerate(table.columns) if c.key.metric == "guidance_gain")
+    return {model["name"]: cells[place].mark for model, cells in table.rows if cells[place]}  # type: ignore[union-attr]
+
+
+def test_what_is_said_of_gains_is_corrected_for_how_many_there_are(written: tuple[Path, Any]) -> None:
+    gain = {"evaluation": "gradients", "metric": "guidance_gain", "unit": "", "n": 48}
+    by = {"a": 0.05, "b": 0.02, "c": 0.0, "d": -0.05}  # with these intervals p is 6e-7, 0.046, 1, 6e-7
+    metrics = [
+        {**gain, "model": name, "variant": "sigma-0.4", "value": v, "ci_low": v - 0.0196,
+         "ci_high": v + 0.0196}
+        for name, v in by.items()
+    ]  # fmt: skip
+    models = [written[1]["models"][0] | {"name": name} for name in by]
+    table = tables.main_table(written[1] | {"models": models, "metrics": metrics, "comparisons": []})
+    (said,) = takeaways(table, {})
+    assert said.sentence.startswith(
+        "a at σ 0.4 improves the reference denoiser; d at σ 0.4 makes the reference "
+    )
+    assert said.sentence.endswith("(tests against 0, Holm-corrected over all 4, 5 %).")
+
+
+def test_a_best_that_no_test_tells_apart_is_said_to_be_so(written: tuple[Path, Any]) -> None:
+    same = [test | {"p_holm": 1.0} for test in written[1]["comparisons"]]
+    said = takeaways(tables.main_table(written[1] | {"comparisons": same}), {})[0].sentence
+    assert ", but no paired test tells it from the others; last " in said
+
+
+def test_gains_beyond_the_edge_are_written_and_drawn_side_by_side(written: tuple[Path, Any]) -> None:
+    by = {"far-off": -4.5, "off": -1.08, "near": 0.1}
+    metrics = [
+        {"model": name, "evaluation": "gradients", "variant": "sigma-0.4", "metric": "guidance_gain",
+         "value": v, "ci_low": v - 0.01, "ci_high": v + 0.01}
+        for name, v in by.items()
+    ]  # fmt: skip
+    models = [written[1]["models"][0] | {"name": name} for name in by]
+    content = written[1] | {"models": models, "metrics": metrics, "comparisons": []}
+    (strip,) = glance.strips(tables.main_table(content), {})
+    assert ">◂ −450, −108</text>" in strip.svg
+    far_off, off, near = (float(x) for x in re.findall(r'<circle [^>]*cx="([\d.]+)"', strip.svg))
+    assert far_off + 10 <= off < near
+    chart = figures.gradient_charts(content)[0]
+    assert chart.note.endswith("% are cut off; wholly below: far-off (−450 to −450), off (−108 to −108).")
