@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from robustgen.metrics.gradient_estimates import efficiency
+from robustgen.metrics.intervals import Z95
 from robustgen.metrics.rows import Run
 from robustgen.types import Flag
-
-NORMAL_95 = 1.96
 
 
 def gradient_doubts(run: Run) -> Iterator[Flag]:
@@ -35,7 +34,7 @@ def _weak_reference(run: Run) -> Iterator[Flag]:
     for evaluation, table in run.tables("gradients"):
         for sigma, part in table.groupby("sigma"):
             less = (part["wiener_error"] - part["reference_error"]).dropna()
-            if less.mean() <= NORMAL_95 * less.sem():
+            if less.mean() <= Z95 * less.sem():
                 yield Flag(
                     run.model, evaluation, "weak_reference", "info",
                     f"At σ {sigma:g} the reference denoiser is not surely better than a Wiener filter, so "

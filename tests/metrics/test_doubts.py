@@ -97,7 +97,7 @@ def test_a_class_whose_name_has_a_full_stop_stands_in_the_fact() -> None:
     made.spec["data"]["class_names"][1] = "St. Bernard"
     fact, _, remedy = flags(made)["unlike_the_data"].message.partition(". ")
     assert "such as 'St.\N{NO-BREAK SPACE}Bernard', have less" in fact
-    assert remedy.startswith("Take all")
+    assert remedy.startswith("Use all samples")
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.1] * 10, [0.9, 0.09, 0.009, 0.001], [0.01] * 100])

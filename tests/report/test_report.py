@@ -200,15 +200,15 @@ def test_models_that_lose_as_much_are_called_alike() -> None:
         "models": models, "metrics": metrics, "protocol": {}, "data": {"name": "digits"},
     }  # fmt: skip
     (said,) = sentences.attacks(content)
-    assert said == "Within L∞ ≤ 0.1 accuracy falls alike: a (90.0 to 10.0 %), b (90.0 to 10.0 %)."
+    assert said == "Within L∞ ≤ 0.1 accuracy falls alike for a (90.0 to 10.0 %), b (90.0 to 10.0 %)."
     metrics[1]["value"] = 0.2
-    assert "least and most: a (90.0 to 20.0 %), b (" in sentences.attacks(content)[0]
+    assert "least for a (90.0 to 20.0 %), most for b (" in sentences.attacks(content)[0]
 
 
 @pytest.mark.parametrize(
     ("cells", "said"),
-    [([0.5, 0.5], "All suffer alike from fog"), ([0.5, 0.6], "a suffers most from fog"),
-     ([0.5, 0.5, 0.6], "a, b suffer alike from fog")],
+    [([0.5, 0.5], "All suffer equally from fog"), ([0.5, 0.6], "a suffers most from fog"),
+     ([0.5, 0.5, 0.6], "a, b suffer equally from fog")],
 )  # fmt: skip
 def test_the_models_that_a_corruption_hits_most_are_all_named(cells: list[float], said: str) -> None:
     heat = Heat(list("abc"[: len(cells)]), [("fog", list(cells)), ("snow", [0.9] * len(cells))])

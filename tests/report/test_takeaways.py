@@ -126,7 +126,7 @@ def test_the_sentences_on_gradients_name_who_differs_from_0(
         for _, i in stands
     }
     said = set()
-    for part in re.split(r"(?<=\.) (?=[A-Z])", sentence.partition(" (")[0]):
+    for part in re.split(r"(?<=\.) (?=[A-Z])", sentence.partition(" (Tests")[0].replace(" (doubted)", "")):
         label, _, listed = part.partition(": ")
         for names, sigmas in re.findall(r"([\w, -]+) at σ ([\d., ]*\d)", listed):
             models = names.strip().split(", ")
