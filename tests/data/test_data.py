@@ -65,6 +65,13 @@ def test_foreign_sets_have_no_training_split():
         data.load("letters", "train")
 
 
+@pytest.mark.parametrize("name", ["digits", "cifar10", "mnist:0-7", "mine.npz"])
+def test_a_split_of_another_name_is_refused_and_not_taken_for_the_training_split(name):
+    with pytest.raises(UserError, match="no split named 'callibration'") as refusal:
+        data.load(name, "callibration")  # type: ignore[arg-type]
+    assert refusal.value.details["remedy"] == "did you mean calibration?"
+
+
 def test_grey_and_colour_are_converted_and_sizes_resized():
     photos = data.load("photos", shape=(3, 16, 16))
     grey = photos.reshaped((1, 16, 16))
