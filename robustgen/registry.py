@@ -265,18 +265,18 @@ def model_refs(models: object) -> list[ModelRef]:
     named: list[tuple[str | None, Any]]
     if isinstance(models, Mapping):
         named = list(models.items())
-    elif isinstance(models, str | Module) or not isinstance(models, Iterable):
+    elif isinstance(models, str | Path | Module) or not isinstance(models, Iterable):
         named = [(None, models)]
     else:
         named = [(None, model) for model in models]
     refs: list[ModelRef] = []
     for name, model in named:
-        if not isinstance(model, str | Module):
+        if not isinstance(model, str | Path | Module):
             raise UserError(
                 "this is no model", where=name or "models", expected="a name as on the command line, or a "
                 "torch.nn.Module", got=type(model).__name__,
             )  # fmt: skip
-        refs += resolve(model) if isinstance(model, str) else [from_module(model, name)]
+        refs += [from_module(model, name)] if isinstance(model, Module) else resolve(str(model))
     if not refs:
         raise UserError("no model was named", where="models", expected="one or more", got="none")
     return without_duplicates(refs)
