@@ -178,7 +178,7 @@ def train(
         Path | None, typer.Option("--out", help="The model's folder; default: models/<name>.")
     ] = None,
     data_root: RootOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, and start again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints and an earlier model.")] = False,
 ) -> None:
     """Train a model from its recipe; an interrupted training continues from its last checkpoint."""
     from robustgen.training.loop import train as run
