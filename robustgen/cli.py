@@ -256,11 +256,13 @@ def verify(
 
 def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     """Add pictures to a run, and write the report again."""
-    from robustgen.added import add
+    from robustgen.added import add, outside_budget
     from robustgen.report import render, summary
 
     for name in add(folder, file, model, code=code):
-        console.print(f"added: {name}")
+        outside = outside_budget(folder, name, model)
+        note = f" ({outside} pictures lay outside the budget and were projected onto it)" if outside else ""
+        console.print(f"added: {name}{note}", markup=False, soft_wrap=True)
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n, earlier = summary.gather([out], out)
     print_table(summary.summarise(out, runs, n, str(earlier[0]["command"]), earlier=earlier))
