@@ -13,7 +13,7 @@ from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
 from robustgen.registry import ModelRef, resolve_one, user_code
-from robustgen.store import RunStore
+from robustgen.store import RunStore, undo_change
 
 
 def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
@@ -34,6 +34,7 @@ def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBa
         raise UserError(
             f"the model {store.model!r} is not the one of the run: it was changed since", where=store.path,
             expected=spec["model"]["fingerprint"], got=fingerprint_weights(reference, model),
+            remedy=f"{undo_change(reference)}, or report it anew in another --out",
         )  # fmt: skip
     torch.set_num_threads(spec["kernels"]["threads"])
     batched = FixedBatch(model, spec["kernels"]["batch"])

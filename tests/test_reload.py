@@ -57,3 +57,4 @@ def test_what_was_changed_since_is_refused(stored: RunStore, tmp_path: Path, par
     with pytest.raises(UserError, match=says) as caught:
         reload_run(run)
     assert "beef" in str(caught.value)
+    assert part == "data" or f"what changed in {NAME}" in str(caught.value)

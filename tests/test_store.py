@@ -87,6 +87,19 @@ def test_the_same_identity_goes_on_and_another_is_refused_with_what_changed(run:
     assert 'kernels.batch: 64 -> 32; model: "a" -> "b"' in str(caught.value)
 
 
+def test_a_model_whose_file_was_edited_is_named_with_the_reason(run: RunStore):
+    changed = SPEC | {"identity": SPEC["identity"] | {"model": "b"}}
+    with pytest.raises(UserError, match=r"take back what changed in mine\.py:linear \(.* comments too\)"):
+        RunStore.open(run.path, changed, {"reference": "mine.py:linear"})
+
+
+def test_another_protocol_is_told_by_its_name_first(tmp_path: Path):
+    first = SPEC | {"protocol": {"name": "quick"}, "evaluations": [{"name": "clean", "scores": ["msp"]}]}
+    RunStore.open(tmp_path, first, {})
+    with pytest.raises(UserError, match=r"got: +protocol: quick -> clean; clean\.scores"):
+        RunStore.open(tmp_path, first | SPEC | {"protocol": {"name": "clean"}}, {})
+
+
 def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(run: RunStore):
     words = SPEC | {"model": {"name": "m", "summary": "better words"}}
     fewer = words | {"evaluations": [{"name": "clean"}]}
