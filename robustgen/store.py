@@ -172,7 +172,8 @@ class RunStore:
                 where=path / "run.json",
                 expected=f"fingerprint {stated}",
                 got=checksums[0],
-                remedy="run the same command again: it writes this file anew and keeps the rows",
+                remedy="run the 'robustgen report' of this folder again (summary.json has it): it writes "
+                "this file anew and keeps the rows",
             )
         return cls(path, spec, environment)
 

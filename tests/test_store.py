@@ -114,6 +114,15 @@ def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(
     assert RunStore.open(run.path, SPEC, {}).spec["evaluations"] == SPEC["evaluations"]
 
 
+def test_the_remedy_for_a_damaged_chunk_is_the_command_that_sets_it_aside(run: RunStore):
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    file = run.path / "samples" / "clean" / "000000-000002.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DamagedError) as caught:
+        run.rows("clean")
+    assert "run the 'robustgen report' of this folder again" in str(caught.value.details["remedy"])
+
+
 def test_rows_without_a_specification_are_kept_by_their_own_run_alone(run: RunStore):
     run.write(Chunk("clean", 0, 2), rows(0, 1))
     (run.path / "run.json").unlink()
@@ -129,7 +138,7 @@ def test_a_damaged_specification_costs_no_rows_of_its_run(run: RunStore, where: 
     content = bytearray(file.read_bytes())
     content[content.index(where) + len(where) - 1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError, match="robustgen report"):
         RunStore.read(run.path)
     assert RunStore.find(run.path) is None
     with pytest.raises(UserError, match=r"its run\.json is damaged"):
