@@ -191,6 +191,13 @@ def resolve(reference: str) -> list[ModelRef]:
             raise unknown_name("model source", library, LIBRARIES, where=reference)
         return [OutsideModel(slug(f"{library}-{tail}"), library, tail)]
     zoo = model_folders()
+    registered = {point.name for point in entry_points(group="robustgen.models")}
+    if reference in zoo and reference in registered:
+        raise UserError(
+            f"two models are named {reference!r}", expected="one of that name",
+            where=f"{zoo[reference]} and an entry point of the group robustgen.models",
+            got=reference, remedy="rename the entry point, or name the folder by its path",
+        )  # fmt: skip
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
     if matching := fnmatch.filter(zoo, reference):
@@ -202,7 +209,6 @@ def resolve(reference: str) -> list[ModelRef]:
             )  # fmt: skip
         _refuse_code(reference, [model.name for model in models if user_code(model)])
         return [*models]
-    registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
     if (Path(reference) / "card.yaml").is_file():

@@ -111,6 +111,17 @@ def test_two_folders_of_one_name_are_an_error(workspace: Path, monkeypatch):
         registry.model_folders()
 
 
+def test_an_entry_point_named_as_a_zoo_model_is_an_error(workspace: Path, monkeypatch):
+    info = workspace / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[robustgen.models]\na-digits = theirs:net\n")
+    monkeypatch.syspath_prepend(workspace)
+    with pytest.raises(UserError, match="two models are named 'a-digits'"):
+        registry.resolve("a-digits")
+    assert registry.resolve(str(workspace / "models" / "a-digits"))[0].name == "a-digits"
+
+
 def test_a_card_must_bear_its_folders_name(workspace: Path):
     (workspace / "models" / "a-digits" / "card.yaml").write_text(CARD.format(name="z", family="softmax"))
     with pytest.raises(UserError, match="must be that of its folder"):
