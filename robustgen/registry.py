@@ -215,6 +215,16 @@ def resolve(reference: str) -> list[ModelRef]:
         folder = Path(reference).resolve()
         kind = ZooModel if zoo.get(folder.name) == folder else FolderModel
         return [kind(folder.name, folder)]
+    if reference.endswith(".py"):
+        raise UserError(
+            "a Python file may hold several models", where=reference, expected="FILE.py:NAME", got=reference,
+            remedy=f"name the class or function that is meant, as in {reference}:Net",
+        )  # fmt: skip
+    if {*"*?["} & {*reference}:
+        raise UserError(
+            "this pattern matches no model of the zoo", where=reference, expected="one that some match",
+            got="none", remedy="'robustgen list models' names them",
+        )  # fmt: skip
     outside = ", ".join(f"{library}:NAME" for library in LIBRARIES)
     also = f"a trained model's folder, FILE.py:NAME, {outside}"
     raise unknown_name("model", reference, [*zoo, *registered], also=also)

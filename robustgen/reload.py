@@ -44,6 +44,10 @@ def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBa
 
 def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
     """The model that run.json names. Raises UserError if that would run a file that is not in ``code``."""
+    if missing := [path for path in code if not path.is_file()]:
+        raise UserError(
+            "there is no such Python file", where="--code", got=missing[0], remedy="check the path"
+        )
     named = str(store.environment.get("reference"))
     found = resolve_one(named, where=store.path)
     file = user_code(found)

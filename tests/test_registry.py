@@ -79,6 +79,19 @@ def test_an_unknown_name_is_answered_with_suggestions(workspace: Path):
         registry.resolve("a-digit")
 
 
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [("mine.py", "as in mine.py:Net"), ("*-nothing", "'robustgen list models' names them")],
+)
+def test_a_file_without_a_name_and_a_pattern_of_nothing_do_not_list_the_zoo(
+    workspace: Path, reference: str, says: str
+):
+    with pytest.raises(UserError) as refusal:
+        registry.resolve(reference)
+    assert says in str(refusal.value)
+    assert "a-digits" not in str(refusal.value)
+
+
 def test_a_file_reference(tmp_path: Path):
     file = tmp_path / "My_Net.py"
     file.write_text("")

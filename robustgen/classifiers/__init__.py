@@ -143,6 +143,9 @@ def check_logits(model: Classifier, ref: ModelRef) -> None:
             f"the model {ref.name!r} does not return logits",
             expected=f"shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
             got=f"{type(logits).__name__} of shape {shape}",
+            remedy=f"if the labels of the data go from 1 to {shape[1]}, number them from 0"
+            if shape == (2, model.num_classes - 1)
+            else None,
         )
     if not torch.equal(x, given):  # a PlainClassifier's module gets a copy, a Classifier does not
         raise UserError(

@@ -82,6 +82,11 @@ def load(
             f"{name!r} is derived from another data set and cannot be loaded by itself", got=name,
             remedy="name it among a protocol's foreign sets",
         )  # fmt: skip
+    elif Path(name).expanduser().is_dir():
+        raise UserError(
+            "a folder of pictures is named by imagefolder:", expected="a data set's name, or "
+            f"imagefolder:{name}", got=name, remedy=f"--data imagefolder:{name}",
+        )  # fmt: skip
     else:
         raise unknown_name("data set", name, SOURCES, also=USER_DATA)
     return replace(dataset.reshaped(shape) if shape else dataset, source=name)

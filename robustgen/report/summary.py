@@ -140,6 +140,11 @@ def _paths(content: dict[str, Any]) -> list[str]:
 
 def read_summary(file: Path) -> dict[str, Any]:
     """What a report's summary.json holds; UserError where it is none."""
+    if not file.exists():
+        raise UserError(
+            "there is no report here", where=file.parent, expected="the --out of 'robustgen report', which "
+            "has a summary.json", got="no summary.json", remedy="check the path",
+        )  # fmt: skip
     content = read_json(file)
     try:
         _paths(content)

@@ -118,6 +118,14 @@ def test_an_unknown_name_lists_what_there_is():
     assert "imagefolder:PATH" in str(caught.value)
 
 
+def test_a_folder_that_exists_is_no_misspelt_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError) as refusal:
+        data.load("pictures")
+    assert refusal.value.details["remedy"] == "--data imagefolder:pictures"
+
+
 def test_a_data_root_that_is_no_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not a folder"):
         data.load("mnist", root=tmp_path / "absent")
