@@ -339,7 +339,9 @@ def _finish(failures: dict[str, str]) -> None:
     for model, message in failures.items():
         console.print(f"\n{model} was not finished: {message}", style="red", markup=False, soft_wrap=True)
     if failures:
-        console.print("\nRun the same command again to try what is missing.")
+        console.print(
+            "\nMend the model if that is why, and run the same command again to try what is missing."
+        )
         raise typer.Exit(1)
 
 
