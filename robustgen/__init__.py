@@ -97,10 +97,10 @@ def load_protocol(name: str) -> Protocol:
 
 
 def evaluate(
-    models: str | nn.Module | Iterable[str | nn.Module] | Mapping[str, nn.Module],
+    models: str | Path | nn.Module | Iterable[str | Path | nn.Module] | Mapping[str, nn.Module],
     *,
-    data: str = "digits",
-    protocol: str = "quick",
+    data: str | Path = "digits",
+    protocol: str | Path | Protocol = "quick",
     out: Path | str = "out",
     n: int | None = None,
     root: Path | str | None = None,
@@ -119,7 +119,7 @@ def evaluate(
         models: names as on the command line, and live ``torch.nn.Module`` objects that map pictures in
             [0, 1] to logits. A module is copied, and named after its class, or by its key in a mapping.
         data: a data set's name, imagefolder:PATH, FILE.npz or FILE.parquet.
-        protocol: a protocol's name, or the path of its YAML file.
+        protocol: a protocol's name, the path of its YAML file, or what ``load_protocol`` returns.
         out: the folder of the report, or s3://BUCKET/FOLDER.
         n: only the first n samples of every evaluation; by default as many as the protocol says.
         root: the folder of the data sets; by default ROBUSTGEN_DATA, else the user's cache folder.
@@ -132,6 +132,7 @@ def evaluate(
         UserError: if no model could be run. If only some fail, ``failures`` of the report says why.
     """
     from robustgen import engine, registry
+    from robustgen.config import Protocol
     from robustgen.places import as_path
     from robustgen.report.result import Report
     from robustgen.report.summary import summarise
@@ -144,11 +145,16 @@ def evaluate(
                 expected="1 or more, or None",
                 got=repr(value),
             )
+    if not isinstance(data, str | Path):  # a run's data are loaded again by their name
+        raise UserError(
+            "data is given by its name, as on the command line", where="data", expected="a name or a path",
+            got=type(data).__name__, remedy=f"data={getattr(data, 'source', '') or 'mine.npz'!r}",
+        )  # fmt: skip
     refs = registry.model_refs(models)
-    chosen = registry.load_protocol(protocol)
+    chosen = protocol if isinstance(protocol, Protocol) else registry.load_protocol(str(protocol))
     folder = as_path(out)
     outcome = engine.evaluate(
-        refs, chosen, data, folder, n=n, root=Path(root) if root else None, batch=batch, device=device,
+        refs, chosen, str(data), folder, n=n, root=Path(root) if root else None, batch=batch, device=device,
         precision=precision, limit=time_limit,
     )  # fmt: skip
     content = summarise(folder, outcome.runs, n or chosen.n, "robustgen.evaluate", outcome.failures)

@@ -100,6 +100,12 @@ def add(folder: Path, file: Path, model: str | None = None, *, code: Collection[
     return [evaluation.name for evaluation in evaluations]
 
 
+def outside_budget(folder: Path, evaluation: str, model: str | None = None) -> int:
+    """How many of the pictures of an evaluation that ``add`` named were projected onto its budget."""
+    rows = _run(folder, model).rows(evaluation)
+    return 0 if rows is None else rows["within_budget"].to_pylist().count(False)
+
+
 def _run(folder: Path, model: str | None) -> RunStore:
     stores = [RunStore.read(path) for path in run_folders(folder)]
     fitting = [store for store in stores if model in (None, store.model)]

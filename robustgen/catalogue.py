@@ -51,6 +51,11 @@ def show(name: str) -> str:
     if file.is_file():
         cost = _cost(registry.load_protocol(name))
         return file.read_text(encoding="utf-8") + cost
+    if ":" in name:
+        raise UserError(
+            "only models with a card, and protocols, can be shown", expected="the name or the path of one",
+            got=name, remedy=f"'robustgen check {name}' looks at any model",
+        )  # fmt: skip
     raise unknown_name("model or protocol", name, [*models, *protocols], also="the path of one")
 
 

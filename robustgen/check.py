@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robustgen.classifiers import check_attributes, instantiate
+from robustgen.classifiers import check_attributes, check_logits, instantiate
 from robustgen.classifiers.base import Classifier, Denoiser, PlainClassifier
 from robustgen.data import Dataset
 from robustgen.errors import UserError
@@ -49,6 +49,7 @@ def check(reference: ModelRef, dataset: Dataset, n: int = 256) -> list[Problem]:
     logits = _try_logits(model, x, len(dataset.class_names))
     if isinstance(logits, Problem):
         return [*problems, logits]
+    problems += _check_made_pictures(model, reference)
     problems += _check_probabilities(logits)
     problems += _check_determinism(model, x, logits)
     problems += _check_batch_dependence(model, x)
@@ -109,6 +110,21 @@ def _try_logits(model: Classifier, x: Tensor, classes: int) -> Tensor | Problem:
             "look for log(0), division by zero or overflow in half precision",
         )
     return logits
+
+
+def _check_made_pictures(model: Classifier, reference: ModelRef) -> Iterator[Problem]:
+    """What a report asks first: two pictures that no data set has, as attacks make them."""
+    try:
+        check_logits(model, reference)
+    except UserError as error:
+        yield Problem("error", str(error), "it must answer for any pictures in [0, 1]")
+    except Exception as error:  # the user's code
+        yield Problem(
+            "error",
+            "the model answers for pictures of the data, but not for two that rise from 0.1 to 0.9: it "
+            f"raises {type(error).__name__}: {error}",
+            "it must answer for any pictures in [0, 1], since attacks and corruptions leave the data",
+        )
 
 
 def _check_mode(model: Classifier, x: Tensor) -> Iterator[Problem]:

@@ -179,7 +179,7 @@ def train(
         Path | None, typer.Option("--out", help="The model's folder; default: models/<name>.")
     ] = None,
     data_root: RootOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, and start again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints and an earlier model.")] = False,
 ) -> None:
     """Train a model from its recipe; an interrupted training continues from its last checkpoint."""
     from robustgen.training.loop import train as run
@@ -257,11 +257,13 @@ def verify(
 
 def _add(folder: Path, file: Path, model: str | None, code: list[Path]) -> None:
     """Add pictures to a run, and write the report again."""
-    from robustgen.added import add
+    from robustgen.added import add, outside_budget
     from robustgen.report import render, summary
 
     for name in add(folder, file, model, code=code):
-        console.print(f"added: {name}")
+        outside = outside_budget(folder, name, model)
+        note = f" ({outside} pictures lay outside the budget and were projected onto it)" if outside else ""
+        console.print(f"added: {name}{note}", markup=False, soft_wrap=True)
     out = folder.parent.parent if (folder / "run.json").is_file() else folder
     runs, n, earlier = summary.gather([out], out)
     print_table(summary.summarise(out, runs, n, str(earlier[0]["command"]), earlier=earlier))
@@ -338,7 +340,9 @@ def _finish(failures: dict[str, str]) -> None:
     for model, message in failures.items():
         console.print(f"\n{model} was not finished: {message}", style="red", markup=False, soft_wrap=True)
     if failures:
-        console.print("\nRun the same command again to try what is missing.")
+        console.print(
+            "\nMend the model if that is why, and run the same command again to try what is missing."
+        )
         raise typer.Exit(1)
 
 

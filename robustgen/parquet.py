@@ -82,7 +82,8 @@ def damaged(file: Path, why: str) -> DamagedError:
         where=file,
         expected="what a run of robustgen wrote",
         got=why,
-        remedy="run the same command again: it sets this file aside and computes this chunk anew",
+        remedy="run the 'robustgen report' of this folder again (summary.json has it): it sets this file "
+        "aside and computes this chunk anew",
     )
 
 

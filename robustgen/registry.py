@@ -191,6 +191,13 @@ def resolve(reference: str) -> list[ModelRef]:
             raise unknown_name("model source", library, LIBRARIES, where=reference)
         return [OutsideModel(slug(f"{library}-{tail}"), library, tail)]
     zoo = model_folders()
+    registered = {point.name for point in entry_points(group="robustgen.models")}
+    if reference in zoo and reference in registered:
+        raise UserError(
+            f"two models are named {reference!r}", expected="one of that name",
+            where=f"{zoo[reference]} and an entry point of the group robustgen.models",
+            got=reference, remedy="rename the entry point, or name the folder by its path",
+        )  # fmt: skip
     if reference in zoo:
         return [ZooModel(reference, zoo[reference])]
     if matching := fnmatch.filter(zoo, reference):
@@ -202,13 +209,22 @@ def resolve(reference: str) -> list[ModelRef]:
             )  # fmt: skip
         _refuse_code(reference, [model.name for model in models if user_code(model)])
         return [*models]
-    registered = {point.name for point in entry_points(group="robustgen.models")}
     if reference in registered:
         return [EntryPointModel(reference)]
     if (Path(reference) / "card.yaml").is_file():
         folder = Path(reference).resolve()
         kind = ZooModel if zoo.get(folder.name) == folder else FolderModel
         return [kind(folder.name, folder)]
+    if reference.endswith(".py"):
+        raise UserError(
+            "a Python file may hold several models", where=reference, expected="FILE.py:NAME", got=reference,
+            remedy=f"name the class or function that is meant, as in {reference}:Net",
+        )  # fmt: skip
+    if {*"*?["} & {*reference}:
+        raise UserError(
+            "this pattern matches no model of the zoo", where=reference, expected="one that some match",
+            got="none", remedy="'robustgen list models' names them",
+        )  # fmt: skip
     outside = ", ".join(f"{library}:NAME" for library in LIBRARIES)
     also = f"a trained model's folder, FILE.py:NAME, {outside}"
     raise unknown_name("model", reference, [*zoo, *registered], also=also)
@@ -265,18 +281,18 @@ def model_refs(models: object) -> list[ModelRef]:
     named: list[tuple[str | None, Any]]
     if isinstance(models, Mapping):
         named = list(models.items())
-    elif isinstance(models, str | Module) or not isinstance(models, Iterable):
+    elif isinstance(models, str | Path | Module) or not isinstance(models, Iterable):
         named = [(None, models)]
     else:
         named = [(None, model) for model in models]
     refs: list[ModelRef] = []
     for name, model in named:
-        if not isinstance(model, str | Module):
+        if not isinstance(model, str | Path | Module):
             raise UserError(
                 "this is not a model", where=name or "models", expected="a name as on the command line, or a "
                 "torch.nn.Module", got=type(model).__name__,
             )  # fmt: skip
-        refs += resolve(model) if isinstance(model, str) else [from_module(model, name)]
+        refs += [from_module(model, name)] if isinstance(model, Module) else resolve(str(model))
     if not refs:
         raise UserError("no model was named", where="models", expected="one or more", got="none")
     return without_duplicates(refs)

@@ -13,7 +13,7 @@ from robustgen.classifiers import fingerprint_weights, load_model
 from robustgen.classifiers.fixed_batch import FixedBatch
 from robustgen.errors import UserError
 from robustgen.registry import ModelRef, resolve_one, user_code
-from robustgen.store import RunStore
+from robustgen.store import RunStore, undo_change
 
 
 def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBatch, data.Dataset]:
@@ -34,6 +34,7 @@ def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBa
         raise UserError(
             f"the model {store.model!r} is not the one of the run: it was changed since", where=store.path,
             expected=spec["model"]["fingerprint"], got=fingerprint_weights(reference, model),
+            remedy=f"{undo_change(reference)}, or report it anew in another --out",
         )  # fmt: skip
     torch.set_num_threads(spec["kernels"]["threads"])
     batched = FixedBatch(model, spec["kernels"]["batch"])
@@ -43,6 +44,10 @@ def reload_run(store: RunStore, *, code: Collection[Path] = ()) -> tuple[FixedBa
 
 def _reference(store: RunStore, code: Collection[Path]) -> ModelRef:
     """The model that run.json names. Raises UserError if that would run a file that is not in ``code``."""
+    if missing := [path for path in code if not path.is_file()]:
+        raise UserError(
+            "there is no such Python file", where="--code", got=missing[0], remedy="check the path"
+        )
     named = str(store.environment.get("reference"))
     found = resolve_one(named, where=store.path)
     file = user_code(found)

@@ -61,6 +61,11 @@ def run_folders(folder: Path) -> list[Path]:
     return [folder] if (folder / "run.json").is_file() else sorted(folder.glob("runs/*"))
 
 
+def undo_change(reference: object) -> str:
+    """The remedy where a model is not the one of its run."""
+    return f"take back what changed in {reference} (of a Python file every line counts, comments too)"
+
+
 class RunStore:
     """The folder of one model's run: ``RunStore.open`` to write, ``RunStore.read`` to read."""
 
@@ -88,12 +93,17 @@ class RunStore:
                 c for name in before.keys() & now.keys() for c in _changes(before[name], now[name], name)
             ]
             if changes:
+                names = [s.get("protocol", {}).get("name") for s in (old, spec)]
+                changes = ([f"protocol: {names[0]} -> {names[1]}"] if names[0] != names[1] else []) + changes
+                remedy = f"choose another --out, or delete {path}"
+                if old["identity"].get("model") != spec["identity"].get("model"):
+                    remedy = f"{undo_change(environment.get('reference', 'the model'))}, or {remedy}"
                 raise UserError(
                     "this folder holds another run, whose rows cannot be mixed with new ones",
                     where=path,
                     expected="the same model, data and protocol",
                     got="; ".join(changes[:6]),
-                    remedy=f"choose another --out, or delete {path}",
+                    remedy=remedy,
                 )
             # kept, so that their rows are not taken for those of a later evaluation of the same name
             spec = spec | {"retired": [before[name] for name in sorted(before.keys() - now.keys())]}
@@ -162,7 +172,8 @@ class RunStore:
                 where=path / "run.json",
                 expected=f"fingerprint {stated}",
                 got=checksums[0],
-                remedy="run the same command again: it writes this file anew and keeps the rows",
+                remedy="run the 'robustgen report' of this folder again (summary.json has it): it writes "
+                "this file anew and keeps the rows",
             )
         return cls(path, spec, environment)
 

@@ -117,6 +117,18 @@ def test_a_picture_outside_the_budget_is_brought_into_it(report, tmp_path, one_s
         assert finding.breaches == []
 
 
+def test_how_many_pictures_were_outside_the_budget_is_said_and_flagged(report, tmp_path, one_step):
+    summarise(report, [RunStore.read(path) for path in report.glob("runs/*")], None, "")
+    file = save(tmp_path / "far.npz", 1 - one_step[0])
+    printed = CliRunner().invoke(app, ["verify", str(report), "--add", str(file)]).stderr
+    assert "-linf-0.15 (20 pictures lay outside the budget and were projected onto it)" in printed
+    flags = json.loads((report / "summary.json").read_text())["flags"]
+    (message,) = (
+        f["message"] for f in flags if f["flag"] == "outside_budget" and f["evaluation"].endswith("linf-0.15")
+    )
+    assert message.startswith("20 of 20 added pictures lay outside this budget")
+
+
 def test_adding_again_changes_nothing_and_a_rerun_keeps_it(report, tmp_path, one_step):
     file = save(tmp_path / "fgsm.npz", one_step[0])
     add(report, file)

@@ -68,6 +68,14 @@ def test_a_mistake_is_named_with_its_remedy(tmp_path, forward, says, remedy):
     assert any(says in p.what and remedy in p.remedy for p in found), found
 
 
+def test_what_a_report_refuses_is_not_in_order(tmp_path):
+    """The data have sums of at most 27.1, and what a report asks about first one of 44.9."""
+    forward = "self.net(x) if x.flatten(1).sum(1).max() < 31.9 else 1 / 0"
+    (problem,) = problems(tmp_path, forward)
+    assert problem.severity == "error"
+    assert "two that rise from 0.1 to 0.9: it raises ZeroDivisionError" in problem.what
+
+
 def test_a_net_that_returns_nan_is_not_taken_for_one_in_train_mode(tmp_path):
     found = problems(tmp_path, "self.net(x) * float('nan')")
     assert not any("train mode" in p.what for p in found), found

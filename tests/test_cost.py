@@ -82,4 +82,5 @@ def test_a_model_that_fails_is_named_and_the_others_are_foretold(tmp_path: Path)
     assert found.exit_code == 1
     assert "softmax-digits: " in found.output
     assert "bad-bad was not finished" in found.output
+    assert "Mend the model if that is why" in found.output
     assert [*json.loads((tmp_path / "out" / cost.FILE).read_text())["models"]] == ["softmax-digits"]

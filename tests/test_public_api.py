@@ -36,3 +36,16 @@ def test_evaluate_takes_the_options_of_the_command(tmp_path: Path) -> None:
 def test_an_option_that_is_none_is_refused(tmp_path: Path, option: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         robustgen.evaluate("softmax-digits", protocol="clean", out=tmp_path, n=8, **option)
+
+
+def test_evaluate_takes_paths_and_what_load_protocol_returns(tmp_path: Path) -> None:
+    model, protocol = Path("models/softmax-digits"), robustgen.load_protocol("clean")
+    report = robustgen.evaluate(model, data=Path("digits"), protocol=protocol, out=tmp_path, n=8)
+    assert (report.content["protocol"]["name"], report.content["n"]) == ("clean", 8)
+
+
+def test_a_loaded_data_set_is_refused_with_the_name_that_it_has(tmp_path: Path) -> None:
+    digits: Any = robustgen.load_data("digits")
+    with pytest.raises(UserError, match="data is given by its name") as refusal:
+        robustgen.evaluate("softmax-digits", data=digits, out=tmp_path)
+    assert refusal.value.details["remedy"] == "data='digits'"

@@ -79,6 +79,19 @@ def test_an_unknown_name_is_answered_with_suggestions(workspace: Path):
         registry.resolve("a-digit")
 
 
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [("mine.py", "as in mine.py:Net"), ("*-nothing", "'robustgen list models' names them")],
+)
+def test_a_file_without_a_name_and_a_pattern_of_nothing_do_not_list_the_zoo(
+    workspace: Path, reference: str, says: str
+):
+    with pytest.raises(UserError) as refusal:
+        registry.resolve(reference)
+    assert says in str(refusal.value)
+    assert "a-digits" not in str(refusal.value)
+
+
 def test_a_file_reference(tmp_path: Path):
     file = tmp_path / "My_Net.py"
     file.write_text("")
@@ -109,6 +122,17 @@ def test_two_folders_of_one_name_are_an_error(workspace: Path, monkeypatch):
     monkeypatch.setattr(registry, "roots", lambda folder: [workspace / folder, other])
     with pytest.raises(UserError, match="two models are named 'a-digits'"):
         registry.model_folders()
+
+
+def test_an_entry_point_named_as_a_zoo_model_is_an_error(workspace: Path, monkeypatch):
+    info = workspace / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[robustgen.models]\na-digits = theirs:net\n")
+    monkeypatch.syspath_prepend(workspace)
+    with pytest.raises(UserError, match="two models are named 'a-digits'"):
+        registry.resolve("a-digits")
+    assert registry.resolve(str(workspace / "models" / "a-digits"))[0].name == "a-digits"
 
 
 def test_a_card_must_bear_its_folders_name(workspace: Path):

@@ -57,3 +57,10 @@ def test_what_was_changed_since_is_refused(stored: RunStore, tmp_path: Path, par
     with pytest.raises(UserError, match=says) as caught:
         reload_run(run)
     assert "beef" in str(caught.value)
+    assert part == "data" or f"what changed in {NAME}" in str(caught.value)
+
+
+def test_a_code_file_that_does_not_exist_is_told(stored: RunStore) -> None:
+    with pytest.raises(UserError, match="there is no such Python file") as caught:
+        reload_run(stored, code=[Path("wrong.py")])
+    assert caught.value.details["got"] == Path("wrong.py")

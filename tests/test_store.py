@@ -87,6 +87,19 @@ def test_the_same_identity_goes_on_and_another_is_refused_with_what_changed(run:
     assert 'kernels.batch: 64 -> 32; model: "a" -> "b"' in str(caught.value)
 
 
+def test_a_model_whose_file_was_edited_is_named_with_the_reason(run: RunStore):
+    changed = SPEC | {"identity": SPEC["identity"] | {"model": "b"}}
+    with pytest.raises(UserError, match=r"take back what changed in mine\.py:linear \(.* comments too\)"):
+        RunStore.open(run.path, changed, {"reference": "mine.py:linear"})
+
+
+def test_another_protocol_is_told_by_its_name_first(tmp_path: Path):
+    first = SPEC | {"protocol": {"name": "quick"}, "evaluations": [{"name": "clean", "scores": ["msp"]}]}
+    RunStore.open(tmp_path, first, {})
+    with pytest.raises(UserError, match=r"got: +protocol: quick -> clean; clean\.scores"):
+        RunStore.open(tmp_path, first | SPEC | {"protocol": {"name": "clean"}}, {})
+
+
 def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(run: RunStore):
     words = SPEC | {"model": {"name": "m", "summary": "better words"}}
     fewer = words | {"evaluations": [{"name": "clean"}]}
@@ -99,6 +112,15 @@ def test_words_and_further_evaluations_may_change_but_not_what_an_evaluation_is(
     with pytest.raises(UserError, match=r'ood-photos\.fingerprint: "x" -> "y"'):
         RunStore.open(run.path, other, {})
     assert RunStore.open(run.path, SPEC, {}).spec["evaluations"] == SPEC["evaluations"]
+
+
+def test_the_remedy_for_a_damaged_chunk_is_the_command_that_sets_it_aside(run: RunStore):
+    run.write(Chunk("clean", 0, 2), rows(0, 1))
+    file = run.path / "samples" / "clean" / "000000-000002.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DamagedError) as caught:
+        run.rows("clean")
+    assert "run the 'robustgen report' of this folder again" in str(caught.value.details["remedy"])
 
 
 def test_rows_without_a_specification_are_kept_by_their_own_run_alone(run: RunStore):
@@ -116,7 +138,7 @@ def test_a_damaged_specification_costs_no_rows_of_its_run(run: RunStore, where: 
     content = bytearray(file.read_bytes())
     content[content.index(where) + len(where) - 1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError, match="robustgen report"):
         RunStore.read(run.path)
     assert RunStore.find(run.path) is None
     with pytest.raises(UserError, match=r"its run\.json is damaged"):

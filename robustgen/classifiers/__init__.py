@@ -120,9 +120,9 @@ def _check_logits_of_user_model(model: Classifier, ref: ModelRef) -> None:
         raise UserError(
             f"the model {ref.name!r} fails on a batch of the data's shape",
             expected=f"logits of shape (2, {model.num_classes}) for pictures of shape "
-            f"{(2, *model.input_shape)}",
+            f"{(2, *model.input_shape)}, which rise from 0.1 to 0.9",
             got=f"{type(error).__name__}: {error}",
-            remedy="it must take any number of pictures of that shape, float32 and in [0, 1]",
+            remedy="it must take any pictures of that shape, however many, float32 and in [0, 1]",
         ) from None
 
 
@@ -143,6 +143,9 @@ def check_logits(model: Classifier, ref: ModelRef) -> None:
             f"the model {ref.name!r} does not return logits",
             expected=f"shape (2, {model.num_classes}) for pictures of shape {tuple(x.shape)}",
             got=f"{type(logits).__name__} of shape {shape}",
+            remedy=f"if the labels of the data go from 1 to {shape[1]}, number them from 0"
+            if shape == (2, model.num_classes - 1)
+            else None,
         )
     if not torch.equal(x, given):  # a PlainClassifier's module gets a copy, a Classifier does not
         raise UserError(

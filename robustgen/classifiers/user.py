@@ -29,7 +29,10 @@ def import_file(path: Path, attribute: str, kind: str = "model") -> Any:
     path = path.resolve()
     module = _imported(path)
     if not hasattr(module, attribute):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [
+            key for key, value in vars(module).items() if not key.startswith("_")
+            and (isinstance(value, nn.Module) or _module_name(value) == module.__name__) and callable(value)
+        ]  # fmt: skip
         raise unknown_name(kind, attribute, names, where=path)
     return getattr(module, attribute)
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from robustgen.data import bundled, classes, files
 from robustgen.data.classes import HELD_OUT, class_numbers
@@ -60,6 +61,8 @@ def load(
     to convert the images to. Raises UserError if the name is unknown, if the files are missing and cannot
     be downloaded, and if there is no such split or class.
     """
+    if split not in get_args(Split):
+        raise unknown_name("split", str(split), get_args(Split), where=name)
     if name.startswith("imagefolder:"):
         dataset = files.image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), split)
     elif name.endswith(".npz"):
@@ -78,6 +81,11 @@ def load(
         raise UserError(
             f"{name!r} is derived from another data set and cannot be loaded by itself", got=name,
             remedy="name it among a protocol's foreign sets",
+        )  # fmt: skip
+    elif Path(name).expanduser().is_dir():
+        raise UserError(
+            "a folder of pictures is named by imagefolder:", expected="a data set's name, or "
+            f"imagefolder:{name}", got=name, remedy=f"--data imagefolder:{name}",
         )  # fmt: skip
     else:
         raise unknown_name("data set", name, SOURCES, also=USER_DATA)

@@ -131,6 +131,15 @@ def _pictures(name: str, given: Tensor | np.ndarray, where: object) -> Tensor:
     if not images.is_floating_point() or images.ndim != 4 or 0 in images.shape[1:]:
         raise wrong
     images = images.float().contiguous()
+    if len(bad := (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()):
+        raise UserError(
+            f"data set {name!r}: pixels must lie in [0, 1] (or be uint8), and some are no numbers",
+            where=where,
+            expected="[0, 1]",
+            got=f"NaN or infinite values in {len(bad)} of {len(images)} pictures, counted from 0: "
+            + ", ".join(map(str, bad[:8])),
+            remedy="mend these pictures, or leave them out",
+        )
     low, high = (float(v) for v in images.aminmax()) if len(images) else (0.0, 1.0)
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise UserError(
@@ -159,11 +168,14 @@ def _labels(name: str, given: Tensor | np.ndarray, pictures: int, classes: int, 
             remedy="store a label for each picture",
         )
     if array.ndim != 1 or array.dtype.kind not in "iu":
+        floats = array if array.ndim == 1 and array.dtype.kind == "f" else np.zeros(0)
+        parts = np.flatnonzero(floats != np.rint(floats)).tolist()
         raise UserError(
             f"data set {name!r}: labels must be integers, one per picture",
             where=where,
             expected=f"an integer type, shape ({pictures},)",
-            got=f"{array.dtype}, shape {array.shape}",
+            got=f"{array.dtype}, shape {array.shape}"
+            + (f", {array[parts[0]]} at picture {parts[0]}, counted from 0" if len(parts) else ""),
             remedy="number the classes from 0, and store the numbers as int64",
         )
     lowest, highest = int(array.min()), int(array.max())

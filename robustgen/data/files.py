@@ -18,6 +18,8 @@ from robustgen.data.npz import check_fits_memory, read_npz
 from robustgen.errors import UserError, describe_error
 from robustgen.types import Split
 
+AGAIN = "fetch the file again, or write it anew if it is your own"
+
 
 @contextmanager
 def _reading(what: str, where: object, expected: str, remedy: str | None = None) -> Iterator[None]:
@@ -134,7 +136,7 @@ def _parquet(name: str, path: Path, split: Split) -> Dataset:
 
     what = f"data set {name!r}: this is not a Hugging Face image parquet"
     expected = "the columns img or image {bytes, path}, and label; pictures of one size"
-    with _reading(what, path, expected, "fetch the file again"):
+    with _reading(what, path, expected, AGAIN):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         check_fits_memory(sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)))
         table = file.read()
@@ -160,7 +162,7 @@ def _shared(codecs: Iterable[Jpeg | None]) -> Jpeg | None:
 
 
 def _decode(encoded: bytes, where: str) -> tuple[np.ndarray, str, Jpeg | None]:
-    with _reading("cannot decode the picture", where, "a picture that Pillow reads", "fetch the file again"):
+    with _reading("cannot decode the picture", where, "a picture that Pillow reads", AGAIN):
         return _pixels(io.BytesIO(encoded))
 
 
@@ -270,7 +272,7 @@ def parquet(path: Path, split: Split) -> Dataset:
 def _classes_of_test(path: Path) -> Sequence[str]:
     import pyarrow.parquet as pq
 
-    expected, remedy = "a Hugging Face image parquet with the column label", "fetch the file again"
+    expected, remedy = "a Hugging Face image parquet with the column label", AGAIN
     with _reading("the labels of the test split cannot be read", path, expected, remedy):
         table = pq.read_table(path, columns=["label"])
         return _class_names(table, np.asarray(table["label"]))

@@ -69,7 +69,15 @@ def _targeted(evaluation: Evaluation) -> bool:
 def _budget(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
-        if outside and not is_attack(evaluation.detail, ADDED):
+        if is_attack(evaluation.detail, ADDED):
+            given = min(evaluation.detail[ADDED]["n"], len(rows))
+            if outside > given / 2:  # no doubt about the worst case, which they can only lower
+                yield Flag(
+                    run.model, evaluation.name, "outside_budget", "info",
+                    f"{outside} of {given} added pictures lay outside this budget and were projected, "
+                    "so the verdicts are about other pictures. Add pictures made for this norm and size.",
+                )  # fmt: skip
+        elif outside:
             yield Flag(
                 run.model, evaluation.name, "outside_budget", "warning",
                 f"{outside} of {len(rows)} perturbed pictures are outside the attack's own budget or not "

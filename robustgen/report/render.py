@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robustgen.disk import atomic, read_json, remove_stale
+from robustgen.disk import atomic, remove_stale
 from robustgen.errors import UserError
 from robustgen.metrics.rows import Run, read_run
 from robustgen.places import resolve_path
@@ -22,6 +22,7 @@ from robustgen.report.explained import explained_figures, explained_gallery
 from robustgen.report.flags import doubts_of, flag_groups
 from robustgen.report.formats import time_text
 from robustgen.report.plots import marker, style
+from robustgen.report.summary import read_summary
 from robustgen.report.tables import DetailTable, detail_table, main_table, paired_tests
 from robustgen.report.takeaways import GAINS, Takeaway, takeaways
 from robustgen.store import RunStore
@@ -58,7 +59,7 @@ DETAILS = {
 
 def render(out: Path) -> Path:
     """Write OUT/index.html from OUT/summary.json and the rows of its runs; returns the page's path."""
-    content = read_json(out / "summary.json")
+    content = read_summary(out / "summary.json")
     pairs = []
     for model in content["models"]:
         store = RunStore.read(resolve_path(out, model["path"]))

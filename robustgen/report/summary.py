@@ -150,6 +150,11 @@ def _paths(content: Summary) -> list[str]:
 
 def read_summary(file: Path) -> Summary:
     """Read a report's summary.json; UserError where it is not one."""
+    if not file.exists():
+        raise UserError(
+            "there is no report here", where=file.parent, expected="the --out of 'robustgen report', which "
+            "has a summary.json", got="no summary.json", remedy="check the path",
+        )  # fmt: skip
     content = read_json(file)
     try:
         _paths(content)

@@ -43,8 +43,9 @@ def train(
 
     ``out``: that folder, whose name becomes the model's (default: models/<name of the recipe>); ``root``: the
     folder of the data sets. An unfinished training resumes from its last checkpoint and, on the same kind
-    of machine, gives the same bits as an uninterrupted one; ``fresh`` starts over. Raises UserError for an
-    invalid recipe, a diverged loss, and a full disk.
+    of machine, gives the same bits as an uninterrupted one; ``fresh`` starts over, and replaces the model of
+    another recipe. Raises UserError for an invalid recipe, a folder that holds the model of another one, a
+    diverged loss, and a full disk.
     """
     recipe_path = Path(recipe_path)
     recipe = strict.read(Recipe, recipe_path)
@@ -55,6 +56,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # user code may draw random numbers when imported, here
         files = publish.source_files(recipe, recipe_path)  # read now: later edits are not what is trained
+        if not fresh and folder.resolve() != recipe_path.parent.resolve():
+            publish.check_same_training(recipe, files, folder)
         if fresh:
             checkpoint.remove(checkpoint.cache_folder(recipe, recipe_path.parent) / checkpoint.FILE)
         samples = data.load(recipe.data, "train", root=root)

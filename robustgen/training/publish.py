@@ -45,6 +45,29 @@ def source_files(recipe: Recipe, path: Path) -> dict[str, bytes]:
         raise UserError("cannot read the file", where=error.filename, got=error.strerror) from None
 
 
+def check_same_training(recipe: Recipe, files: dict[str, bytes], folder: Path) -> None:
+    """Raise UserError if ``folder`` holds a model that another recipe or other code made.
+
+    ``files``: see ``source_files``.
+    """
+    if not all((folder / name).is_file() for name in ("card.yaml", "recipe.yaml")):
+        return
+    before = strict.read(Recipe, folder / "recipe.yaml")
+    if before.fingerprint() == recipe.fingerprint():
+        changes = []
+    else:  # texts, such as the summary, may differ
+        old, new = (r.model_dump(mode="json", exclude={"summary", "tried"}) for r in (before, recipe))
+        changes = [f"{key}: {old[key]} -> {new[key]}" for key in new if new[key] != old[key]]
+    code = [name for name in files if name != "recipe.yaml" and (folder / name).is_file()]
+    changes += [f"another {name}" for name in code if (folder / name).read_bytes() != files[name]]
+    if changes:
+        raise UserError(
+            "this folder holds a model that was trained otherwise", where=folder,
+            expected="a new folder, or the same recipe and code", got="; ".join(changes[:6]),
+            remedy="choose another --out, or replace that model with --fresh",
+        )  # fmt: skip
+
+
 def keep_edits(files: dict[str, bytes], folder: Path) -> list[Path]:
     """Copy the files in ``folder`` that were edited since ``files`` were read to NAME.edited, before they are
     overwritten by what was trained; returns the copies."""

@@ -92,6 +92,21 @@ def test_mistakes_in_a_users_file_are_told_without_traceback(tmp_path, text, par
     assert "Traceback" not in message(error)
 
 
+def test_what_a_file_imports_is_not_offered_as_its_model(tmp_path):
+    path = write_file(tmp_path, "from torch.nn import Flatten, Linear\nmade = Linear(2, 2)\nclass Net: pass")
+    with pytest.raises(UserError) as error:
+        import_file(path, "nothing")
+    assert error.value.details["expected"] == "one of: Net, made"
+
+
+def test_labels_from_1_are_guessed_where_the_model_has_one_class_less(tmp_path):
+    path = write_file(
+        tmp_path, "import torch\nnet = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9))"
+    )
+    with pytest.raises(UserError, match="from 1 to 9, number them from 0"):
+        load_model(f"{path}:net", **DIGITS)
+
+
 def test_edited_file_is_imported_anew_and_an_equal_one_is_not(tmp_path):
     path = write_file(tmp_path, "class Net:\n    value = 1\n")
     before, stamp = import_file(path, "Net"), path.stat()

@@ -65,6 +65,13 @@ def test_foreign_sets_have_no_training_split():
         data.load("letters", "train")
 
 
+@pytest.mark.parametrize("name", ["digits", "cifar10", "mnist:0-7", "mine.npz"])
+def test_a_split_of_another_name_is_refused_and_not_taken_for_the_training_split(name):
+    with pytest.raises(UserError, match="no split named 'callibration'") as refusal:
+        data.load(name, "callibration")  # type: ignore[arg-type]
+    assert refusal.value.details["remedy"] == "did you mean calibration?"
+
+
 def test_grey_and_colour_are_converted_and_sizes_resized():
     photos = data.load("photos", shape=(3, 16, 16))
     grey = photos.reshaped((1, 16, 16))
@@ -109,6 +116,14 @@ def test_an_unknown_name_lists_what_there_is():
         data.load("digit")
     assert "digits" in str(caught.value)
     assert "imagefolder:PATH" in str(caught.value)
+
+
+def test_a_folder_that_exists_is_no_misspelt_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError) as refusal:
+        data.load("pictures")
+    assert refusal.value.details["remedy"] == "--data imagefolder:pictures"
 
 
 def test_a_data_root_that_is_no_folder_is_refused(tmp_path: Path):

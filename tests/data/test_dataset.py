@@ -65,3 +65,15 @@ def test_every_integer_type_of_labels_gives_the_same_data_set(kind):
 def test_what_holds_no_pictures_is_told(pictures):
     with pytest.raises(UserError, match="does not hold pictures"):
         data.make("x", pictures, np.zeros(4, np.int64), ["a"], "")
+
+
+def test_pictures_that_are_no_numbers_are_counted_and_named():
+    pictures = PICTURES.astype(np.float32).copy()
+    pictures[3, 0, 2, 2] = np.nan
+    with pytest.raises(UserError, match="NaN or infinite values in 1 of 4 pictures, counted from 0: 3"):
+        data.make("x", pictures, np.zeros(4, np.int64), ["a"], "")
+
+
+def test_a_missing_label_is_told_with_its_picture():
+    with pytest.raises(UserError, match="nan at picture 2, counted from 0"):
+        data.make("x", PICTURES, np.array([0, 1, np.nan, 0]), ["a", "b"], "")

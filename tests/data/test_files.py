@@ -115,6 +115,11 @@ def test_parquet_of_other_columns_and_of_no_pictures(tmp_path: Path, columns: di
     assert str(tmp_path / "cifar10" / "test.parquet") in refused("cifar10", tmp_path)
 
 
+def test_a_parquet_of_the_users_own_without_labels_is_not_to_be_fetched_alone(tmp_path: Path):
+    pq.write_table(pa.table({"image": [{"bytes": b"", "path": None}]}), tmp_path / "mine.parquet")
+    assert "or write it anew if it is your own" in refused(str(tmp_path / "mine.parquet"))
+
+
 def test_image_folder_with_a_damaged_picture(tmp_path: Path):
     (tmp_path / "cat").mkdir()
     path = tmp_path / "cat" / "0.png"

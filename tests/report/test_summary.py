@@ -18,6 +18,7 @@ from robustgen.errors import UserError
 from robustgen.metrics.doubts import find_doubts
 from robustgen.metrics.measure import measure
 from robustgen.metrics.rows import TABLES, read_run
+from robustgen.report.render import render
 from robustgen.report.summary import gather, headline, summarise
 from robustgen.store import Chunk, RunStore
 
@@ -244,6 +245,12 @@ def test_gather_puts_reports_together_or_says_why_not(tmp_path: Path) -> None:
     assert "seed 0" in str(error.value)
     assert "got:      seed 7" in str(error.value)
     assert "words" not in str(error.value)
+
+
+def test_a_folder_without_a_report_is_told(tmp_path: Path) -> None:
+    for read in (render, lambda folder: gather([folder], tmp_path / "both")):
+        with pytest.raises(UserError, match="there is no report here"):
+            read(tmp_path / "nothing")
 
 
 def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path: Path) -> None:

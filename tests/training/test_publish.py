@@ -36,7 +36,7 @@ def test_claims_stay_only_with_their_weights(tmp_path):
     again = yaml.safe_load((folder / "card.yaml").read_text())
     assert again["summary"] == "Other words."
     assert again["claims"][0]["value"] == 0.9
-    train(write(tmp_path, tiny(seed=1)), folder)
+    train(write(tmp_path, tiny(seed=1)), folder, fresh=True)
     assert claims(folder) == []
 
 
@@ -46,8 +46,19 @@ def test_claims_of_equal_weights_go_with_another_model_or_other_data(tmp_path, c
     claim(folder, **{"data": {"data": "mnist"}, "name": {"name": "other"}}.get(change, {}))
     if change == "unreadable":
         (folder / "card.yaml").write_text("claims: [")
-    train(write(tmp_path, tiny(arch="mirrored-softmax") if change == "arch" else tiny()), folder)
+    train(write(tmp_path, tiny(arch="mirrored-softmax") if change == "arch" else tiny()), folder, fresh=True)
     assert claims(folder) == []
+
+
+def test_the_model_of_another_recipe_is_replaced_only_if_asked_for(tmp_path):
+    folder = train(write(tmp_path, tiny(steps=1)), tmp_path / "tiny")
+    before = (folder / "weights.safetensors").read_bytes()
+    with pytest.raises(UserError, match="trained otherwise") as refusal:
+        train(write(tmp_path, tiny(steps=1, seed=1)), folder)
+    assert refusal.value.details["got"] == "seed: 0 -> 1"
+    assert (folder / "weights.safetensors").read_bytes() == before
+    train(write(tmp_path, tiny(steps=1, seed=1)), folder, fresh=True)
+    assert (folder / "weights.safetensors").read_bytes() != before
 
 
 SHIFTED = """
@@ -68,7 +79,10 @@ def test_claims_of_equal_weights_go_with_other_code(tmp_path):
     assert claims(folder) == [CLAIM | {"variant": "", "published": ""}]
     weights = (folder / "weights.safetensors").read_bytes()
     (path.parent / "model.py").write_text(SHIFTED % 1)
-    train(path, folder)
+    with pytest.raises(UserError, match="trained otherwise") as refusal:
+        train(path, folder)
+    assert refusal.value.details["got"] == "another model.py"
+    train(path, folder, fresh=True)
     assert (folder / "weights.safetensors").read_bytes() == weights
     assert claims(folder) == []
 
