@@ -50,7 +50,7 @@ def build(name: str) -> nn.Module:
 
     folder = Path(pyautoattack.__file__).parent / "examples"
     sys.path.insert(0, str(folder))
-    from resnet import ResNet18  # type: ignore[import-not-found]
+    from resnet import ResNet18
 
     net = ResNet18()
     net.load_state_dict(torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True))
@@ -91,7 +91,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, eps: float, *, quick: bool) -> di
     plain = PlainClassifier(net, 10, SHAPE).eval()
     began = time.perf_counter()
     copied = quick_copy(plain, x[:8]) if quick else None
-    model = FixedBatch(plain, len(x), quick=copied, low=quick, sizes=range(1, len(x) + 1))
+    model = FixedBatch(plain, len(x), quick=copied, bfloat16_gradients=quick, sizes=range(1, len(x) + 1))
     model.begin(len(x))
     found = AutoAttack(ThreatModel("linf", eps))(model, x, y, Draws(0, "benchmark", torch.arange(len(x))))
     seconds = time.perf_counter() - began

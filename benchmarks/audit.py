@@ -45,7 +45,7 @@ class Audit:
     @cached_property
     def wanted(self) -> dict[str, int]:
         """How many samples an evaluation has in the end."""
-        return {name: len(tables["rows"]) for name, tables in self.tables.items()}
+        return {name: len(tables["rows"] or []) for name, tables in self.tables.items()}
 
     @staticmethod
     def _stored(store: RunStore, evaluation: str) -> dict[str, pa.Table | None]:
@@ -71,7 +71,7 @@ class Audit:
             start, stop = file.stem.split("-")
             chunk = Chunk(file.parent.name, int(start), int(stop))
             try:
-                ours = store._ours(chunk.evaluation, read_rows(file).schema.metadata)
+                ours = store._is_ours(chunk.evaluation, read_rows(file).schema.metadata)
                 if ours and not store.damaged_files(chunk):
                     found.append(chunk)
             except UserError:

@@ -145,7 +145,8 @@ def agreement(name: str, severity: int, x: Tensor) -> Agreement:
 def _under(name: str, severity: int, picture: np.ndarray, numbers: Any) -> np.ndarray:
     from PIL.Image import fromarray
 
-    return np.uint8(getattr(imagenet_c.seeded_package(numbers), name)(fromarray(picture), severity))
+    corrupted = getattr(imagenet_c.seeded_package(numbers), name)(fromarray(picture), severity)
+    return np.asarray(corrupted).astype(np.uint8)
 
 
 class Replay:
@@ -171,7 +172,8 @@ class Replay:
             return 0
         if self.name == "glass_blur":
             if not self.moves:
-                inner = [side - 2 * high for side in self.shape[:2]]  # type: ignore[operator]
+                assert high is not None
+                inner = [side - 2 * high for side in self.shape[:2]]
                 drawn = (self.draws.uniform(2, *inner)[0] * 2 * high).long() - high
                 self.moves = list(drawn.flip(0).flatten(1).T.numpy())
             return self.moves.pop()

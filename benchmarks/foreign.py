@@ -81,10 +81,11 @@ def main() -> None:
     if a.json:
         print(json.dumps([test.__dict__ for _, _, test in rows], indent=1))
         return
-    for mine, other, test in rows:
+    for metric, other, test in rows:
         print(
-            f"{mine.evaluation}: {mine.model} by {mine.variant} {mine.value:.3f} "
-            f"[{mine.ci_low:.3f}, {mine.ci_high:.3f}], {other.model} by {other.variant} {other.value:.3f}: "
+            f"{metric.evaluation}: {metric.model} by {metric.variant} {metric.value:.3f} "
+            f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}], "
+            f"{other.model} by {other.variant} {other.value:.3f}: "
             f"{test.difference:+.3f} [{test.ci_low:+.3f}, {test.ci_high:+.3f}], n = {test.n}"
         )
 

@@ -32,7 +32,8 @@ def denoiser(device: str) -> Any:
     from diffusers import DiTTransformer2DModel
 
     with torch.device(device):
-        return DiTTransformer2DModel(**DIT).eval().requires_grad_(False)
+        net: Any = DiTTransformer2DModel(**DIT)
+        return net.eval().requires_grad_(False)
 
 
 def inputs(device: str) -> dict[str, Any]:

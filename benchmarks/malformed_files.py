@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 # --- breaking things ---------------------------------------------------------------------------------
 
-NASTY = (
+NASTY: tuple[object, ...] = (
     None, True, False, -1, 0, 0.5, 10**30, 2**63, math.inf, math.nan, -0.0, "", " ", "x" * 3000, "\x07", "☃",
     "8/0", "1e999999999", "nan", "0x10", "../../etc/passwd", "/etc/passwd", "..", "a/b", "os:system",
     "x.py:y", [], {}, [[]], [None], {"a": 1}, {1: 2}, {"../x": 1}, "2026-11-25", "*", "imagefolder:/",

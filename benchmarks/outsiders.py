@@ -63,7 +63,7 @@ def outsiders(model: Classifier, norm: Norm) -> dict[str, Find]:
     def brendel_bethge(x: Tensor, y: Tensor) -> Tensor:
         net = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
         wrong = foolbox.criteria.Misclassification(y)
-        starts = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack().run(net, x, wrong)
+        starts: Any = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack().run(net, x, wrong)
         for i in right(model, starts, y).nonzero().flatten().tolist():  # noise itself may read as y
             starts[i] = x[(y != y[i]).nonzero()[0, 0]]
         return torch.as_tensor(kind(steps=STEPS).run(net, x, wrong, starting_points=starts))

@@ -50,8 +50,8 @@ def batches(find: Find) -> Find:
 def ours(model: Classifier, threat: ThreatModel, steps: int, example: Tensor) -> Find:
     kernels = choose_kernels(model, example, "auto")
     batched = FixedBatch(
-        model, BATCH, quick=quick_copy(model, example[:8]), low=kernels.precision == "bf16",
-        sizes=kernels.sizes,
+        model, BATCH, quick=quick_copy(model, example[:8]), sizes=kernels.sizes,
+        bfloat16_gradients=kernels.precision == "bf16",
     )  # fmt: skip
     attack = PGD(threat, steps=steps, restarts=1, loss="ce")
 

@@ -66,8 +66,10 @@ def samplers(name: str, y: Tensor, seed: int) -> dict[str, Tensor]:
     spec = strict.read(Recipe, folder / "recipe.yaml").objective
     assert isinstance(spec, ChainSpec)
     steps = round(spec.steps / spec.reinit)
-    options = {"steps": steps, "step_size": spec.step_size, "noise": spec.noise}
-    return {f"SGLD, {steps} steps": sample_joint(model, y, generator=generator, **options)}
+    samples = sample_joint(
+        model, y, generator=generator, steps=steps, step_size=spec.step_size, noise=spec.noise
+    )
+    return {f"SGLD, {steps} steps": samples}
 
 
 def measure(name: str, how: str, samples: Tensor, y: Tensor, train: Dataset) -> dict[str, Any]:

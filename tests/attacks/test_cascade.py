@@ -194,7 +194,7 @@ def breakable(low: bool) -> tuple[FixedBatch, Tensor, Tensor, ThreatModel]:
     distance = net.distances(x, y, 1.0)
     keep = distance.argsort()[-40:]  # of those that no random start breaks
     x, y = x[keep], y[keep]
-    model = FixedBatch(inner, 40, quick=useless(copied), low=low)
+    model = FixedBatch(inner, 40, quick=useless(copied), bfloat16_gradients=low)
     model.begin(40)
     return model, x, y, ThreatModel("linf", 1.05 * float(distance[keep].amax()))
 
@@ -259,7 +259,7 @@ def test_the_audit_repeats_what_may_have_ended_early_and_sees_the_model_as_the_s
     cascade = Steps()
     cascade.stages = lambda model: stages  # type: ignore[method-assign]
     x, y, draws = greys(0.1, 0.2)
-    model = FixedBatch(Grey(), 2, low=True)
+    model = FixedBatch(Grey(), 2, bfloat16_gradients=True)
     names = [stage.name for stage in stages]
     for thorough, again in ((False, names), (True, ["apgd-t"])):
         cascade.thorough = thorough
