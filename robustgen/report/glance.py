@@ -55,8 +55,10 @@ def _strip(opening: str, table: MainTable, place: int, order: dict[str, int]) ->
         parts.append(f'<line class="reference" x1="{zero:.1f}" x2="{zero:.1f}" y1="4" y2="{MIDDLE + 12}"/>')
         parts.append(text(zero, HEIGHT - 5, "0"))
     beyond = [cell.text for _, cell in best_last if scale * cell.metric["value"] < min(left, right)]
-    if beyond:  # the worst come first: side by side, with their values, since their places say nothing
-        parts.append(text(4, 9, f"◂ {', '.join(beyond)}", "start"))
+    if beyond:
+        # the worst, and so the first: side by side and with their numbers, since their places say nothing
+        numbers = ", ".join(beyond) if len(beyond) < 4 else f"{beyond[0]} to {beyond[-1]}"
+        parts.append(text(LEFT + 20, HEIGHT - 5, f"◂ {numbers}", "start"))
     for rank, (name, cell) in enumerate(best_last):
         aside, lift = 11.0 * rank if rank < len(beyond) else 0.0, 2.0 * (rank - len(cells) / 2)
         parts.append(_dot(name, cell, order[name], scale, (left, right), aside, lift))
@@ -68,12 +70,15 @@ def _dot(
     name: str, cell: Cell, index: int, scale: float, ends: tuple[float, float], aside: float, lift: float
 ) -> str:
     x, low, high = (_x(min(max(value, min(ends)), max(ends)), *ends) for value in _ends(cell, scale))
+    x += aside
+    if aside:
+        low, high = x, max(high, x)
     y, colour = MIDDLE + lift / 2, f"var(--series-{index % COLOURS})"
     return (
         f"<g><title>{escape(f'{name}: {cell.text} ({cell.interval})')}</title>"
         f'<line class="whisker" style="stroke:{colour}" x1="{low:.1f}" x2="{high:.1f}" '
         f'y1="{y:.1f}" y2="{y:.1f}"/>'
-        f"{marker(index, x + aside, y, 5, 'dot ring' if cell.mark == 'best' else 'dot')}</g>"
+        f"{marker(index, x, y, 5, 'dot ring' if cell.mark == 'best' else 'dot')}</g>"
     )
 
 
