@@ -70,7 +70,7 @@ def _budget(run: Run) -> Iterator[Flag]:
     for evaluation, rows in run.of_kind("attack"):
         outside = int((rows.within_budget == False).sum())  # noqa: E712 (None is neither)
         if is_attack(evaluation.detail, ADDED):
-            given = min(evaluation.detail[ADDED]["n"], len(rows))
+            given = min(evaluation.detail[ADDED].get("n", len(rows)), len(rows))
             if outside > given / 2:  # no doubt about the worst case, which they can only lower
                 yield Flag(
                     run.model, evaluation.name, "outside_budget", "info",

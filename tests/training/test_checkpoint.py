@@ -79,7 +79,7 @@ def Mine(**options):
     weights = []
     for activation in ("silu", "relu"):
         (tmp_path / "model.py").write_text(text % activation)
-        folder = train(recipe, tmp_path / "tiny")
+        folder = train(recipe, tmp_path / activation)
         weights.append((folder / "weights.safetensors").read_bytes())
     assert weights[0] != weights[1]
 

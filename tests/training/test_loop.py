@@ -298,7 +298,9 @@ def test_training_in_bf16_resumes_to_the_same_bits_and_learns(tmp_path, cache, m
     assert sha256(tmp_path / "tiny") == wanted
     model = classifiers.load(tmp_path / "tiny")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    train(write(tmp_path / "other", tiny(objective=objective, ema=0.9, steps=80)), tmp_path / "tiny")
+    train(
+        write(tmp_path / "other", tiny(objective=objective, ema=0.9, steps=80)), tmp_path / "tiny", fresh=True
+    )
     assert sha256(tmp_path / "tiny") != wanted, "float32 gives other bits"
 
 
@@ -323,7 +325,7 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) 
     """A trained model in models/ of a working directory of its own."""
     monkeypatch.chdir(folder)
     recipe = write(folder / "first", tiny(name="first", **changes))
-    return train(recipe, folder / "models" / "first")
+    return train(recipe, folder / "models" / "first", fresh=True)
 
 
 def test_a_warm_start_begins_with_the_weights_of_another_model(tmp_path, monkeypatch, cache):
