@@ -7,7 +7,7 @@ x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=250)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -21,11 +21,10 @@ from robustgen.classifiers.quick import need_bfloat16, quick_copy
 from robustgen.draws import Draws
 from robustgen.errors import UserError
 from robustgen.threat import ThreatModel
-from robustgen.types import Norm
+from robustgen.types import Norm, Precision
 
 NORMS: dict[str, Norm] = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 VERSIONS = {"standard": STANDARD, "plus": PLUS}
-Precision = Literal["float32", "bf16"]
 
 
 class AutoAttack:

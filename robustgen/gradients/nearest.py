@@ -1,4 +1,4 @@
-"""The nearest wrong picture in L2, without a cap on its distance: FAB's walk and then a bisection."""
+"""The nearest adversarial image in L2, at any distance: FAB iterations, then a bisection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BISECTIONS = 10
 
 
 class Nearest(NamedTuple):
-    """What was found for each picture (batch,): the picture, its class, its L2 distance; at the clean
-    picture the logit margin z_y - max z_k, and the first-order radius min over k of (z_y - z_k) /
+    """For each image: the nearest adversarial one found, its class and its L2 distance; and at the clean
+    image, the logit margin z_y - max z_k and the first-order radius min over k of (z_y - z_k) /
     |grad (z_y - z_k)|.
 
-    A picture that is wrong as it is has a negative margin, distance 0, and a radius that means nothing;
-    where nothing was found the distance is NaN, and the picture the clean one.
+    A misclassified clean image has a negative margin, distance 0 and a meaningless radius. If nothing was
+    found, the distance is NaN and ``picture`` is the clean image.
     """
 
     picture: Tensor
@@ -31,11 +31,11 @@ class Nearest(NamedTuple):
 
 
 def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Nearest:
-    """Walk along the boundary as FAB does (Croce and Hein 2020, algorithm 1, untargeted, without random
-    starts), for ``steps`` iterations, then bisect between the clean picture and the best one.
+    """Run ``steps`` iterations of FAB (Croce and Hein 2020, algorithm 1, untargeted, without random starts),
+    then bisect between the clean image and the best one.
 
     x (batch, channels, height, width) in [0, 1], y labels (batch,). Costs about 2 (classes - 1) passes
-    an iteration.
+    per iteration.
     """
     victim = Victim(model, bfloat16_gradients=False)
     victim.fast = model  # what is measured does not depend on whether a run has a quick copy
@@ -66,7 +66,7 @@ def nearest_wrong(model: Classifier, x: Tensor, y: Tensor, steps: int) -> Neares
 
 
 def _bisected(victim: Victim, x: Tensor, wrong: Tensor, y: Tensor) -> Tensor:
-    """The nearest wrong picture between x and a wrong one, to a part in 2^BISECTIONS of the way."""
+    """The nearest misclassified image between x and ``wrong``, to within 2^-BISECTIONS of their distance."""
     low, high = torch.zeros(len(x)).to(x), torch.ones(len(x)).to(x)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

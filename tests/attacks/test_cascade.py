@@ -177,8 +177,8 @@ def test_a_gradient_that_is_nan_at_some_pixels_is_used_at_the_others(attack: str
 def useless(quick: Classifier) -> Classifier:
     """The copy, with low gradients that are 0: the weights they are taken with are."""
     for module in quick.modules():
-        if hasattr(module, "low") and isinstance(module.low, Tensor):
-            module.low.zero_()
+        if hasattr(module, "bfloat16_weight"):
+            module.bfloat16_weight.zero_()
     return quick
 
 
@@ -222,13 +222,13 @@ def test_an_audit_only_where_gradients_are_in_bfloat16_or_jobs_end_early() -> No
     model, x, y, threat = breakable(low=False)
 
     def calls(low: bool, thorough: bool) -> Tensor:
-        model.low = low
+        model.bfloat16_gradients = low
         model.begin(40)
         weak = AutoAttack(ThreatModel("linf", threat.eps / 100), n_iter=2, n_queries=1, thorough=thorough)
         assert weak(model, x, y, Draws(0, "aa", torch.arange(40))).broken_by.count(None) == 40
         return model.forwards.clone()
 
-    model.low = True
+    model.bfloat16_gradients = True
     model.begin(40)
     SquareAttack(threat, n_queries=1)(model, x, y, Draws(0, "aa", torch.arange(40)))
     assert model.forwards.max() < 6  # it takes no gradients that could be low

@@ -175,7 +175,7 @@ def test_an_incomplete_evaluation_says_how_many_and_why(tmp_path: Path) -> None:
     assert flag.severity == "error"
     assert flag.evaluation == "clean"
     assert flag.message.startswith(
-        "30 of 60 evaluated. The last failure: this attack failed; got: ValueError: got: nothing. The"
+        "30 of 60 evaluated. The last failure: this attack failed; got: ValueError: got: nothing. Run"
     )
 
 
