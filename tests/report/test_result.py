@@ -103,7 +103,7 @@ def test_a_number_of_pictures_that_is_none_is_refused(tmp_path, n):
 
 @pytest.mark.parametrize("models", [[], len, [3], {"a": "softmax-digits.pt"}])
 def test_what_is_no_model_is_refused(tmp_path, models):
-    with pytest.raises(UserError, match="no model|not a model"):
+    with pytest.raises(UserError, match=r"no model|not a model"):
         robustgen.evaluate(models, protocol="clean", out=tmp_path, n=10)
 
 
